@@ -1,0 +1,216 @@
+"""Every setting with its meaning, unit, default and check; read from YAML and `section.key=value`.
+
+    settings = load(["config.yaml", "es.sigma=0.002"])
+
+Without a YAML file the embedded quickstart is the base. Unknown keys, wrong types and impossible
+combinations raise `InputError`, a line for each problem: the key's full name, what was given, what is
+allowed. Paper: arXiv 2509.24372; its values are the defaults where it has one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML, YAMLError
+
+from mpies.errors import InputError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """The language model that is tuned."""
+
+    path: str = Field(
+        description="folder or hub id of a causal language model (safetensors), or 'quickstart'"
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto",
+        description="dtype of the live weights that the engine computes with; auto: bfloat16 where the device"
+        " has fast bfloat16, else float32. The base weights are float32 always",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where ranks compute; auto: a GPU if any is visible. One GPU a rank"
+    )
+    allow_download: bool = Field(
+        False, description="may a hub id be downloaded? Otherwise the local cache only"
+    )
+
+
+class Task(Section):
+    """The prompts and the reward."""
+
+    name: Literal["conciseness"] = Field("conciseness", description="the task")
+    chat_template: bool = Field(True, description="wrap prompts in the model's chat template")
+
+
+class Es(Section):
+    """Evolution strategies (paper, section 3)."""
+
+    population: int = Field(30, ge=1, description="N, members evaluated per generation")
+    generations: int = Field(500, ge=0, description="T, updates in the whole run")
+    sigma: float = Field(0.001, gt=0, description="standard deviation of the perturbations")
+    alpha: float = Field(0.0005, ge=0, description="learning rate, the estimator's 1/sigma absorbed")
+    seed: int = Field(42, ge=0, lt=2**64, description="all randomness of the run follows from it")
+    antithetic: bool = Field(False, description="members 2j and 2j+1 share a seed, with signs + and -")
+    perturbation: Literal["full"] = Field(
+        "full", description="shape of the noise: full, every element its own"
+    )
+    fitness: Literal["zscore"] = Field("zscore", description="how rewards become coefficients")
+
+    @model_validator(mode="after")
+    def _pairs(self):
+        if self.antithetic and self.population % 2:
+            raise ValueError("es.population: antithetic members come in pairs, so it must be even")
+        return self
+
+
+class Engine(Section):
+    """What turns prompts into completions."""
+
+    name: Literal["hf"] = Field("hf", description="hf: Hugging Face transformers")
+    max_new_tokens: int = Field(1024, ge=1, description="longest completion, in tokens")
+    batch_size: int = Field(32, ge=1, description="prompts decoded together; results may depend on it")
+
+
+class Run(Section):
+    """The job."""
+
+    directory: str = Field(description="where run.h5 and the tuned model go")
+    threads: int = Field(1, ge=1, description="CPU threads of a rank; a model's answers may depend on it")
+    evaluate_every: int = Field(
+        0,
+        ge=0,
+        description="generations between evaluations on held-out prompts; 0: first and last only",
+    )
+    keep_samples: int = Field(8, ge=0, description="answers kept in the run file per evaluation and split")
+    progress: Literal["auto", "bar", "lines"] = Field(
+        "auto", description="bar on a terminal, else a plain line per generation"
+    )
+
+
+class Settings(Section):
+    """All settings of a run."""
+
+    model: Model
+    task: Task = Task()
+    es: Es = Es()
+    engine: Engine = Engine()
+    run: Run
+
+    def flat(self) -> dict[str, Any]:
+        """Full key -> value."""
+        tree = self.model_dump()
+        return {f"{section}.{key}": value for section in tree for key, value in tree[section].items()}
+
+    def to_yaml(self) -> str:
+        """The resolved settings as YAML, in the order of this file."""
+        stream = io.StringIO()
+        YAML(typ="safe", pure=True).dump(self.model_dump(), stream)
+        return stream.getvalue()
+
+
+def load(arguments: list[str]) -> Settings:
+    """Settings from the command line's arguments: at most one YAML file, then overrides.
+
+    Raises InputError, whose message has one line per problem.
+    """
+    files = [a for a in arguments if "=" not in a]
+    if len(files) > 1:
+        raise InputError(f"one configuration file at most, but there are {len(files)}: {', '.join(files)}")
+    tree = _read(Path(files[0])) if files else quickstart()
+    for override in arguments:
+        if "=" in override:
+            _set(tree, *override.split("=", 1))
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise InputError("\n".join(_line(problem) for problem in error.errors())) from None
+
+
+def quickstart() -> dict[str, Any]:
+    """The embedded quickstart's settings, before checks."""
+    return _parse(resources.files("mpies.quickstart").joinpath("quickstart.yaml").read_text())
+
+
+def describe() -> str:
+    """Every setting with meaning, default and type, for `--help`."""
+    lines = []
+    for section, field in Settings.model_fields.items():
+        model = field.annotation
+        lines.append(f"{section}: {model.__doc__}")
+        for key, info in model.model_fields.items():
+            default = "required" if info.is_required() else f"default {info.default}"
+            lines.append(f"  {section}.{key}: {info.description} ({default})")
+    return "\n".join(lines)
+
+
+def keys() -> list[str]:
+    """The full names of all settings."""
+    return [
+        f"{section}.{key}"
+        for section, field in Settings.model_fields.items()
+        for key in field.annotation.model_fields
+    ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise InputError(f"{path}: cannot read the configuration file ({reason})") from None
+    try:
+        tree = _parse(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}:{where} not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected sections ({', '.join(Settings.model_fields)}) with settings")
+    return tree
+
+
+def _parse(text: str) -> Any:
+    # YAML 1.2, where 1e-3 is a number and `no` is a word.
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def _set(tree: dict[str, Any], key: str, text: str) -> None:
+    section, dot, name = key.partition(".")
+    if not dot or key not in keys():
+        raise InputError(_unknown(key))
+    try:
+        value = _parse(text)
+    except YAMLError:
+        raise InputError(f"{key}: cannot read the value {text!r}") from None
+    branch = tree.get(section)
+    tree[section] = {**(branch if isinstance(branch, dict) else {}), name: value}
+
+
+def _unknown(key: str) -> str:
+    candidates = keys()
+    near = difflib.get_close_matches(key, candidates, n=1) or [
+        k for k in candidates if k.split(".")[1] == key.split(".")[-1]
+    ]
+    hint = f"; did you mean {near[0]}?" if near else "; --help lists all settings"
+    return f"{key}: no such setting{hint}"
+
+
+def _line(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return _unknown(key)
+    if problem["type"] == "missing":
+        return f"{key}: missing; set it in the configuration file or as {key}=VALUE"
+    if problem["type"] == "value_error":  # from the checks above, which name the keys themselves
+        return str(problem["ctx"]["error"])
+    message = problem["msg"].removeprefix("Input should be ")
+    return f"{key}: given {problem['input']!r}, allowed is {message}"

@@ -1,0 +1,1 @@
+"""Engines turn prompts into completions with the live weights."""

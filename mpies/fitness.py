@@ -1,0 +1,38 @@
+"""From rewards to coefficients: what each member's noise is multiplied with in the update.
+
+Sums are exact (`math.fsum`), so that every machine gets the same bits whatever its vector width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+# Rewards that differ by less than this, relative to their size, differ by rounding only.
+RELATIVE_SPREAD = 1e-12
+
+
+def zscore(rewards: np.ndarray) -> np.ndarray:
+    """Z_n = (R_n - mean) / standard deviation (paper, section 3), float64, shape (N,).
+
+    NaN rewards ("could not be scored") are left out of mean and deviation and get 0. Without any
+    spread, all are 0. The deviation is the population's (division by the number of scored members).
+    """
+    scored = [float(r) for r in rewards if math.isfinite(r)]
+    if not scored:
+        return np.zeros(len(rewards))
+    mean = math.fsum(scored) / len(scored)
+    deviation = math.sqrt(math.fsum((r - mean) ** 2 for r in scored) / len(scored))
+    if deviation <= RELATIVE_SPREAD * max(abs(r) for r in scored):
+        return np.zeros(len(rewards))
+    return np.array([(float(r) - mean) / deviation if math.isfinite(r) else 0.0 for r in rewards])
+
+
+def coefficients(rewards: np.ndarray, alpha: float) -> np.ndarray:
+    """alpha / N * Z_n as float32, shape (N,): theta <- theta + sum_n coefficient_n * eps_n.
+
+    alpha has the estimator's 1/sigma absorbed (paper, section 3). N counts unscored members too,
+    so that a generation with few scores takes a smaller step, not a larger one.
+    """
+    return (alpha / len(rewards) * zscore(rewards)).astype(np.float32)

@@ -1,0 +1,93 @@
+"""Finding and loading a causal language model and its tokenizer; choosing the live dtype.
+
+safetensors only, no code from model folders, no hub access unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mpies import quickstart
+from mpies.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def locate(path: str) -> str:
+    """The folder or hub id that `model.path` stands for; 'quickstart' is the embedded model."""
+    if path != "quickstart":
+        return path
+    folder = quickstart.model_folder()
+    if not (folder / "config.json").exists():
+        raise InputError(
+            f"model.path: {quickstart.MODEL_NAME} is not in {folder.parent};"
+            " fetch it once with: python -m mpies.quickstart.fetch"
+        )
+    return str(folder)
+
+
+def choose_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The live dtype for `model.dtype` on a device, and why."""
+    if setting != "auto":
+        return getattr(torch, setting), "as set"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return torch.bfloat16, "the GPU computes in it"
+        return torch.float32, "the GPU has no bfloat16"
+    flags = _cpu_flags()
+    for flag in ("amx_bf16", "avx512_bf16"):
+        if flag in flags:
+            return torch.bfloat16, f"the CPU has {flag}"
+    return torch.float32, "the CPU has no fast bfloat16"
+
+
+def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model on the CPU, in its checkpoint's dtype, for inference, and its tokenizer.
+
+    Raises InputError when it is not there or cannot be read.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not allow_download:
+        # Before the import: transformers reads it once.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    place = locate(path)
+    options = {"trust_remote_code": False, "local_files_only": not allow_download}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype="auto", use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"model.path: cannot load {path}: {_reason(path, error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def _reason(path: str, error: Exception) -> str:
+    folder = Path(path).expanduser()
+    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
+        return "there is no such folder"
+    if not folder.exists():
+        return (
+            "there is no such folder, and it is not in the local Hugging Face cache;"
+            " model.allow_download=true permits a download"
+        )
+    return str(error).strip().splitlines()[0]
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return set(line.split())

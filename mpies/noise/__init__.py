@@ -1,0 +1,54 @@
+"""Noise: standard normal numbers that are a pure function of (seed, parameter, index).
+
+`definition` says in plain NumPy what the numbers are. `cpu` (numba) and `device` (torch integer
+operations, for GPUs) are the kernels that the program runs; both give the definition's bits, for any
+number of threads and any slicing of a tensor. A kernel set has three verbs, all on flat tensors:
+
+    perturb(base, live, seed, parameter, scale)      live <- cast(base + scale * noise)
+    update(base, seeds, coefficients, parameter)     base <- base + sum_i coefficients_i * noise_i
+    digest(base, parameter)                          64 bits of the base's bits and positions
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+class Kernels(Protocol):
+    """What `Weights` needs from a device. `start` is the index of the first element given."""
+
+    def perturb(
+        self,
+        base: torch.Tensor,
+        live: torch.Tensor,
+        seed: int,
+        parameter: int,
+        scale: float,
+        start: int = 0,
+    ) -> None: ...
+
+    def update(
+        self,
+        base: torch.Tensor,
+        seeds: np.ndarray,
+        coefficients: np.ndarray,
+        parameter: int,
+        start: int = 0,
+    ) -> None: ...
+
+    def digest(self, base: torch.Tensor, parameter: int, start: int = 0) -> int: ...
+
+
+def kernels_for(device: torch.device, threads: int) -> Kernels:
+    """The kernel set for a device; `threads` matters on the CPU only and never changes a bit."""
+    if device.type == "cpu":
+        from mpies.noise.cpu import CpuKernels
+
+        return CpuKernels(threads)
+    from mpies.noise.device import DeviceKernels
+
+    return DeviceKernels()

@@ -1,0 +1,85 @@
+"""Noise on a GPU: plain torch integer operations with the bits of `definition`.
+
+torch has no unsigned 32-bit arithmetic, so words travel in int64, whose products wrap modulo 2^64 as
+Philox needs. A tensor is worked through in slices of `SLICE` elements, which bounds the scratch memory.
+Multiplications and additions are separate operations: `torch.add(..., alpha=...)` would fuse them.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+
+from mpies.noise import definition
+from mpies.noise.definition import CHUNK, LANES, round_keys
+
+LOW = 0xFFFFFFFF
+SLICE = 2**22
+
+
+@functools.lru_cache
+def _table(device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(definition.TABLE.copy()).to(device)
+
+
+def _high(product: torch.Tensor) -> torch.Tensor:
+    return (product >> 32) & LOW
+
+
+def normal(seed: int, parameter: int, start: int, count: int, device: torch.device) -> torch.Tensor:
+    """Elements [start, start + count) of a parameter's noise: float32, on `device`."""
+    first, last = start // CHUNK, -(-(start + count) // CHUNK)
+    block = torch.arange(first * LANES, last * LANES, dtype=torch.int64, device=device)
+    c0, c1 = block & LOW, _high(block)
+    c2 = torch.full_like(block, parameter)
+    c3 = torch.full_like(block, definition.STREAM_NOISE)
+    m0, m1 = definition.PHILOX_MULTIPLIERS
+    for k0, k1 in round_keys(seed).tolist():
+        p0, p1 = c0 * m0, c2 * m1
+        c0, c1, c2, c3 = _high(p1) ^ c1 ^ k0, p1 & LOW, _high(p0) ^ c3 ^ k1, p0 & LOW
+    words = torch.stack([c0, c1, c2, c3]).view(4, -1, LANES)
+    halves = torch.stack([words & 0xFFFF, words >> 16], dim=-1)
+    index = halves.permute(1, 0, 2, 3).reshape(-1) >> (16 - definition.TABLE_BITS)
+    offset = start - first * CHUNK
+    return _table(device)[index[offset : offset + count]]
+
+
+def _slices(size: int):
+    for a in range(0, size, SLICE):
+        yield a, min(a + SLICE, size)
+
+
+class DeviceKernels:
+    """The kernel set for tensors on any torch device."""
+
+    def perturb(self, base, live, seed, parameter, scale, start=0):
+        """live <- cast(base + scale * noise). Flat contiguous tensors; base float32, live any float."""
+        scale = float(np.float32(scale))
+        for a, b in _slices(base.numel()):
+            noise = normal(seed, parameter, start + a, b - a, base.device)
+            live[a:b].copy_(noise.mul_(scale).add_(base[a:b]))
+
+    def update(self, base, seeds, coefficients, parameter, start=0):
+        """base += sum_i coefficients_i * noise(seeds_i), summed in float32 in the order given."""
+        for a, b in _slices(base.numel()):
+            total = torch.zeros(b - a, dtype=torch.float32, device=base.device)
+            for seed, coefficient in zip(seeds, np.asarray(coefficients, np.float32), strict=True):
+                noise = normal(int(seed), parameter, start + a, b - a, base.device)
+                total.add_(noise.mul_(float(coefficient)))
+            base[a:b].add_(total)
+
+    def digest(self, base, parameter, start=0):
+        """The base's digest as an integer below 2^64; add over slices and parameters modulo 2^64."""
+        total = 0
+        for a, b in _slices(base.numel()):
+            position = torch.arange(start + a, start + b, dtype=torch.int64, device=base.device)
+            upper = (position >> 32) * definition.DIGEST_SPREAD
+            w = ((position ^ upper) & LOW) ^ parameter
+            for shift, multiplier in zip((16, 13), definition.DIGEST_MIXERS, strict=True):
+                w = ((w ^ (w >> shift)) * multiplier) & LOW
+            w = (w ^ (w >> 16)) | 1
+            bits = base[a:b].view(torch.int32).to(torch.int64) & LOW
+            total += int((w * bits).sum())
+        return total % 2**64

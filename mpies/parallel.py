@@ -1,0 +1,206 @@
+"""Ranks and what they do together: collectives, refusing together, failing together, devices.
+
+The communicator is an argument everywhere. Waiting ranks sleep between looks instead of burning a
+core, which the neighbours on a CPU node need. Importing this module does not initialise MPI.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from mpies.errors import InputError, RefusedError
+
+if TYPE_CHECKING:
+    import torch
+    from mpi4py.MPI import Comm, Request
+
+# What launchers say about the number of ranks. They are believed over a communicator of size 1.
+LAUNCHER_SIZES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE")
+
+
+class DivergedError(RuntimeError):
+    """Replicas are no longer equal. Raised on every rank alike."""
+
+
+def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoReturn:
+    """Run `main(communicator, arguments)` on every rank and exit with the status it returns.
+
+    Whatever else ends `main` on one rank (an exception, sys.exit, an exception in a thread) ends all
+    ranks, non-zero, with that rank's traceback on screen. Bad input ends with one line and status 2.
+    """
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    threading.excepthook = lambda failure: _abort(comm, failure.exc_value)
+    try:
+        _refuse_singletons(comm)
+        status = main(comm, arguments)
+    except RefusedError as error:
+        if comm.rank == 0:
+            _print_problem(str(error))
+        status = 2
+    except DivergedError as error:
+        if comm.rank == 0:
+            _print_problem(str(error))
+        status = 1
+    except BaseException as error:
+        _abort(comm, error)
+    sys.exit(status)
+
+
+def wait(*requests: Request) -> None:
+    """Wait for non-blocking operations without spinning: short sleeps first, then of 10 ms."""
+    pause = 1e-5
+    for request in requests:
+        while not request.Test():
+            time.sleep(pause)
+            pause = min(2 * pause, 0.01)
+
+
+def barrier(comm: Comm) -> None:
+    """Wait until every rank is here."""
+    wait(comm.Ibarrier())
+
+
+def allgather_rows(comm: Comm, rows: np.ndarray, counts: list[int]) -> np.ndarray:
+    """All ranks' rows of a structured or plain dtype, in rank order; counts[r] = rows of rank r."""
+    gathered = np.empty(sum(counts), dtype=rows.dtype)
+    size = rows.dtype.itemsize
+    receive = [gathered.view(np.uint8), [c * size for c in counts]]
+    wait(comm.Iallgatherv(np.ascontiguousarray(rows).view(np.uint8), receive))
+    return gathered
+
+
+def gather_rows(comm: Comm, rows: np.ndarray, counts: list[int]) -> np.ndarray | None:
+    """The same on rank 0 only; None elsewhere."""
+    size = rows.dtype.itemsize
+    gathered = np.empty(sum(counts), dtype=rows.dtype) if comm.rank == 0 else None
+    receive = [gathered.view(np.uint8), [c * size for c in counts]] if comm.rank == 0 else None
+    wait(comm.Igatherv(np.ascontiguousarray(rows).view(np.uint8), receive))
+    return gathered
+
+
+def allgather_objects(comm: Comm, value: Any) -> list[Any]:
+    """Every rank's (small, picklable) object, in rank order."""
+    mine = np.frombuffer(pickle.dumps(value), dtype=np.uint8)
+    lengths = allgather_rows(comm, np.array([mine.size], dtype=np.int64), [1] * comm.size)
+    joined = allgather_rows(comm, mine, lengths.tolist()).tobytes()
+    ends = np.cumsum(lengths)
+    return [pickle.loads(joined[end - n : end]) for end, n in zip(ends, lengths, strict=True)]
+
+
+def together(comm: Comm, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the function on every rank; bad input on any of them is refused by all of them."""
+    result, problem = None, None
+    try:
+        result = function(*arguments)
+    except InputError as error:
+        problem = str(error)
+    problems = allgather_objects(comm, problem)
+    first = next((rank for rank, text in enumerate(problems) if text), None)
+    if first is None:
+        return result
+    alone = "" if len(set(problems)) == 1 else f"rank {first}: "
+    raise RefusedError(alone + problems[first])
+
+
+def on_root(comm: Comm, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the function on rank 0 only and return its (small) result everywhere."""
+    act = function if comm.rank == 0 else lambda *_: None
+    return allgather_objects(comm, together(comm, act, *arguments))[0]
+
+
+def require_equal(comm: Comm, facts: dict[str, Any], what: str) -> None:
+    """Refuse to go on when any of the facts differs between ranks, naming the ranks that differ."""
+    everyone = allgather_objects(comm, facts)
+    for key in facts:
+        for rank, theirs in enumerate(everyone):
+            if theirs.get(key) != everyone[0].get(key):
+                raise RefusedError(
+                    f"{what} differ between ranks: {key} is {everyone[0].get(key)!r} on rank 0"
+                    f" and {theirs.get(key)!r} on rank {rank}"
+                )
+
+
+def host() -> str:
+    """The name of this rank's node."""
+    return os.uname().nodename
+
+
+def local_rank(comm: Comm) -> tuple[int, int]:
+    """This rank's number among the ranks on its node, and how many they are."""
+    from mpi4py import MPI
+
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    place = node.rank, node.size
+    node.Free()
+    return place
+
+
+def device_for(comm: Comm, setting: str) -> torch.device:
+    """The rank's device: its node-local number modulo the visible GPUs, or the CPU.
+
+    Slurm's --gpus-per-task shows each rank only its own GPU, as device 0: hence the modulo.
+    Raises InputError when `cuda` is asked for and no GPU is visible.
+    """
+    import torch
+
+    visible = torch.cuda.device_count() if setting != "cpu" else 0
+    index, _ = local_rank(comm)
+    if visible:
+        return torch.device("cuda", index % visible)
+    if setting == "cuda":
+        raise InputError("model.device: cuda was asked for, but no GPU is visible; use cpu or auto")
+    return torch.device("cpu")
+
+
+def diverged(digests: list[int]) -> list[int]:
+    """The ranks whose digest is not that of the majority (of rank 0, if there is no majority)."""
+    votes = {digest: digests.count(digest) for digest in digests}
+    best = max(votes.values())
+    truth = next(d for d in digests if votes[d] == best)
+    return [rank for rank, digest in enumerate(digests) if digest != truth]
+
+
+def _refuse_singletons(comm: Comm) -> None:
+    """A launcher of another MPI starts N programs that each believe to be alone: refuse that."""
+    if comm.size > 1:
+        return
+    for variable in LAUNCHER_SIZES:
+        if int(os.environ.get(variable) or 1) > 1:
+            raise RefusedError(
+                f"{variable}={os.environ[variable]}, but this rank is alone: the launcher and mpi4py's"
+                " MPI do not match. Launch with the mpirun of that MPI, or with the srun --mpi=... that"
+                " fits it"
+            )
+
+
+def _print_problem(message: str) -> None:
+    for line in message.splitlines():
+        print(f"mpies: {line}", file=sys.stderr, flush=True)
+
+
+def _abort(comm: Comm, error: BaseException) -> NoReturn:
+    """Print why this rank ends and take all others along."""
+    status = 1
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code:
+        status = error.code
+    if isinstance(error, InputError):
+        status = 2
+        _print_problem(f"rank {comm.rank}: {error}" if comm.size > 1 else str(error))
+    else:
+        text = "".join(traceback.format_exception(error))
+        where = f"rank {comm.rank} of {comm.size} on {host()}"
+        print(f"mpies: {where} failed and ends the job:\n{text}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    comm.Abort(status)
+    os._exit(status)

@@ -1,0 +1,30 @@
+"""Where a generation's time goes: measured seconds per phase."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+PHASES = ("perturb", "generate", "reward", "communicate", "wait", "update", "log")
+
+
+class Phases:
+    """A stopwatch per phase. `synchronize` waits for the device, so that its work is counted where
+    it belongs; it does nothing on a CPU."""
+
+    def __init__(self, synchronize: Callable[[], None] = lambda: None):
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._synchronize = synchronize
+
+    @contextmanager
+    def __call__(self, phase: str):
+        start = time.perf_counter()
+        yield
+        self._synchronize()
+        self.seconds[phase] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """The seconds since the last call, and start again from zero."""
+        taken, self.seconds = self.seconds, dict.fromkeys(PHASES, 0.0)
+        return taken

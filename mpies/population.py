@@ -1,0 +1,78 @@
+"""The population: seeds and signs of members, blocks of members, and which rank evaluates which block.
+
+All of it is a pure function of the settings and the generation; nothing is stored or exchanged. A
+block is the unit of evaluation: its members are evaluated together, by one rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpies.noise.definition import STREAM_SEEDS, philox
+
+
+@dataclass(frozen=True)
+class Member:
+    """One perturbed model of a generation: theta + sigma * sign * noise(seed)."""
+
+    index: int
+    seed: int
+    sign: int
+
+
+@dataclass(frozen=True)
+class Population:
+    """`size` members per generation, whose seeds derive from `seed` (es.seed, below 2^64)."""
+
+    size: int
+    seed: int
+    antithetic: bool = False
+    block: int = 1
+
+    def members(self, generation: int) -> list[Member]:
+        """The members of a generation, in member order.
+
+        seed = the first 64 bits of Philox(key=es.seed; counter=(index, generation, stream 1)), where
+        antithetic members 2j and 2j+1 use index j and signs +1 and -1.
+        """
+        share = 2 if self.antithetic else 1
+        words = philox(self.seed, np.arange(-(-self.size // share)), generation, STREAM_SEEDS)
+        seeds = words[0].astype(np.uint64) | words[1].astype(np.uint64) << np.uint64(32)
+        return [
+            Member(index, int(seeds[index // share]), -1 if self.antithetic and index % 2 else 1)
+            for index in range(self.size)
+        ]
+
+    def blocks(self, generation: int) -> list[list[Member]]:
+        """The members in blocks of `block`, the last one possibly shorter."""
+        members = self.members(generation)
+        return [members[i : i + self.block] for i in range(0, self.size, self.block)]
+
+    def blocks_of(self, rank: int, ranks: int, generation: int) -> list[list[Member]]:
+        """The blocks that a rank evaluates. Ranks take turns in having one block more than others."""
+        first = (rank - generation) % ranks
+        return self.blocks(generation)[first::ranks]
+
+
+def directions(
+    seeds: np.ndarray, signs: np.ndarray, coefficients: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The update's sum as (seeds uint64 (D,), factors float32 (D,)), D at most the number of members.
+
+    Consecutive members with the same seed (antithetic pairs) are one direction, whose factor is the
+    sum of sign * coefficient, so that its noise is drawn once. Directions with factor 0 are dropped.
+    """
+    merged: list[list] = []
+    for seed, sign, coefficient in zip(seeds, signs, coefficients, strict=True):
+        term = float(sign) * float(coefficient)
+        if merged and merged[-1][0] == seed:
+            merged[-1][1] += term
+        else:
+            merged.append([seed, term])
+    kept = [(seed, factor) for seed, factor in merged if np.float32(factor) != 0]
+    return (
+        np.array([seed for seed, _ in kept], dtype=np.uint64),
+        np.array([factor for _, factor in kept], dtype=np.float32),
+    )

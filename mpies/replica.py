@@ -1,0 +1,117 @@
+"""A rank's replica of the model: device, weights, engine; and that all ranks' replicas are alike."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import mpies
+from mpies import model as models
+from mpies import parallel
+from mpies.config import Settings
+from mpies.engines.base import Engine
+from mpies.errors import RefusedError
+from mpies.noise import kernels_for
+from mpies.weights import Weights
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Software that takes part in the arithmetic: it has to be the same on every rank.
+SOFTWARE = ("torch", "transformers", "tokenizers", "numpy", "numba")
+
+
+@dataclass
+class Replica:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    weights: Weights
+    engine: Engine
+    device: torch.device
+    initial_digest: int
+    facts: dict[str, Any]
+    """For the banner and the run file: model_path, model_name, parameters, model_digest, dtype, dtype_reason."""
+
+    def synchronize(self) -> None:
+        """Wait for the device's queued work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def versions() -> dict[str, str]:
+    """The versions of the software that computes."""
+    others = {name: version(name) for name in SOFTWARE}
+    return {"mpies": mpies.__version__, "python": platform.python_version(), **others}
+
+
+def build(comm: Comm, settings: Settings) -> Replica:
+    """Load the model on every rank and check that the ranks agree. Collective.
+
+    Raises RefusedError when a rank cannot load it, or when software, dtype or weights differ.
+    """
+    parallel.require_equal(comm, versions(), "software versions")
+    torch.set_num_threads(settings.run.threads)
+    device = parallel.together(comm, parallel.device_for, comm, settings.model.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dtype, reason = models.choose_dtype(settings.model.dtype, device)
+    parallel.require_equal(comm, {"dtype": str(dtype)}, "live weights")
+    model, tokenizer = _load(comm, settings)
+    kernels = kernels_for(device, settings.run.threads)
+    weights = parallel.together(comm, Weights, model, dtype, device, kernels)
+    digest = weights.digest()
+    _refuse_diverged(comm, digest)
+    engine = parallel.together(comm, _engine, settings, model, tokenizer)
+    facts = {
+        "model_path": settings.model.path,
+        "model_name": Path(models.locate(settings.model.path)).name,
+        "parameters": weights.size,
+        "model_digest": digest,
+        "dtype": str(dtype).removeprefix("torch."),
+        "dtype_reason": reason,
+    }
+    return Replica(model, tokenizer, weights, engine, device, digest, facts)
+
+
+def place(device: torch.device) -> dict[str, Any]:
+    """Where this rank runs, for the banner and the run file."""
+    name = str(device)
+    if device.type == "cuda":
+        name = f"{device} {torch.cuda.get_device_name(device)}"
+    return {"host": parallel.host(), "device": name}
+
+
+def _load(comm: Comm, settings: Settings):
+    """The model and its tokenizer; a download is made by one rank per node, the others use it."""
+    arguments = (settings.model.path, settings.model.allow_download)
+    if settings.model.allow_download:
+        first, _ = parallel.local_rank(comm)
+        parallel.together(comm, models.load if first == 0 else lambda *_: None, *arguments)
+    return parallel.together(comm, models.load, *arguments)
+
+
+def _engine(settings: Settings, model, tokenizer) -> Engine:
+    from mpies.engines.hf import HfEngine
+
+    return HfEngine(
+        model,
+        tokenizer,
+        max_new_tokens=settings.engine.max_new_tokens,
+        batch_size=settings.engine.batch_size,
+        chat_template=settings.task.chat_template,
+    )
+
+
+def _refuse_diverged(comm: Comm, digest: int) -> None:
+    differing = parallel.diverged(parallel.allgather_objects(comm, digest))
+    if differing:
+        raise RefusedError(
+            f"model.path: ranks {differing} loaded other weights than the rest;"
+            " is the same model on every node?"
+        )

@@ -1,0 +1,184 @@
+"""What rank 0 shows: the banner, the progress of generations, answers before and after.
+
+On a terminal, a progress bar; otherwise a plain line per generation, flushed. A launcher passes its
+ranks' output through a pipe, so the terminal is looked for at the launcher (`_terminal_behind`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+import mpies
+from mpies.config import Settings
+from mpies.engines.base import prompt_text
+from mpies.evaluate import Evaluation
+from mpies.phases import PHASES
+from mpies.runfile import open_for_reading
+
+
+class Screen:
+    """Shows a run on rank 0; on other ranks (`quiet`) it shows nothing."""
+
+    def __init__(self, quiet: bool, progress: str):
+        terminal = None if quiet or progress == "lines" else _terminal_behind()
+        self.bar = not quiet and (progress == "bar" or (progress == "auto" and terminal is not None))
+        self.console = Console(
+            quiet=quiet,
+            force_terminal=self.bar or None,
+            width=terminal or (None if sys.stdout.isatty() else 100),
+            highlight=False,
+            soft_wrap=not self.bar,
+        )
+        self._progress: Progress | None = None
+
+    def say(self, text: str) -> None:
+        """One line, at once."""
+        self.console.print(text, markup=False)
+        sys.stdout.flush()
+
+    def banner(self, settings: Settings, facts: dict[str, Any], places: list[dict[str, Any]]) -> None:
+        """What runs where."""
+        es = settings.es
+        pairs = f" in {es.population // 2} antithetic pairs" if es.antithetic else ""
+        table = Table.grid(padding=(0, 2))
+        for key, value in {
+            "model": f"{facts['model_name']}, {_count(facts['parameters'])} parameters,"
+            f" digest {facts['model_digest']:016x}",
+            "weights": f"base float32, live {facts['dtype']} ({facts['dtype_reason']})",
+            "task": f"{settings.task.name}: {facts['train']} training, {facts['held_out']} held-out prompts",
+            "population": f"{es.population} members{pairs}, sigma {es.sigma:g}, alpha {es.alpha:g},"
+            f" seed {es.seed}",
+            "ranks": f"{len(places)} on {_places(places)}, {settings.run.threads} CPU thread(s) each",
+            "run file": facts["run_file"],
+        }.items():
+            table.add_row(f"  {key}", Text(str(value)))
+        self.say(f"mpies {mpies.__version__}")
+        self.console.print(table)
+        sys.stdout.flush()
+
+    def begin(self, done: int, total: int) -> None:
+        """Generations begin, `done` of `total` being there already."""
+        self._done, self._total = done, total
+        if self.bar:
+            self._progress = Progress(
+                TextColumn("generation {task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("reward {task.fields[reward]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                console=self.console,
+            )
+            self._task = self._progress.add_task("", completed=done, total=total, reward="...")
+            self._progress.start()
+
+    def generation(self, row: dict[str, Any]) -> None:
+        """A generation is committed."""
+        self._done += 1
+        left = self._total - self._done
+        if self._progress:
+            self._progress.update(self._task, advance=1, reward=f"{row['reward_mean']:.4g}")
+            return
+        self.say(
+            f"generation {self._done}/{self._total}  reward {row['reward_mean']:.4g}"
+            f" +- {row['reward_std']:.3g}  best {row['reward_max']:.4g}  {row['seconds']:.1f} s"
+            f"  {row['tokens'] / row['seconds']:.0f} tokens/s"
+            f"  {left} left, {_duration(left * row['seconds'])}"
+        )
+
+    def end(self) -> None:
+        """Generations are over."""
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+    def before_and_after(self, before: dict[str, Evaluation], after: dict[str, Evaluation]) -> None:
+        """Answers to held-out prompts and rewards, of the first and the last weights."""
+        old, new = before["held_out"], after["held_out"]
+        table = Table("held-out prompt", "before", "after", show_lines=True, expand=True)
+        for row, a, b in zip(old.rows, old.completions, new.completions, strict=True):
+            table.add_row(*(Text(_clip(text)) for text in (prompt_text(row["prompt"]), a, b)))
+        self.console.print(table)
+        for split in before:
+            self.say(
+                f"mean reward, {split.replace('_', '-')} prompts:"
+                f" {before[split].reward_mean:.4g} before, {after[split].reward_mean:.4g} after"
+            )
+
+    def time_split(self, path: Path) -> None:
+        """Where the time went, from the run file: 'generate 95 %, ...'."""
+        with open_for_reading(path) as file:
+            seconds = {phase: file[f"generation/seconds_{phase}"][:].sum() for phase in PHASES}
+        total = sum(seconds.values())
+        if total:
+            shares = sorted(seconds.items(), key=lambda item: -item[1])
+            self.say("time: " + ", ".join(f"{p} {100 * s / total:.1f} %" for p, s in shares))
+
+    def next_steps(self, folder: Path) -> None:
+        """What to type next."""
+        self.say(f"tuned model: {folder} (a Hugging Face folder)")
+        self.say(f"run file:    {folder.parent / 'run.h5'} (HDF5: h5dump, h5py, ...)")
+        self.say("next: python -m mpies.train --help lists all settings; for example, more generations:")
+        self.say("  mpirun -n 2 python -m mpies.train es.generations=30 run.directory=runs/longer")
+
+
+def _places(places: list[dict[str, Any]]) -> str:
+    """Hosts with their devices: 'node1 (cuda:0, cuda:1), node2 (...)', shortened for many."""
+    hosts: dict[str, Counter] = {}
+    for place in places:
+        hosts.setdefault(place["host"], Counter())[place["device"]] += 1
+    shown = [
+        f"{host} ({', '.join(f'{n} x {d}' if n > 1 else d for d, n in devices.items())})"
+        for host, devices in list(hosts.items())[:4]
+    ]
+    more = f" and {len(hosts) - 4} more hosts" if len(hosts) > 4 else ""
+    return ", ".join(shown) + more
+
+
+def _count(n: int) -> str:
+    """A number of parameters: 134.5 M, 7.62 B."""
+    for unit, size in (("B", 1e9), ("M", 1e6)):
+        if n >= size:
+            return f"{n / size:.4g} {unit}"
+    return str(n)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d} min"
+
+
+def _clip(text: str, limit: int = 160) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def _terminal_behind() -> int | None:
+    """The width of the terminal that shows our output, directly or through a launcher; else None."""
+    if sys.stdout.isatty():
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+            if name in ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun"):
+                terminal = os.open(f"/proc/{pid}/fd/1", os.O_WRONLY | os.O_NOCTTY)
+                try:
+                    return os.get_terminal_size(terminal).columns if os.isatty(terminal) else None
+                finally:
+                    os.close(terminal)
+        except (OSError, ValueError):
+            return None
+        pid = parent
+    return None

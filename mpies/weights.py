@@ -1,0 +1,98 @@
+"""Base weights and live weights of a model, one rank's copy.
+
+The base is a float32 tensor per parameter and the only truth. The live weights are the model's own
+parameters, in the dtype that the engine computes with; they are overwritten as a whole from the base,
+`live <- cast(base + sigma * sign * noise)`, so there is nothing to restore and nothing that can drift.
+Tied parameters are one tensor. Beyond base and live, no more than one tensor's memory is needed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mpies.errors import InputError
+from mpies.noise import Kernels
+from mpies.noise.definition import parameter_id
+
+
+class Weights:
+    """Takes over a model's parameters: their values become the base, their storage the live weights.
+
+    Afterwards, the model is on `device` with parameters of `dtype`. Raises InputError for parameters
+    that are not floating point (quantised models).
+    """
+
+    def __init__(self, model: torch.nn.Module, dtype: torch.dtype, device: torch.device, kernels: Kernels):
+        self.kernels = kernels
+        self.live: dict[str, torch.Tensor] = {}
+        self.base: dict[str, torch.Tensor] = {}
+        # Without duplicates: a tied parameter appears once, under its first state-dict name.
+        for name, parameter in model.named_parameters(remove_duplicate=True):
+            if not parameter.is_floating_point():
+                raise InputError(f"model: {name} is {parameter.dtype}; quantised models cannot be tuned")
+            value = parameter.detach()
+            parameter.requires_grad_(False)
+            # A copy always, never a view of the checkpoint's memory, which may be a mapped file.
+            self.base[name] = torch.empty(value.shape, dtype=torch.float32, device=device)
+            self.base[name].copy_(value)
+            parameter.data = torch.empty(value.shape, dtype=dtype, device=device)
+            self.live[name] = parameter.data
+        model.to(device)  # buffers
+        model.config.dtype = dtype
+        self.ids = _ids(list(self.base))
+        self.show_base()
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return sum(base.numel() for base in self.base.values())
+
+    def perturb(self, seed: int, scale: float) -> None:
+        """live <- cast(base + scale * noise(seed)), scale being sigma * sign."""
+        for name, base in self.base.items():
+            live = self.live[name]
+            self.kernels.perturb(base.view(-1), live.view(-1), seed, self.ids[name], scale)
+
+    def show_base(self) -> None:
+        """live <- cast(base): the unperturbed model."""
+        for name, base in self.base.items():
+            self.live[name].copy_(base)
+
+    def update(self, seeds: np.ndarray, factors: np.ndarray) -> None:
+        """base <- base + sum_d factors_d * noise(seeds_d), tensor by tensor, summed in the order given.
+
+        seeds uint64 (D,), factors float32 (D,): see `population.directions`. Paper, section 3:
+        decomposed in-place update. Without directions the base stays as it is.
+        """
+        if len(seeds):
+            for name, base in self.base.items():
+                self.kernels.update(base.view(-1), seeds, factors, self.ids[name])
+
+    def digest(self) -> int:
+        """64 bits that change with any bit of the base: equal on CPU and GPU, for any order of work."""
+        parts = (self.kernels.digest(b.view(-1), self.ids[n]) for n, b in self.base.items())
+        return sum(parts) % 2**64
+
+
+def save(model: torch.nn.Module, tokenizer, folder: Path) -> None:
+    """Write the model as it is live, with tokenizer and generation settings: a Hugging Face folder.
+
+    It appears whole or not at all; a folder that was there before is replaced.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _ids(names: list[str]) -> dict[str, int]:
+    ids = {name: parameter_id(name) for name in names}
+    if len(set(ids.values())) < len(ids):  # one model in ten thousand or so
+        raise InputError("model: two parameter names hash to the same id, so their noise would be equal")
+    return ids
