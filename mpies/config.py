@@ -94,6 +94,35 @@ class Run(Section):
     progress: Literal["auto", "bar", "lines"] = Field(
         "auto", description="bar on a terminal, else a plain line per generation"
     )
+    resume: Literal["auto", "never", "must"] = Field(
+        "auto", description="go on with the directory's run file: if there is one, never, or it must be there"
+    )
+    checkpoint_every: int = Field(
+        0, ge=0, description="generations between weight checkpoints, which only save replay time; 0: none"
+    )
+    time_limit: str | int = Field(
+        "auto",
+        description="stop in time, resumable: none, minutes, [days-]hours:minutes:seconds;"
+        " auto: the end of the Slurm job",
+    )
+    grace: int = Field(
+        30, ge=0, description="seconds to finish in after a signal, where no time limit is known"
+    )
+    collective_timeout: int = Field(
+        3600, ge=1, description="seconds that ranks wait for one another before the job gives up"
+    )
+
+
+# What may differ when a run goes on. The model's path may, since its digest is compared; its live
+# dtype, too, as long as 'auto' comes to the same (see replica.py).
+CHANGEABLE = (
+    "model.path",
+    "model.dtype",
+    "model.device",
+    "model.allow_download",
+    "es.generations",
+    *(f"run.{key}" for key in Run.model_fields if key != "threads"),
+)
 
 
 class Settings(Section):
@@ -129,6 +158,28 @@ def load(arguments: list[str]) -> Settings:
     for override in arguments:
         if "=" in override:
             _set(tree, *override.split("=", 1))
+    return _validate(tree)
+
+
+def from_yaml(text: str) -> Settings:
+    """Settings from `Settings.to_yaml`, as the run file keeps them."""
+    return _validate(_parse(text))
+
+
+def refuse_changes(before: Settings, now: Settings) -> None:
+    """Raise InputError if a run cannot go on with other settings, naming those that differ."""
+    old, new = before.flat(), now.flat()
+    differing = [key for key in new if old.get(key) != new[key] and key not in CHANGEABLE]
+    if differing:
+        lines = [f"{key}: the run was begun with {old.get(key)!r}, not {new[key]!r}" for key in differing]
+        remedy = (
+            f"settings of a run stay; on resuming, these may change: {', '.join(CHANGEABLE)}."
+            " For other settings, begin a new run in another run.directory"
+        )
+        raise InputError("\n".join([*lines, remedy]))
+
+
+def _validate(tree: Any) -> Settings:
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:

@@ -1,11 +1,44 @@
-"""The errors that end a program in an orderly way. Anything else is a failure with a traceback."""
+"""The errors that end a program in an orderly way: one clear line that names the remedy, no traceback.
+
+Anything else is a failure, with a traceback. `collective` errors are raised by every rank at the same
+point, so that all may leave together; the others end the rank they occur on, which ends the job.
+"""
 
 from __future__ import annotations
 
 
-class InputError(Exception):
-    """Bad input: the message is one clear line that names the remedy. Exit code 2."""
+class OrderlyError(Exception):
+    status = 1
+    collective = False
+
+
+class InputError(OrderlyError):
+    """Bad input."""
+
+    status = 2
 
 
 class RefusedError(InputError):
-    """An `InputError` that every rank raises at the same point, so that all may leave together."""
+    """Bad input, known to every rank."""
+
+    collective = True
+
+
+class StorageError(OrderlyError):
+    """The run file or the tuned model cannot be written."""
+
+
+class DivergedError(OrderlyError):
+    """The replicas are no longer equal."""
+
+    collective = True
+
+
+class MissingRankError(OrderlyError):
+    """A rank did not arrive in time."""
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in a few words: 'No space left on device'."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.strip().splitlines()[0]

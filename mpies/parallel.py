@@ -12,23 +12,21 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from mpies.errors import InputError, RefusedError
+from mpies.errors import InputError, MissingRankError, OrderlyError, RefusedError
 
 if TYPE_CHECKING:
     import torch
     from mpi4py.MPI import Comm, Request
 
+TAG_ARRIVAL, TAG_RELEASE = 1, 2
+
 # What launchers say about the number of ranks. They are believed over a communicator of size 1.
 LAUNCHER_SIZES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE")
-
-
-class DivergedError(RuntimeError):
-    """Replicas are no longer equal. Raised on every rank alike."""
 
 
 def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoReturn:
@@ -44,31 +42,51 @@ def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoRetur
     try:
         _refuse_singletons(comm)
         status = main(comm, arguments)
-    except RefusedError as error:
+    except OrderlyError as error:
+        if not error.collective:
+            _abort(comm, error)
         if comm.rank == 0:
             _print_problem(str(error))
-        status = 2
-    except DivergedError as error:
-        if comm.rank == 0:
-            _print_problem(str(error))
-        status = 1
+        status = error.status
     except BaseException as error:
         _abort(comm, error)
     sys.exit(status)
 
 
-def wait(*requests: Request) -> None:
-    """Wait for non-blocking operations without spinning: short sleeps first, then of 10 ms."""
-    pause = 1e-5
+def wait(*requests: Request, timeout: float = float("inf")) -> bool:
+    """Wait for non-blocking operations without spinning: short sleeps first, then of 10 ms.
+
+    Returns whether they were all done within `timeout` seconds.
+    """
+    pause, start = 1e-5, time.monotonic()
     for request in requests:
         while not request.Test():
+            if time.monotonic() - start > timeout:
+                return False
             time.sleep(pause)
             pause = min(2 * pause, 0.01)
+    return True
 
 
-def barrier(comm: Comm) -> None:
-    """Wait until every rank is here."""
-    wait(comm.Ibarrier())
+def barrier(comm: Comm, timeout: float = float("inf"), hosts: Sequence[str] = ()) -> None:
+    """Wait until every rank is here.
+
+    Rank 0 collects a word from each rank and then releases all, so that it knows who is missing.
+    Raises MissingRankError after `timeout` seconds, with the missing ranks and their `hosts`.
+    """
+    word = np.zeros(1, dtype=np.int8)
+    if comm.rank:
+        arrival, release = comm.Isend(word, 0, TAG_ARRIVAL), comm.Irecv(word.copy(), 0, TAG_RELEASE)
+        # Rank 0 reports first, unless it is the missing one.
+        if not wait(arrival, release, timeout=timeout + 10):
+            raise MissingRankError(f"rank 0 has not arrived after {timeout:g} s, or cannot go on")
+        return
+    arrivals = [comm.Irecv(word.copy(), rank, TAG_ARRIVAL) for rank in range(1, comm.size)]
+    if not wait(*arrivals, timeout=timeout):
+        missing = [rank for rank, arrival in enumerate(arrivals, 1) if not arrival.Test()]
+        named = ", ".join(f"rank {r} on {hosts[r] if hosts else 'its host'}" for r in missing)
+        raise MissingRankError(f"gave up after waiting {timeout:g} s (run.collective_timeout) for {named}")
+    wait(*(comm.Isend(word, rank, TAG_RELEASE) for rank in range(1, comm.size)))
 
 
 def allgather_rows(comm: Comm, rows: np.ndarray, counts: list[int]) -> np.ndarray:
@@ -100,11 +118,7 @@ def allgather_objects(comm: Comm, value: Any) -> list[Any]:
 
 def together(comm: Comm, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call the function on every rank; bad input on any of them is refused by all of them."""
-    result, problem = None, None
-    try:
-        result = function(*arguments)
-    except InputError as error:
-        problem = str(error)
+    result, problem = _attempt(function, *arguments)
     problems = allgather_objects(comm, problem)
     first = next((rank for rank, text in enumerate(problems) if text), None)
     if first is None:
@@ -115,8 +129,21 @@ def together(comm: Comm, function: Callable[..., Any], *arguments: Any) -> Any:
 
 def on_root(comm: Comm, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call the function on rank 0 only and return its (small) result everywhere."""
-    act = function if comm.rank == 0 else lambda *_: None
-    return allgather_objects(comm, together(comm, act, *arguments))[0]
+    result, problem = None, None
+    if comm.rank == 0:
+        result, problem = _attempt(function, *arguments)
+    result, problem = allgather_objects(comm, (result, problem))[0]
+    if problem:
+        raise RefusedError(problem)
+    return result
+
+
+def _attempt(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
+    """The function's result, or what it says of bad input."""
+    try:
+        return function(*arguments), None
+    except InputError as error:
+        return None, str(error)
 
 
 def require_equal(comm: Comm, facts: dict[str, Any], what: str) -> None:
@@ -194,8 +221,8 @@ def _abort(comm: Comm, error: BaseException) -> NoReturn:
     status = 1
     if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code:
         status = error.code
-    if isinstance(error, InputError):
-        status = 2
+    if isinstance(error, OrderlyError):
+        status = error.status
         _print_problem(f"rank {comm.rank}: {error}" if comm.size > 1 else str(error))
     else:
         text = "".join(traceback.format_exception(error))

@@ -36,7 +36,7 @@ class Replica:
     device: torch.device
     initial_digest: int
     facts: dict[str, Any]
-    """For the banner and the run file: model_path, model_name, parameters, model_digest, dtype, dtype_reason."""
+    """For the banner and the run file: names, sizes, digest, dtype and why."""
 
     def synchronize(self) -> None:
         """Wait for the device's queued work."""

@@ -11,6 +11,7 @@
 
 Rows are written and flushed first, then `generations_committed` counts them, then that is flushed. A
 kill at any moment leaves a file whose committed rows are whole; rows beyond the counter do not count.
+Disk space is reserved before anything is written, so that a full disk cannot cut a write in two.
 Every dataset has the attributes `description` and `units`. Readers open with `locking=False`.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -28,10 +30,12 @@ import h5py
 import numpy as np
 
 import mpies
-from mpies.errors import InputError
+from mpies.errors import InputError, StorageError, reason
 from mpies.phases import PHASES
 
 SCHEMA_VERSION = 1
+# More than any append takes: a new chunk for every dataset, and the kept answers.
+RESERVE = 4 * 2**20
 TEXT = h5py.string_dtype("utf-8")
 
 
@@ -60,6 +64,7 @@ TABLES: dict[str, list[Column]] = {
         Column("world_size", "i4", "ranks", "number of MPI ranks"),
         Column("hosts", TEXT, "", "host name of every rank, comma separated"),
         Column("devices", TEXT, "", "device of every rank, comma separated"),
+        Column("dtype", TEXT, "", "dtype of the live weights"),
         Column("versions", TEXT, "JSON", "versions of the software that computed"),
         Column("reason", TEXT, "", "new, or why it was started again"),
     ],
@@ -111,25 +116,29 @@ def utc_now() -> str:
 
 
 class RunFile:
-    """The writer. Kept open by rank 0 for as long as the job runs."""
+    """The writer. Kept open by rank 0 for as long as the job runs.
 
-    def __init__(self, file: h5py.File):
+    Every method that writes raises StorageError when the file cannot be written; what was committed
+    before stays whole.
+    """
+
+    def __init__(self, path: Path, file: h5py.File):
+        self.path = path
         self.file = file
 
     @classmethod
     def create(cls, path: Path, *, population: int, **attributes: Any) -> RunFile:
         """A new run file; it appears under its name only when it is whole.
 
-        `attributes`: model_path, model_digest, parameters. Raises InputError if there is one already
-        or the place cannot be written to.
+        `attributes`: model_path, model_digest, parameters. Raises InputError if the place cannot be
+        written to.
         """
-        cls.refuse_existing(path)
         partial = path.with_suffix(".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = h5py.File(partial, "w")
+            file = h5py.File(partial, "w", locking="best-effort")
         except OSError as error:
-            raise InputError(f"run.directory: cannot write {path} ({error.strerror or error})") from None
+            raise InputError(f"run.directory: cannot write {path} ({reason(error)})") from None
         file.attrs.update(
             schema_version=SCHEMA_VERSION,
             program="mpies",
@@ -147,33 +156,49 @@ class RunFile:
                 _create_dataset(file, f"{table}/{column.name}", column, width)
         file.flush()
         os.replace(partial, path)
-        return cls(file)
+        return cls(path, file)
 
-    @staticmethod
-    def refuse_existing(path: Path) -> None:
-        if path.exists():
-            raise InputError(f"run.directory: {path} exists already; choose another directory or remove it")
+    @classmethod
+    def reopen(cls, path: Path) -> RunFile:
+        """An existing run file, to be continued. Rows that were not committed are dropped.
+
+        Raises InputError if it is none, damaged, or in use by another job.
+        """
+        open_for_reading(path).close()
+        run = cls(path, _open_for_writing(path))
+        with run._writing():
+            run._drop_uncommitted()
+        return run
 
     @property
     def committed(self) -> int:
         """The number of committed generations."""
         return int(self.file.attrs["generations_committed"])
 
+    def history(self) -> History:
+        """What determines the weights so far."""
+        return _history(self.file)
+
+    def evaluated(self) -> set[tuple[int, str]]:
+        """(generation, split) of the evaluations that are there."""
+        table = self.file["evaluation"]
+        return set(zip(table["generation"][:].tolist(), table["split"].asstr()[:], strict=True))
+
     def start(self, settings_yaml: str, row: dict[str, Any]) -> None:
         """Note that a job started to write: its settings and where it runs."""
-        config = self.file["config"]
-        config[f"{len(config):03d}"] = settings_yaml
-        self._append("start", {"generation": self.committed, "utc": utc_now(), **row})
-        self.file.flush()
+        with self._writing():
+            config = self.file["config"]
+            config[f"{len(config):03d}"] = settings_yaml
+            self._append("start", {"generation": self.committed, "utc": utc_now(), **row})
 
     def append(self, generation: dict[str, Any], members: dict[str, np.ndarray]) -> None:
         """Write the next generation's row and its members' rows (N,), and commit them."""
-        index = self.committed
-        self._write("generation", index, generation)
-        self._write("member", index, members)
-        self.file.flush()
-        self.file.attrs["generations_committed"] = index + 1
-        self.file.flush()
+        with self._writing():
+            index = self.committed
+            self._write("generation", index, generation)
+            self._write("member", index, members)
+            self.file.flush()
+            self.file.attrs["generations_committed"] = index + 1
 
     def log_seconds(self, seconds: float) -> None:
         """What writing the last committed row took; it is on disk with the next flush."""
@@ -181,15 +206,56 @@ class RunFile:
             self.file["generation/seconds_log"][self.committed - 1] = seconds
 
     def add_evaluation(self, row: dict[str, Any], samples: list[dict[str, Any]]) -> None:
-        """Add an evaluation and the answers kept of it."""
-        self._append("evaluation", row)
-        for sample in samples:
-            self._append("sample", sample)
-        self.file.flush()
+        """Add an evaluation, which commits the answers kept of it."""
+        with self._writing():
+            for sample in samples:
+                self._append("sample", sample)
+            self.file.flush()
+            self._append("evaluation", row)
 
     def close(self) -> None:
-        with contextlib.suppress(Exception):
-            self.file.close()
+        with self._writing():
+            self.file.flush()
+        self.file.close()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Reserve space, let the caller write, flush and sync."""
+        try:
+            descriptor = self.file.id.get_vfd_handle()
+            if not self.path.exists() or not os.path.samestat(self.path.stat(), os.fstat(descriptor)):
+                raise FileNotFoundError("it was removed or replaced while the job ran")
+            os.posix_fallocate(descriptor, self.file.id.get_filesize(), RESERVE)
+            yield
+            self.file.flush()
+            os.fsync(descriptor)
+        except (OSError, RuntimeError) as error:
+            raise StorageError(
+                f"{self.path}: cannot write the run file ({reason(error)}); the generations committed"
+                " before are safe; once there is room, the same command goes on"
+            ) from None
+
+    def _drop_uncommitted(self) -> None:
+        for table in ("generation", "member"):
+            for column in TABLES[table]:
+                self.file[table][column.name].resize(self.committed, axis=0)
+        evaluations = self.file["evaluation"]
+        whole = min(evaluations[column.name].shape[0] for column in TABLES["evaluation"])
+        kept = [g <= self.committed for g in evaluations["generation"][:whole]]
+        self._keep("evaluation", kept)
+        evaluated = self.evaluated()
+        samples = self.file["sample"]
+        whole = min(samples[column.name].shape[0] for column in TABLES["sample"])
+        owners = zip(samples["generation"][:whole].tolist(), samples["split"].asstr()[:whole], strict=True)
+        self._keep("sample", [owner in evaluated for owner in owners])
+
+    def _keep(self, table: str, kept: list[bool]) -> None:
+        """Keep the rows of a table for which `kept` is true; rows beyond its length go, too."""
+        for column in TABLES[table]:
+            dataset = self.file[table][column.name]
+            rows = dataset[: len(kept)][np.array(kept, dtype=bool)]
+            dataset.resize(len(rows), axis=0)
+            dataset[:] = rows
 
     def _append(self, table: str, row: dict[str, Any]) -> None:
         self._write(table, self.file[table][TABLES[table][0].name].shape[0], row)
@@ -203,6 +269,63 @@ class RunFile:
             if dataset.shape[0] <= index:
                 dataset.resize(index + 1, axis=0)
             dataset[index] = value
+
+
+@dataclass(frozen=True)
+class History:
+    """The committed part of a run file that determines the weights, and where they began.
+
+    seed uint64, sign int8, coefficient float32: (G, N); digest uint64: (G,).
+    """
+
+    run_uuid: str
+    model_path: str
+    model_digest: int
+    dtype: str
+    settings: str
+    seed: np.ndarray
+    sign: np.ndarray
+    coefficient: np.ndarray
+    digest: np.ndarray
+    seconds: np.ndarray
+    held_out: dict[int, float]
+    """Mean held-out reward of the generations that were evaluated."""
+
+    @property
+    def generations(self) -> int:
+        return len(self.digest)
+
+
+def read_history(path: Path | str) -> History:
+    """Read a run file's history, also while a job writes it. Raises InputError if it is damaged."""
+    with open_for_reading(path) as file:
+        try:
+            return _history(file)
+        except (OSError, KeyError, RuntimeError, IndexError) as error:
+            raise InputError(f"{path}: a damaged run file ({reason(error)})") from None
+
+
+def _history(file: h5py.File) -> History:
+    committed = int(file.attrs["generations_committed"])
+    members = {name: file[f"member/{name}"][:committed] for name in ("seed", "sign", "coefficient")}
+    evaluation = file["evaluation"]
+    rows = zip(
+        evaluation["generation"][:].tolist(),
+        evaluation["split"].asstr()[:],
+        evaluation["reward_mean"][:].tolist(),
+        strict=False,
+    )
+    return History(
+        run_uuid=str(file.attrs["run_uuid"]),
+        model_path=str(file.attrs["model_path"]),
+        model_digest=int(file.attrs["model_digest"]),
+        dtype=file["start/dtype"].asstr()[-1],
+        settings=file["config"][sorted(file["config"])[-1]].asstr()[()],
+        digest=file["generation/digest"][:committed],
+        seconds=file["generation/seconds"][:committed],
+        held_out={g: reward for g, split, reward in rows if split == "held_out" and g <= committed},
+        **members,
+    )
 
 
 def open_for_reading(path: Path | str) -> h5py.File:
@@ -221,6 +344,20 @@ def open_for_reading(path: Path | str) -> h5py.File:
             f"{path}: schema {version} is newer than this program's {SCHEMA_VERSION}; update mpies"
         )
     return file
+
+
+def _open_for_writing(path: Path, patience: float = 10.0) -> h5py.File:
+    """Open and lock. A job that was just killed may hold the lock for some seconds more."""
+    start = time.monotonic()
+    while True:
+        try:
+            return h5py.File(path, "r+", locking="best-effort")
+        except BlockingIOError:
+            if time.monotonic() - start > patience:
+                raise InputError(f"run.directory: {path} is in use by another job") from None
+            time.sleep(0.5)
+        except OSError as error:
+            raise InputError(f"run.directory: cannot write {path} ({reason(error)})") from None
 
 
 def _create_dataset(file: h5py.File, name: str, column: Column, width: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,8 +20,6 @@ from rich.text import Text
 
 import mpies
 from mpies.config import Settings
-from mpies.engines.base import prompt_text
-from mpies.evaluate import Evaluation
 from mpies.phases import PHASES
 from mpies.runfile import open_for_reading
 
@@ -101,23 +100,40 @@ class Screen:
             self._progress.stop()
             self._progress = None
 
-    def before_and_after(self, before: dict[str, Evaluation], after: dict[str, Evaluation]) -> None:
-        """Answers to held-out prompts and rewards, of the first and the last weights."""
-        old, new = before["held_out"], after["held_out"]
+    def result(self, path: Path) -> None:
+        """From the run file: answers and rewards before and after, and where the time went."""
+        with open_for_reading(path) as file:
+            self._answers(file["sample"])
+            self._rewards(file["evaluation"])
+            self._times(file["generation"])
+
+    def _answers(self, samples) -> None:
+        generation, split = samples["generation"][:], samples["split"].asstr()[:]
+        prompts, answers = samples["prompt"].asstr()[:], samples["completion"].asstr()[:]
+        kept = [i for i in range(len(split)) if split[i] == "held_out"]
+        if not kept:
+            return
+        last = {prompts[i]: answers[i] for i in kept}
         table = Table("held-out prompt", "before", "after", show_lines=True, expand=True)
-        for row, a, b in zip(old.rows, old.completions, new.completions, strict=True):
-            table.add_row(*(Text(_clip(text)) for text in (prompt_text(row["prompt"]), a, b)))
+        for i in kept:
+            if generation[i] == 0:
+                cells = (prompts[i], answers[i], last[prompts[i]])
+                table.add_row(*(Text(_clip(text)) for text in cells))
         self.console.print(table)
-        for split in before:
+
+    def _rewards(self, evaluations) -> None:
+        rows = zip(evaluations["split"].asstr()[:], evaluations["reward_mean"][:], strict=True)
+        rewards: dict[str, list[float]] = {}
+        for split, reward in rows:
+            rewards.setdefault(split, []).append(reward)
+        for split, values in rewards.items():
             self.say(
                 f"mean reward, {split.replace('_', '-')} prompts:"
-                f" {before[split].reward_mean:.4g} before, {after[split].reward_mean:.4g} after"
+                f" {values[0]:.4g} before, {values[-1]:.4g} after"
             )
 
-    def time_split(self, path: Path) -> None:
-        """Where the time went, from the run file: 'generate 95 %, ...'."""
-        with open_for_reading(path) as file:
-            seconds = {phase: file[f"generation/seconds_{phase}"][:].sum() for phase in PHASES}
+    def _times(self, generations) -> None:
+        seconds = {phase: np.nansum(generations[f"seconds_{phase}"][:]) for phase in PHASES}
         total = sum(seconds.values())
         if total:
             shares = sorted(seconds.items(), key=lambda item: -item[1])

@@ -10,28 +10,33 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpies import config, fitness, parallel
-from mpies.errors import RefusedError
+from mpies.errors import DivergedError, RefusedError
 from mpies.phases import PHASES, Phases
 from mpies.population import Member, Population, directions
+from mpies.stopping import Stop, seconds_of
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
-    from mpies.evaluate import Evaluation
     from mpies.replica import Replica
     from mpies.runfile import RunFile
     from mpies.screen import Screen
     from mpies.tasks.base import Task
 
 PAIR = np.dtype([("seed", "<u8"), ("reward", "<f8")])
+WORDS = np.dtype([("digest", "<u8"), ("stop", "<i8")])
+
+
+RESUMABLE = 75  # exit code: stopped early, the same command goes on (EX_TEMPFAIL of sysexits.h)
 
 
 @dataclass
@@ -44,8 +49,24 @@ class Job:
     task: Task
     population: Population
     phases: Phases
+    stop: Stop
     screen: Screen
     log: RunFile | None
+    hosts: list[str]
+    first: int
+    """Generations that were committed when this job began."""
+    evaluated: set[tuple[int, str]]
+    """(generation, split) of the evaluations in the run file when this job began."""
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+    """Seconds of this job's latest generations."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.settings.run.directory)
+
+    def meet(self) -> None:
+        """Wait for all ranks; give up after run.collective_timeout."""
+        parallel.barrier(self.comm, self.settings.run.collective_timeout, self.hosts)
 
 
 @dataclass
@@ -63,26 +84,33 @@ def main(comm: Comm, arguments: list[str]) -> int:
     parallel.require_equal(comm, settings.flat(), "settings")
     job = set_up(comm, settings)
     generations = settings.es.generations
-    before = evaluate_base(job, 0)
-    job.screen.begin(0, generations)
-    for generation in range(generations):
-        evolve(job, generation)
-        if _evaluation_due(settings, generation + 1):
-            evaluate_base(job, generation + 1)
+    evaluate_if_due(job, job.first)
+    job.screen.begin(job.first, generations)
+    for generation in range(job.first, generations):
+        committed, stop = evolve(job, generation)
+        done = generation + committed
+        if stop and done < generations:
+            return leave(job, done)
+        save_checkpoint_if_due(job, done)
+        evaluate_if_due(job, done)
     job.screen.end()
-    after = evaluate_base(job, generations) if generations else before
-    finish(job, before, after)
+    finish(job)
     return 0
 
 
-def evolve(job: Job, generation: int) -> None:
-    """One generation (paper, section 3): evaluate, exchange (seed, reward), update, commit."""
+def evolve(job: Job, generation: int) -> tuple[bool, bool]:
+    """One generation (paper, section 3): evaluate, exchange (seed, reward), update, commit.
+
+    Returns (was it committed, have the ranks agreed to stop).
+    """
     start = time.perf_counter()
     es, weights = job.settings.es, job.replica.weights
     plan = [job.population.blocks_of(r, job.comm.size, generation) for r in range(job.comm.size)]
 
     mine = list(evaluate_members(job, plan[job.comm.rank]))
     members, rewards = exchange(job, plan, mine)
+    if rewards is None:  # a rank had to leave before its last block
+        return False, True
     if np.isnan(rewards).all():
         raise RefusedError("no answer of this generation could be scored; see the reward function")
 
@@ -92,11 +120,13 @@ def evolve(job: Job, generation: int) -> None:
     with job.phases("update"):
         weights.update(*directions(seeds, signs, coefficients))  # every seed is replayed
         digest = weights.digest()
+    job.recent.append(time.perf_counter() - start)
     with job.phases("communicate"):
-        check_replicas(job.comm, digest, generation)
+        stop = check_replicas(job, digest, generation)
 
     columns = {"seed": seeds, "sign": signs, "reward": rewards, "coefficient": coefficients}
     record(job, plan, mine, digest, columns, start)
+    return True, stop
 
 
 def evaluate_members(job: Job, blocks: list[list[Member]]) -> Iterator[Evaluated]:
@@ -105,7 +135,11 @@ def evaluate_members(job: Job, blocks: list[list[Member]]) -> Iterator[Evaluated
 
     weights, phases, rows = job.replica.weights, job.phases, job.task.train
     prompts = [row["prompt"] for row in rows]
-    for member in (member for block in blocks for member in block):
+    members = [member for block in blocks for member in block]
+    slowest = 0.0
+    for done, member in enumerate(members):
+        if not job.stop.fits(slowest * (len(members) - done)):
+            return
         start = time.perf_counter()
         with phases("perturb"):  # live <- cast(base + sigma * sign * noise(seed))
             weights.perturb(member.seed, job.settings.es.sigma * member.sign)
@@ -113,36 +147,48 @@ def evaluate_members(job: Job, blocks: list[list[Member]]) -> Iterator[Evaluated
             answers = job.replica.engine.generate(prompts)
         with phases("reward"):
             reward = member_reward(job.task.score(rows, answers.texts))
-        yield Evaluated(member, reward, sum(answers.tokens), time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        slowest = max(slowest, seconds)
+        yield Evaluated(member, reward, sum(answers.tokens), seconds)
 
 
 def exchange(
     job: Job, plan: list[list[list[Member]]], mine: list[Evaluated]
-) -> tuple[list[Member], np.ndarray]:
-    """All members and their rewards (float64, (N,)), in member order: 16 bytes a member travel."""
-    pairs = np.array([(e.member.seed, e.reward) for e in mine], dtype=PAIR)
+) -> tuple[list[Member], np.ndarray | None]:
+    """All members and their rewards (float64, (N,)), in member order: 16 bytes a member travel.
+
+    The rewards are None if a rank left members unevaluated; they travel with seed 0.
+    """
+    counts = _counts(plan)
+    pairs = np.zeros(counts[job.comm.rank], dtype=PAIR)
+    pairs[: len(mine)] = [(e.member.seed, e.reward) for e in mine]
     with job.phases("wait"):
-        parallel.barrier(job.comm)
+        job.meet()
     with job.phases("communicate"):
-        pairs = parallel.allgather_rows(job.comm, pairs, _counts(plan))
+        pairs = parallel.allgather_rows(job.comm, pairs, counts)
     order, members = _member_order(plan)
     pairs = pairs[order]
-    if [m.seed for m in members] != pairs["seed"].tolist():
-        raise RuntimeError("ranks evaluated other seeds than this generation's")
-    return members, pairs["reward"].copy()
+    complete = [m.seed for m in members] == pairs["seed"].tolist()
+    return members, pairs["reward"].copy() if complete else None
 
 
-def check_replicas(comm: Comm, digest: int, generation: int) -> None:
-    """Compare the replicas' digests (8 bytes a rank); stop the job if a rank has diverged."""
-    digests = parallel.allgather_rows(comm, np.array([digest], dtype=np.uint64), [1] * comm.size)
-    differing = parallel.diverged(digests.tolist())
+def check_replicas(job: Job, digest: int, generation: int) -> bool:
+    """Compare the replicas' digests; stop the job if a rank has diverged.
+
+    With its digest, each rank says whether it wants to stop after this generation, for a signal or
+    because another one would not fit the time limit: 16 bytes a rank. Returns whether any does.
+    """
+    wish = job.stop.requested or not job.stop.fits(max(job.recent))
+    words = np.array([(digest, wish)], dtype=WORDS)
+    words = parallel.allgather_rows(job.comm, words, [1] * job.comm.size)
+    differing = parallel.diverged(words["digest"].tolist())
     if differing:
-        hosts = parallel.allgather_objects(comm, parallel.host())
-        named = ", ".join(f"rank {rank} on {hosts[rank]}" for rank in differing)
-        raise parallel.DivergedError(
-            f"generation {generation}: the base weights of {named} differ from the others';"
+        named = ", ".join(f"rank {rank} on {job.hosts[rank]}" for rank in differing)
+        raise DivergedError(
+            f"generation {generation + 1}: the base weights of {named} differ from the others';"
             " this generation is not committed. Memory errors or mixed software do this"
         )
+    return bool(words["stop"].any())
 
 
 def record(
@@ -174,7 +220,7 @@ def record(
         "digest": digest,
         "seconds": time.perf_counter() - start,
         "tokens": int(tokens.sum()),
-        "bytes_communicated": len(tokens) * PAIR.itemsize + 8 * comm.size,
+        "bytes_communicated": len(tokens) * PAIR.itemsize + comm.size * WORDS.itemsize,
     }
     with job.phases("log"):
         job.log.append(row, columns)
@@ -182,92 +228,127 @@ def record(
     job.screen.generation(row)
 
 
-def set_up(comm: Comm, settings: config.Settings) -> Job:
-    """Everything before the first generation. Bad input is refused before the model is loaded."""
-    from mpies import replica as replicas
-    from mpies import tasks
-    from mpies.runfile import RunFile
-    from mpies.screen import Screen
+def save_checkpoint_if_due(job: Job, generation: int) -> None:
+    """Every `run.checkpoint_every` generations, rank 0 writes its base weights."""
+    every = job.settings.run.checkpoint_every
+    if job.log and every and generation % every == 0:
+        from mpies import checkpoint
 
-    path = Path(settings.run.directory) / "run.h5"
-    parallel.on_root(comm, RunFile.refuse_existing, path)
-    task = parallel.together(comm, tasks.make, settings.task.name)
-    screen = Screen(comm.rank != 0, settings.run.progress)
-    screen.say(f"loading {settings.model.path} ...")
-    replica = replicas.build(comm, settings)
-    es = settings.es
-    population = Population(es.population, es.seed, es.antithetic)
-    places = parallel.allgather_objects(comm, replicas.place(replica.device))
-    facts = {
-        **replica.facts,
-        "run_file": path,
-        "train": len(task.train),
-        "held_out": len(task.held_out),
-    }
-    screen.banner(settings, facts, places)
-    phases = Phases(replica.synchronize)
-    job = Job(comm, settings, replica, task, population, phases, screen, None)
-    parallel.on_root(comm, _open_log, job, path, places)
-    return job
+        uuid = str(job.log.file.attrs["run_uuid"])
+        checkpoint.write(job.folder, job.replica.weights, uuid, generation)
 
 
-def _open_log(job: Job, path: Path, places: list[dict[str, Any]]) -> None:
-    from mpies.replica import versions
-    from mpies.runfile import RunFile
+def evaluate_if_due(job: Job, generation: int) -> None:
+    """Evaluate the unperturbed model on training and held-out prompts, on all ranks, and log it.
 
-    facts = job.replica.facts
-    job.log = RunFile.create(
-        path,
-        population=job.population.size,
-        model_path=facts["model_path"],
-        model_digest=np.uint64(facts["model_digest"]),
-        parameters=facts["parameters"],
-    )
-    job.log.start(
-        job.settings.to_yaml(),
-        {
-            "world_size": job.comm.size,
-            "hosts": ",".join(place["host"] for place in places),
-            "devices": ",".join(place["device"] for place in places),
-            "versions": json.dumps(versions()),
-            "reason": "new",
-        },
-    )
-
-
-def evaluate_base(job: Job, generation: int) -> dict[str, Evaluation]:
-    """Evaluate the unperturbed model on training and held-out prompts, on all ranks; log it."""
+    Due are the first and the last generation and every `run.evaluate_every`-th, unless they are in
+    the run file already.
+    """
     from mpies.evaluate import evaluate
 
+    every, last = job.settings.run.evaluate_every, job.settings.es.generations
+    if generation not in (0, last) and not (every and generation % every == 0):
+        return
     job.replica.weights.show_base()
-    batch = job.settings.engine.batch_size
-    splits = {"train": job.task.train, "held_out": job.task.held_out}
-    results = {}
-    for split, rows in splits.items():
-        result = evaluate(job.comm, job.replica.engine, job.task, rows, batch)
-        results[split] = result
+    for split, rows in {"train": job.task.train, "held_out": job.task.held_out}.items():
+        if (generation, split) in job.evaluated:
+            continue
+        batch = job.settings.engine.batch_size
+        result = evaluate(job.comm, job.replica.engine, job.task, rows, batch, job.meet)
         if job.log:
             job.log.add_evaluation(*result.table_rows(generation, split, job.settings.run.keep_samples))
-    return results
 
 
-def finish(job: Job, before: dict[str, Evaluation], after: dict[str, Evaluation]) -> None:
+def finish(job: Job) -> None:
     """Save the tuned model and show what was reached."""
     from mpies.weights import save
 
     if job.log:
-        folder = Path(job.settings.run.directory) / "model"
-        save(job.replica.model, job.replica.tokenizer, folder)
+        job.replica.weights.show_base()
+        save(job.replica.model, job.replica.tokenizer, job.folder / "model")
         job.log.close()
-        job.screen.before_and_after(before, after)
-        job.screen.time_split(Path(job.settings.run.directory) / "run.h5")
-        job.screen.next_steps(folder)
-    parallel.barrier(job.comm)
+        job.screen.result(job.folder / "run.h5")
+        job.screen.next_steps(job.folder / "model")
+    job.meet()
 
 
-def _evaluation_due(settings: config.Settings, generation: int) -> bool:
-    every = settings.run.evaluate_every
-    return bool(every) and generation % every == 0 and generation < settings.es.generations
+def leave(job: Job, done: int) -> int:
+    """Stop early: everything is on disk already."""
+    job.screen.end()
+    if job.log:
+        job.log.close()
+    why = job.stop.reason or "a signal to another rank"
+    job.screen.say(
+        f"stopped by {why} after generation {done} of {job.settings.es.generations};"
+        " the same command goes on from there"
+    )
+    return RESUMABLE
+
+
+def set_up(comm: Comm, settings: config.Settings) -> Job:
+    """Everything before the first generation. Bad input is refused before the model is loaded."""
+    from mpies import replica as replicas
+    from mpies import resume, tasks
+    from mpies.screen import Screen
+
+    limit = parallel.on_root(comm, seconds_of, settings.run.time_limit)
+    stop = Stop(limit, settings.run.grace)
+    stop.listen()
+    path = Path(settings.run.directory) / "run.h5"
+    log, history = resume.find(comm, settings, path)
+    task = parallel.together(comm, tasks.make, settings.task.name)
+    screen = Screen(comm.rank != 0, settings.run.progress)
+    screen.say(f"loading {settings.model.path} ...")
+    replica = replicas.build(comm, settings)
+    places = parallel.allgather_objects(comm, replicas.place(replica.device))
+    facts = {**replica.facts, "run_file": path, "train": len(task.train), "held_out": len(task.held_out)}
+    screen.banner(settings, facts, places)
+    if history:
+        resume.restore(comm, replica.weights, history, replica.facts, path.parent, screen.say)
+    es = settings.es
+    job = Job(
+        comm=comm,
+        settings=settings,
+        replica=replica,
+        task=task,
+        population=Population(es.population, es.seed, es.antithetic),
+        phases=Phases(replica.synchronize),
+        stop=stop,
+        screen=screen,
+        log=log,
+        hosts=[place["host"] for place in places],
+        first=history.generations if history else 0,
+        evaluated=set(),
+    )
+    job.evaluated = parallel.on_root(comm, open_log, job, path, places)
+    return job
+
+
+def open_log(job: Job, path: Path, places: list[dict[str, Any]]) -> set[tuple[int, str]]:
+    """On rank 0: create the run file, if there is none, and note this start. Returns what is evaluated."""
+    from mpies.replica import versions
+    from mpies.runfile import RunFile
+
+    facts = job.replica.facts
+    reason = "resumed" if job.log else "new"
+    if job.log is None:
+        job.log = RunFile.create(
+            path,
+            population=job.population.size,
+            model_path=facts["model_path"],
+            model_digest=np.uint64(facts["model_digest"]),
+            parameters=facts["parameters"],
+        )
+    row = {
+        "world_size": job.comm.size,
+        "hosts": ",".join(job.hosts),
+        "devices": ",".join(place["device"] for place in places),
+        "dtype": facts["dtype"],
+        "versions": json.dumps(versions()),
+        "reason": reason,
+    }
+    job.log.start(job.settings.to_yaml(), row)
+    return job.log.evaluated()
 
 
 def _counts(plan: list[list[list[Member]]]) -> list[int]:

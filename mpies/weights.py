@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
-from mpies.errors import InputError
+from mpies.errors import InputError, StorageError, reason
 from mpies.noise import Kernels
 from mpies.noise.definition import parameter_id
 
@@ -68,27 +69,41 @@ class Weights:
         seeds uint64 (D,), factors float32 (D,): see `population.directions`. Paper, section 3:
         decomposed in-place update. Without directions the base stays as it is.
         """
+        for name in self.base:
+            self.update_one(name, seeds, factors)
+
+    def update_one(self, name: str, seeds: np.ndarray, factors: np.ndarray) -> None:
+        """The same for one parameter."""
         if len(seeds):
-            for name, base in self.base.items():
-                self.kernels.update(base.view(-1), seeds, factors, self.ids[name])
+            self.kernels.update(self.base[name].view(-1), seeds, factors, self.ids[name])
 
     def digest(self) -> int:
-        """64 bits that change with any bit of the base: equal on CPU and GPU, for any order of work."""
-        parts = (self.kernels.digest(b.view(-1), self.ids[n]) for n, b in self.base.items())
-        return sum(parts) % 2**64
+        """64 bits that change with any bit of the base.
+
+        Equal on CPU and GPU, for any order of work.
+        """
+        return sum(self.digest_of(name, base) for name, base in self.base.items()) % 2**64
+
+    def digest_of(self, name: str, tensor: torch.Tensor) -> int:
+        """What a float32 tensor adds to the digest if it is the base of that parameter."""
+        return self.kernels.digest(tensor.view(-1), self.ids[name])
 
 
 def save(model: torch.nn.Module, tokenizer, folder: Path) -> None:
     """Write the model as it is live, with tokenizer and generation settings: a Hugging Face folder.
 
-    It appears whole or not at all; a folder that was there before is replaced.
+    It appears whole or not at all; a folder that was there before is replaced. Raises StorageError.
     """
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageError(f"{folder}: cannot write the model ({reason(error)})") from None
 
 
 def _ids(names: list[str]) -> dict[str, int]:

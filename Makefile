@@ -1,0 +1,79 @@
+# Everything that a visitor or a developer runs; `make help` lists it. Every variable below can be
+# given on the command line: make quickstart RANKS=4 ARGS='es.sigma=0.005 run.directory=runs/wide'
+
+PYTHON ?= python3
+# An environment is for one MPI: mpich, openmpi, or nothing for the machine's own library and mpirun.
+# To change it, name another folder too: make test MPI=openmpi VENV=.venv-openmpi
+MPI ?= mpich
+VENV ?= .venv
+MPIRUN ?= $(if $(MPI),$(VENV)/bin/mpirun,mpirun)
+RANKS ?= 2
+# Settings and options that are appended to the quickstart's training command.
+ARGS ?=
+# World sizes of the MPI tests, and how many seconds each may take.
+WORLD_SIZES ?= 1 2 3 4
+MPI_TEST_SECONDS ?= 600
+PYTEST_ARGS ?=
+
+comma := ,
+EXTRAS := $(if $(MPI),$(MPI)$(comma))quickstart,test,dev
+RUN := $(VENV)/bin/python
+PYTEST := $(RUN) -m pytest $(PYTEST_ARGS)
+INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
+
+.DEFAULT_GOAL := help
+.PHONY: help install model quickstart test-quick test-mpi test lint check
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## build .venv/ with mpies, MPI and the tools, to the pinned versions
+
+# A file as the stamp, so that the environment is brought up to date when what it is made from changes.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "mpies needs Python 3.10 or newer; there is no $(PYTHON) here: make install PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "mpies needs Python 3.10 or newer, not $$($(PYTHON) -V 2>&1): make install PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) has no venv module: install it (Debian, Ubuntu: apt install python3-venv) or name another PYTHON=" >&2; exit 1; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+model: $(INSTALLED) ## fetch the embedded model into the cache (once, 93 MB)
+	@$(RUN) -m mpies.quickstart.fetch
+
+quickstart: model ## fine-tune the embedded model on RANKS ranks, ARGS appended
+	$(MPIRUN) -n $(RANKS) $(RUN) -m mpies.train $(ARGS)
+
+# Open MPI refuses to run as root, as in a container, and to start more ranks than cores. MPICH does
+# neither and ignores these.
+test-mpi test: export OMPI_ALLOW_RUN_AS_ROOT := 1
+test-mpi test: export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+test-mpi test: export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
+
+# So that tests which start mpirun or python by name get this environment's.
+test-quick test-mpi test: export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+test-quick: $(INSTALLED) ## the tests that need neither the model nor mpirun
+	$(PYTEST) --ignore=tests/mpi -m "not slow and not launch"
+
+# `timeout`, because MPI's own limit on the run time may end a hung run with exit code 0.
+test-mpi: $(INSTALLED) ## the tests that run under MPI, on 1, 2, 3 and 4 ranks
+	@for n in $(WORLD_SIZES); do \
+	  echo "tests/mpi on $$n ranks"; \
+	  timeout -k 10 $(MPI_TEST_SECONDS) $(MPIRUN) -n $$n $(PYTEST) --with-mpi tests/mpi -q || exit; \
+	done
+
+test: $(INSTALLED) ## everything that this machine can test
+	-@$(RUN) -m mpies.quickstart.fetch # without the model, the tests that use it are skipped
+	@$(MAKE) --no-print-directory test-quick
+	@$(MAKE) --no-print-directory test-mpi
+	$(PYTEST) --ignore=tests/mpi -m "slow or launch"
+
+lint: $(INSTALLED) ## ruff: rules and format
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+check: lint test-quick ## what to run before every commit

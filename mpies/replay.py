@@ -1,0 +1,175 @@
+"""From a run file to the weights of any generation, without MPI and without a GPU.
+
+    python -m mpies.replay RUN.h5 --generation 137 --output gen137/     a Hugging Face folder
+    python -m mpies.replay RUN.h5 --verify                              recompute every digest
+
+The initial model and the run file's (seed, reward) rows determine every generation's weights, bit for
+bit; the digests in the file prove it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mpies import config
+from mpies.errors import InputError, OrderlyError
+from mpies.population import directions
+from mpies.runfile import History, read_history
+
+if TYPE_CHECKING:
+    from mpies.weights import Weights
+
+
+def replay(
+    weights: Weights,
+    history: History,
+    first: int,
+    last: int,
+    *,
+    every_digest: bool = False,
+    progress: Callable[[float], None] = lambda share: None,
+) -> list[int]:
+    """Apply the updates of generations [first, last) to the base, tensor by tensor.
+
+    Returns the digest after the last of them, or with `every_digest` after each. `progress` is
+    called with the share of the work that each step was.
+    """
+    steps = [directions(history.seed[g], history.sign[g], history.coefficient[g]) for g in range(first, last)]
+    totals = [0] * (len(steps) if every_digest else 1)
+    for name, base in weights.base.items():
+        for i, (seeds, factors) in enumerate(steps):
+            weights.update_one(name, seeds, factors)
+            if every_digest:
+                totals[i] += weights.digest_of(name, base)
+            progress(base.numel() / weights.size / len(steps))
+        if not every_digest:
+            totals[0] += weights.digest_of(name, base)
+    return [total % 2**64 for total in totals]
+
+
+def main(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    history = read_history(options.run_file)
+    settings = config.from_yaml(history.settings)
+    generation = _generation(options.generation, history)
+    last = history.generations if options.verify else generation
+
+    weights, model, tokenizer = _initial(options, history, settings)
+    first = 0
+    if not options.verify and options.output:
+        first = _from_checkpoint(options, weights, history, generation)
+    with _progress(last - first) as progress:
+        digests = replay(weights, history, first, last, every_digest=options.verify, progress=progress)
+    if options.verify:
+        return _report(history, digests)
+    expected = int(history.digest[generation - 1]) if generation else history.model_digest
+    if digests[0] != expected:
+        raise OrderlyError(
+            f"generation {generation}: the replayed weights' digest {digests[0]:016x} is not the run"
+            f" file's {expected:016x}; --verify tells from which generation on"
+        )
+    print(f"generation {generation}: digest {digests[0]:016x}, as in the run file")
+    if options.output:
+        from mpies.weights import save
+
+        weights.show_base()
+        save(model, tokenizer, Path(options.output))
+        print(f"wrote {options.output} ({str(model.dtype).removeprefix('torch.')})")
+    return 0
+
+
+def _initial(options, history: History, settings: config.Settings):
+    """The initial model's weights, checked against the digest in the run file."""
+    import torch
+
+    from mpies import model as models
+    from mpies.noise import kernels_for
+    from mpies.weights import Weights
+
+    torch.set_num_threads(options.threads)
+    path = options.model or history.model_path
+    model, tokenizer = models.load(path, settings.model.allow_download)
+    device = torch.device(options.device)
+    dtype = getattr(torch, options.dtype or history.dtype)
+    weights = Weights(model, dtype, device, kernels_for(device, options.threads))
+    digest = weights.digest()
+    if digest != history.model_digest:
+        raise InputError(
+            f"{path}: its weights' digest is {digest:016x}, but the run began with"
+            f" {history.model_digest:016x}; name the initial model with --model"
+        )
+    return weights, model, tokenizer
+
+
+def _from_checkpoint(options, weights: Weights, history: History, generation: int) -> int:
+    from mpies import checkpoint
+
+    folder = Path(options.run_file).parent
+    return checkpoint.restore(folder, weights, history.run_uuid, history.digest, generation)
+
+
+def _generation(text: str, history: History) -> int:
+    """The generation that --generation means: a number, last, or best (by held-out reward)."""
+    if text == "last":
+        return history.generations
+    if text == "best":
+        if not history.held_out:
+            raise InputError("--generation best: the run file holds no evaluation on held-out prompts")
+        return max(history.held_out, key=history.held_out.get)
+    if not text.isdigit() or int(text) > history.generations:
+        raise InputError(f"--generation: given {text}, allowed is 0 to {history.generations}, last or best")
+    return int(text)
+
+
+def _report(history: History, digests: list[int]) -> int:
+    wrong = [g + 1 for g, digest in enumerate(digests) if digest != int(history.digest[g])]
+    print(f"{len(digests) - len(wrong)} of {len(digests)} generations' digests agree")
+    if wrong:
+        print(f"first generation that does not: {wrong[0]}")
+    return 1 if wrong else 0
+
+
+@contextlib.contextmanager
+def _progress(generations: int):
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [
+        TextColumn(f"replaying {generations} generations"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %, left"),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda share: bar.advance(task, share)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mpies.replay",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_file", metavar="RUN.h5")
+    parser.add_argument("--generation", default="last", metavar="G", help="a number, last (default) or best")
+    parser.add_argument("--output", metavar="DIR", help="write that generation's model to this folder")
+    parser.add_argument("--verify", action="store_true", help="recompute the digest of every generation")
+    parser.add_argument("--model", metavar="PATH", help="the initial model; default: the run file's path")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the run's")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)")
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except OrderlyError as error:
+        print(f"mpies: {error}", file=sys.stderr)
+        sys.exit(error.status)

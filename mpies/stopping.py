@@ -1,0 +1,106 @@
+"""When to stop early: signals and the time limit.
+
+The first SIGUSR1, SIGUSR2, SIGTERM or SIGINT asks for a stop, a second one ends the rank at once. A
+rank only notes the wish; the ranks agree on stopping in the exchanges that they make anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+
+from mpies.errors import InputError
+
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+
+# What a prediction of a generation's time is multiplied with, plus seconds to write and leave.
+SAFETY, LEAVE = 1.2, 5.0
+
+TIME_LIMIT = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
+
+
+class Stop:
+    """Whether and how soon this rank has to stop. Times are seconds; `clock` counts them."""
+
+    def __init__(self, limit: float | None, grace: float, clock=time.monotonic):
+        self._clock = clock
+        self._deadline = None if limit is None else clock() + limit
+        self._grace = grace
+        self._signalled: float | None = None
+        self.reason = ""
+
+    def listen(self) -> None:
+        """Install the signal handlers: after MPI's initialisation, which installs its own."""
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame) -> None:
+        if self._signalled is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._signalled = self._clock()
+        self.reason = f"signal {signal.Signals(number).name}"
+
+    @property
+    def requested(self) -> bool:
+        """Did a signal ask for a stop?"""
+        return self._signalled is not None
+
+    def fits(self, seconds: float) -> bool:
+        """Is there time for work that is expected to take `seconds`?
+
+        The time limit bounds it; after a signal without a known limit, the grace does.
+        """
+        now = self._clock()
+        left = float("inf") if self._deadline is None else self._deadline - now
+        if self._signalled is not None and self._deadline is None:
+            left = self._signalled + self._grace - now
+        if seconds * SAFETY + LEAVE <= left:
+            return True
+        self.reason = self.reason or "the time limit"
+        return False
+
+
+def seconds_of(limit: str | int | None) -> float | None:
+    """Seconds of `run.time_limit`: None for 'none'; 'auto': to the end of the Slurm job, if in one.
+
+    Otherwise one of Slurm's formats: minutes, minutes:seconds, hours:minutes:seconds, days-hours,
+    days-hours:minutes, days-hours:minutes:seconds. Raises InputError for anything else.
+    """
+    text = str(limit)
+    if text == "none":
+        return None
+    if text == "auto":
+        return _slurm_seconds_left()
+    match = TIME_LIMIT.fullmatch(text)
+    if not match:
+        raise InputError(
+            f"run.time_limit: given {text!r}, allowed is auto, none, minutes, minutes:seconds,"
+            " hours:minutes:seconds, days-hours, days-hours:minutes or days-hours:minutes:seconds"
+        )
+    parts = [int(part) for part in match["parts"].split(":")]
+    if match["days"] is not None:
+        hours, minutes, seconds = parts + [0] * (3 - len(parts))
+        return ((int(match["days"]) * 24 + hours) * 60 + minutes) * 60.0 + seconds
+    hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
+    return (hours * 60 + minutes) * 60.0 + seconds
+
+
+def _slurm_seconds_left() -> float | None:
+    """Seconds to the end of the Slurm job that this process runs in; None outside, or if unlimited."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return None
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    if end.isdigit():
+        return int(end) - time.time()
+    command = ["squeue", "--noheader", "--job", job, "--format", "%L"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    # squeue prints days-hours:minutes:seconds, hours:minutes:seconds or minutes:seconds.
+    return seconds_of(answer) if TIME_LIMIT.fullmatch(answer) else None

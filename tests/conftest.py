@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import os
+
+# Before any test imports transformers, which reads it once: no test may reach for a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """Builds tiny models once per session: tiny_model(kind="llama", tied=True, ...) -> folder."""
+    built = {}
+
+    def build(**options):
+        key = tuple(sorted(options.items(), key=lambda item: item[0]))
+        if key not in built:
+            built[key] = tiny.save_model(tmp_path_factory.mktemp("model"), **options)
+        return built[key]
+
+    return build

@@ -1,0 +1,70 @@
+"""Small random-weight models with a tokenizer of their own, built in a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
+CHARACTERS = [chr(c) for c in range(32, 127)]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant: {% endif %}"
+)
+CONFIGS = {"qwen2": Qwen2Config, "llama": LlamaConfig}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per printable ASCII character."""
+    vocabulary = {token: i for i, token in enumerate(SPECIAL + CHARACTERS)}
+    fast = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    fast.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    fast.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def save_model(
+    folder: Path,
+    kind: str = "llama",
+    tied: bool = True,
+    dtype: torch.dtype = torch.float32,
+    hidden: int = 32,
+    seed: int = 0,
+) -> Path:
+    """A Hugging Face folder of a random model with 2 layers; `kind` is llama or qwen2."""
+    torch.manual_seed(seed)
+    text = tokenizer()
+    config = CONFIGS[kind](
+        vocab_size=len(text),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.2,
+    )
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    model.config.dtype = dtype
+    model.save_pretrained(folder)
+    text.save_pretrained(folder)
+    return folder
