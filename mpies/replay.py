@@ -17,10 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpies import config
 from mpies.errors import InputError, OrderlyError
 from mpies.population import directions
-from mpies.runfile import History, read_history
+from mpies.runfile import History, TruncatedError, read_history, salvage_history
 
 if TYPE_CHECKING:
     from mpies.weights import Weights
@@ -55,12 +54,13 @@ def replay(
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    history = read_history(options.run_file)
-    settings = config.from_yaml(history.settings)
+    if options.verify and options.output:
+        raise InputError("--verify writes no model: leave out --output, or --verify")
+    history = _history(options.run_file)
     generation = _generation(options.generation, history)
     last = history.generations if options.verify else generation
 
-    weights, model, tokenizer = _initial(options, history, settings)
+    weights, model, tokenizer = _initial(options, history)
     first = 0
     if not options.verify and options.output:
         first = _from_checkpoint(options, weights, history, generation)
@@ -84,7 +84,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _initial(options, history: History, settings: config.Settings):
+def _history(path: str) -> History:
+    try:
+        return read_history(path)
+    except TruncatedError:
+        history = salvage_history(path)
+        print(f"{path}: its end is missing; salvaged {history.generations} generations")
+        return history
+
+
+def _initial(options, history: History):
     """The initial model's weights, checked against the digest in the run file."""
     import torch
 
@@ -94,7 +103,7 @@ def _initial(options, history: History, settings: config.Settings):
 
     torch.set_num_threads(options.threads)
     path = options.model or history.model_path
-    model, tokenizer = models.load(path, settings.model.allow_download)
+    model, tokenizer = models.load(path, allow_download=False)
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype or history.dtype)
     weights = Weights(model, dtype, device, kernels_for(device, options.threads))

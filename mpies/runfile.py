@@ -1,7 +1,8 @@
 """The run file, `run.h5`: schema 1. Rank 0 writes it; anybody reads it while the job runs.
 
     / attributes      schema_version, program, program_version, run_uuid, created_utc, model_path,
-                      model_digest, parameters, population, generations_committed
+                      model_digest, parameters, dtype (of the live weights), population,
+                      generations_committed
     /config/000 ...   the resolved settings as YAML, one entry per start
     /start            a row per start
     /generation       a row per generation, each column a dataset of shape (G,)
@@ -18,10 +19,11 @@ Every dataset has the attributes `description` and `units`. Readers open with `l
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ from mpies.phases import PHASES
 SCHEMA_VERSION = 1
 # More than any append takes: a new chunk for every dataset, and the kept answers.
 RESERVE = 4 * 2**20
+# Where HDF5's version 0 superblock, the default, keeps the "end of file address".
+END_OF_FILE = 40
 TEXT = h5py.string_dtype("utf-8")
 
 
@@ -64,7 +68,6 @@ TABLES: dict[str, list[Column]] = {
         Column("world_size", "i4", "ranks", "number of MPI ranks"),
         Column("hosts", TEXT, "", "host name of every rank, comma separated"),
         Column("devices", TEXT, "", "device of every rank, comma separated"),
-        Column("dtype", TEXT, "", "dtype of the live weights"),
         Column("versions", TEXT, "JSON", "versions of the software that computed"),
         Column("reason", TEXT, "", "new, or why it was started again"),
     ],
@@ -130,7 +133,7 @@ class RunFile:
     def create(cls, path: Path, *, population: int, **attributes: Any) -> RunFile:
         """A new run file; it appears under its name only when it is whole.
 
-        `attributes`: model_path, model_digest, parameters. Raises InputError if the place cannot be
+        `attributes`: model_path, model_digest, parameters, dtype. Raises InputError if the place cannot be
         written to.
         """
         partial = path.with_suffix(".partial")
@@ -214,9 +217,16 @@ class RunFile:
             self._append("evaluation", row)
 
     def close(self) -> None:
+        """Flush, close, and give back the reserved space."""
         with self._writing():
             self.file.flush()
-        self.file.close()
+            end = self._end()
+            self.file.close()
+            os.truncate(self.path, end)
+
+    def _end(self) -> int:
+        """Where the HDF5 file ended at the last flush: its superblock says so."""
+        return int.from_bytes(os.pread(self.file.id.get_vfd_handle(), 8, END_OF_FILE), "little")
 
     @contextlib.contextmanager
     def _writing(self):
@@ -225,10 +235,11 @@ class RunFile:
             descriptor = self.file.id.get_vfd_handle()
             if not self.path.exists() or not os.path.samestat(self.path.stat(), os.fstat(descriptor)):
                 raise FileNotFoundError("it was removed or replaced while the job ran")
-            os.posix_fallocate(descriptor, self.file.id.get_filesize(), RESERVE)
+            os.posix_fallocate(descriptor, self._end(), RESERVE)
             yield
-            self.file.flush()
-            os.fsync(descriptor)
+            if self.file:
+                self.file.flush()
+                os.fsync(descriptor)
         except (OSError, RuntimeError) as error:
             raise StorageError(
                 f"{self.path}: cannot write the run file ({reason(error)}); the generations committed"
@@ -275,7 +286,8 @@ class RunFile:
 class History:
     """The committed part of a run file that determines the weights, and where they began.
 
-    seed uint64, sign int8, coefficient float32: (G, N); digest uint64: (G,).
+    seed uint64, sign int8, coefficient float32: (G, N); digest uint64: (G,). `settings` is the YAML
+    of the first start.
     """
 
     run_uuid: str
@@ -295,37 +307,68 @@ class History:
     def generations(self) -> int:
         return len(self.digest)
 
+    def first(self, generations: int) -> History:
+        """The history up to there."""
+        rows = ("seed", "sign", "coefficient", "digest", "seconds")
+        held_out = {g: reward for g, reward in self.held_out.items() if g <= generations}
+        return replace(self, held_out=held_out, **{row: getattr(self, row)[:generations] for row in rows})
+
 
 def read_history(path: Path | str) -> History:
     """Read a run file's history, also while a job writes it. Raises InputError if it is damaged."""
     with open_for_reading(path) as file:
-        try:
-            return _history(file)
-        except (OSError, KeyError, RuntimeError, IndexError) as error:
-            raise InputError(f"{path}: a damaged run file ({reason(error)})") from None
+        return _checked_history(path, file)
+
+
+def salvage_history(path: Path | str) -> History:
+    """What can be had from a truncated run file: its generations up to the first incomplete one.
+
+    The missing end is read as zeros, which no seed or digest is.
+    """
+    data = Path(path).read_bytes()
+    end = int.from_bytes(data[END_OF_FILE : END_OF_FILE + 8], "little")
+    with h5py.File(io.BytesIO(data + bytes(max(0, end - len(data)))), "r") as file:
+        _require_run_file(path, file)
+        history = _checked_history(path, file)
+    whole = (history.seed != 0).all(axis=1) & (history.digest != 0)
+    return history.first(int(np.argmin(np.append(whole, False))))
+
+
+def _checked_history(path: Path | str, file: h5py.File) -> History:
+    try:
+        return _history(file)
+    except (OSError, KeyError, RuntimeError, IndexError) as error:
+        raise InputError(f"{path}: a damaged run file ({reason(error)})") from None
 
 
 def _history(file: h5py.File) -> History:
     committed = int(file.attrs["generations_committed"])
     members = {name: file[f"member/{name}"][:committed] for name in ("seed", "sign", "coefficient")}
-    evaluation = file["evaluation"]
-    rows = zip(
-        evaluation["generation"][:].tolist(),
-        evaluation["split"].asstr()[:],
-        evaluation["reward_mean"][:].tolist(),
-        strict=False,
-    )
     return History(
         run_uuid=str(file.attrs["run_uuid"]),
         model_path=str(file.attrs["model_path"]),
         model_digest=int(file.attrs["model_digest"]),
-        dtype=file["start/dtype"].asstr()[-1],
-        settings=file["config"][sorted(file["config"])[-1]].asstr()[()],
+        dtype=str(file.attrs["dtype"]),
+        settings=file["config/000"].asstr()[()],
         digest=file["generation/digest"][:committed],
         seconds=file["generation/seconds"][:committed],
-        held_out={g: reward for g, split, reward in rows if split == "held_out" and g <= committed},
+        held_out=_held_out(file, committed),
         **members,
     )
+
+
+def _held_out(file: h5py.File, committed: int) -> dict[int, float]:
+    table = file["evaluation"]
+    try:
+        columns = table["generation"][:], table["split"].asstr()[:], table["reward_mean"][:]
+    except (OSError, RuntimeError):  # damaged; the weights do not depend on it
+        return {}
+    rows = zip(*(column.tolist() for column in columns), strict=False)
+    return {g: reward for g, split, reward in rows if split == "held_out" and g <= committed}
+
+
+class TruncatedError(InputError):
+    """The end of a run file is missing."""
 
 
 def open_for_reading(path: Path | str) -> h5py.File:
@@ -335,7 +378,14 @@ def open_for_reading(path: Path | str) -> h5py.File:
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except OSError as error:
-        raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
+        if "truncated file" in str(error):
+            raise TruncatedError(f"{path}: its end is missing; mpies.replay can salvage the rest") from None
+        raise InputError(f"{path}: not a readable HDF5 file ({reason(error)})") from None
+    _require_run_file(path, file)
+    return file
+
+
+def _require_run_file(path: Path | str, file: h5py.File) -> None:
     version = file.attrs.get("schema_version")
     if file.attrs.get("program") != "mpies" or version is None:
         raise InputError(f"{path}: an HDF5 file, but not a run file of mpies")
@@ -343,7 +393,6 @@ def open_for_reading(path: Path | str) -> h5py.File:
         raise InputError(
             f"{path}: schema {version} is newer than this program's {SCHEMA_VERSION}; update mpies"
         )
-    return file
 
 
 def _open_for_writing(path: Path, patience: float = 10.0) -> h5py.File:

@@ -338,12 +338,12 @@ def open_log(job: Job, path: Path, places: list[dict[str, Any]]) -> set[tuple[in
             model_path=facts["model_path"],
             model_digest=np.uint64(facts["model_digest"]),
             parameters=facts["parameters"],
+            dtype=facts["dtype"],
         )
     row = {
         "world_size": job.comm.size,
         "hosts": ",".join(job.hosts),
         "devices": ",".join(place["device"] for place in places),
-        "dtype": facts["dtype"],
         "versions": json.dumps(versions()),
         "reason": reason,
     }
