@@ -29,7 +29,7 @@ def find(comm: Comm, settings: config.Settings, path: Path) -> tuple[RunFile | N
         nonlocal log
         if not _expected(settings.run.resume, path):
             return None
-        log = RunFile.reopen(path)
+        log = RunFile.reopen(path, settings.es.generations)
         history = log.history()
         config.refuse_changes(config.from_yaml(history.settings), settings)
         if history.generations > settings.es.generations:

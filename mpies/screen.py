@@ -105,7 +105,7 @@ class Screen:
         with open_for_reading(path) as file:
             self._answers(file["sample"])
             self._rewards(file["evaluation"])
-            self._times(file["generation"])
+            self._times(file["generation"], file.attrs["generations_committed"])
 
     def _answers(self, samples) -> None:
         generation, split = samples["generation"][:], samples["split"].asstr()[:]
@@ -132,8 +132,8 @@ class Screen:
                 f" {values[0]:.4g} before, {values[-1]:.4g} after"
             )
 
-    def _times(self, generations) -> None:
-        seconds = {phase: np.nansum(generations[f"seconds_{phase}"][:]) for phase in PHASES}
+    def _times(self, generations, committed: int) -> None:
+        seconds = {phase: np.nansum(generations[f"seconds_{phase}"][:committed]) for phase in PHASES}
         total = sum(seconds.values())
         if total:
             shares = sorted(seconds.items(), key=lambda item: -item[1])

@@ -234,8 +234,7 @@ def save_checkpoint_if_due(job: Job, generation: int) -> None:
     if job.log and every and generation % every == 0:
         from mpies import checkpoint
 
-        uuid = str(job.log.file.attrs["run_uuid"])
-        checkpoint.write(job.folder, job.replica.weights, uuid, generation)
+        checkpoint.write(job.folder, job.replica.weights, job.log.run_uuid, generation)
 
 
 def evaluate_if_due(job: Job, generation: int) -> None:
@@ -335,6 +334,7 @@ def open_log(job: Job, path: Path, places: list[dict[str, Any]]) -> set[tuple[in
         job.log = RunFile.create(
             path,
             population=job.population.size,
+            generations=job.settings.es.generations,
             model_path=facts["model_path"],
             model_digest=np.uint64(facts["model_digest"]),
             parameters=facts["parameters"],

@@ -1,0 +1,243 @@
+"""Writing the run file so that no kill, at any moment, can damage it.
+
+HDF5 cannot be killed while it changes its own structure (space, indices, variable-length text): of
+such a file, a kill left one in fifty unreadable. So the structure is changed on a private copy only,
+which replaces the file in one rename when it is whole. In between, a generation is committed by
+overwriting rows that were allocated before, then by overwriting `generations_committed`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+import mpies
+from mpies.errors import InputError, StorageError, reason
+from mpies.runfile.reader import History, history_of, open_for_reading
+from mpies.runfile.schema import SCHEMA_VERSION, TABLES, TEXT, Column
+
+# Rows are allocated for all generations at once, or for this many bytes and then twice as many.
+ALLOCATION = 4 * 2**20
+
+
+class RunFile:
+    """The writer. Kept open by rank 0 for as long as the job runs.
+
+    Every method that writes raises StorageError when the file cannot be written; what was committed
+    before stays whole.
+    """
+
+    def __init__(self, path: Path, file: h5py.File, generations: int):
+        self.path = path
+        self.file = file
+        self.generations = generations
+
+    @classmethod
+    def create(cls, path: Path, *, population: int, generations: int, **attributes: Any) -> RunFile:
+        """A new run file for `generations` rows; it appears under its name only when it is whole.
+
+        `attributes`: model_path, model_digest, parameters, dtype. Raises InputError if the place
+        cannot be written to.
+        """
+        partial = path.with_suffix(".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = h5py.File(partial, "w", locking="best-effort")
+            _lay_out(file, population, attributes)
+            _commit(file)
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"run.directory: cannot write {path} ({reason(error)})") from None
+        return cls(path, file, generations)
+
+    @classmethod
+    def reopen(cls, path: Path, generations: int) -> RunFile:
+        """An existing run file, to be continued to `generations`.
+
+        Raises InputError if it is none, damaged, or in use by another job.
+        """
+        open_for_reading(path).close()
+        return cls(path, _open_for_writing(path), generations)
+
+    @property
+    def committed(self) -> int:
+        """The number of committed generations."""
+        return int(self.file.attrs["generations_committed"])
+
+    @property
+    def run_uuid(self) -> str:
+        return str(self.file.attrs["run_uuid"])
+
+    def history(self) -> History:
+        """What determines the weights so far."""
+        return history_of(self.file)
+
+    def evaluated(self) -> set[tuple[int, str]]:
+        """(generation, split) of the evaluations that are there."""
+        table = self.file["evaluation"]
+        return set(zip(table["generation"][:].tolist(), table["split"].asstr()[:], strict=True))
+
+    def start(self, settings_yaml: str, row: dict[str, Any]) -> None:
+        """Note that a job starts to write: its settings and where it runs."""
+        with self._restructured() as file:
+            file["config"][f"{len(file['config']):03d}"] = settings_yaml
+            _append(file, "start", {"generation": self.committed, "utc": _utc_now(), **row})
+            self._allocate(file)
+
+    def append(self, generation: dict[str, Any], members: dict[str, np.ndarray]) -> None:
+        """Write the next generation's row and its members' rows (N,), and commit them."""
+        if self.committed == self._allocated():
+            with self._restructured() as file:
+                self._allocate(file)
+        with self._storage_errors():
+            index = self.committed
+            for table, row in (("generation", generation), ("member", members)):
+                for column in TABLES[table]:
+                    self.file[table][column.name][index] = row[column.name]
+            self.file.flush()
+            # modify() overwrites in place; assignment would delete and create.
+            self.file.attrs.modify("generations_committed", index + 1)
+            _commit(self.file)
+
+    def log_seconds(self, seconds: float) -> None:
+        """What writing the last committed row took; it is on disk with the next flush."""
+        if self.committed:
+            self.file["generation/seconds_log"][self.committed - 1] = seconds
+
+    def add_evaluation(self, row: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+        """Add an evaluation and the answers kept of it."""
+        with self._restructured() as file:
+            _append(file, "evaluation", row)
+            for sample in samples:
+                _append(file, "sample", sample)
+
+    def close(self) -> None:
+        with self._storage_errors():
+            _commit(self.file)
+            self.file.close()
+
+    def _allocated(self) -> int:
+        return self.file["generation/digest"].shape[0]
+
+    def _allocate(self, file: h5py.File) -> None:
+        """Make room for more generations, and empty what a killed job left beyond the committed rows."""
+        committed = self.committed
+        row_bytes = sum(d.dtype.itemsize * d.shape[1] for d in file["member"].values())
+        rows = max(2 * committed, ALLOCATION // row_bytes, 1)
+        rows = max(committed, min(self.generations, rows))
+        for table in ("generation", "member"):
+            for dataset in file[table].values():
+                dataset.resize(rows, axis=0)
+                dataset[committed:] = dataset.fillvalue
+
+    @contextlib.contextmanager
+    def _restructured(self) -> Iterator[h5py.File]:
+        """A copy of the file to change at will, which then replaces it and is written from then on."""
+        partial = self.path.with_suffix(".partial")
+        with self._storage_errors():
+            self.file.flush()
+            try:
+                shutil.copyfile(self.path, partial)
+                file = h5py.File(partial, "r+", locking="best-effort")
+                yield file
+                _commit(file)
+                os.replace(partial, self.path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+                raise
+            self.file.close()
+            self.file = file
+
+    @contextlib.contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            if not self._in_place():
+                raise FileNotFoundError("it was removed or replaced while the job ran")
+            yield
+        except (OSError, RuntimeError) as error:
+            raise StorageError(
+                f"{self.path}: cannot write the run file ({reason(error)}); the generations committed"
+                " before are safe, and once that is mended, the same command goes on"
+            ) from None
+
+    def _in_place(self) -> bool:
+        descriptor = self.file.id.get_vfd_handle()
+        return self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(descriptor))
+
+
+def _lay_out(file: h5py.File, population: int, attributes: dict[str, Any]) -> None:
+    """The schema's attributes and empty tables."""
+    file.attrs.update(
+        schema_version=SCHEMA_VERSION,
+        program="mpies",
+        program_version=mpies.__version__,
+        run_uuid=str(uuid.uuid4()),
+        created_utc=_utc_now(),
+        population=population,
+        generations_committed=0,
+        **attributes,
+    )
+    file.create_group("config")
+    for table, columns in TABLES.items():
+        width = (population,) if table == "member" else ()
+        for column in columns:
+            _create_dataset(file, f"{table}/{column.name}", column, width)
+
+
+def _create_dataset(file: h5py.File, name: str, column: Column, width: tuple[int, ...]) -> None:
+    rows = max(1, min(256, 4096 // (width[0] if width else 1)))
+    dataset = file.create_dataset(
+        name,
+        shape=(0, *width),
+        maxshape=(None, *width),
+        chunks=(rows, *width),
+        dtype=column.dtype,
+        fillvalue=np.nan if np.dtype(column.dtype).kind == "f" else None,
+    )
+    dataset.attrs["description"] = column.description
+    dataset.attrs["units"] = column.units
+
+
+def _append(file: h5py.File, table: str, row: dict[str, Any]) -> None:
+    for column in TABLES[table]:
+        dataset = file[table][column.name]
+        value = row[column.name]
+        if column.dtype is TEXT:
+            value = str(value).replace("\0", "\ufffd")  # HDF5 strings end at a NUL
+        dataset.resize(dataset.shape[0] + 1, axis=0)
+        dataset[-1] = value
+
+
+def _commit(file: h5py.File) -> None:
+    """To the disk, past the node's memory."""
+    file.flush()
+    os.fsync(file.id.get_vfd_handle())
+
+
+def _open_for_writing(path: Path, patience: float = 10.0) -> h5py.File:
+    """Open and lock. A job that was just killed may hold the lock for some seconds more."""
+    start = time.monotonic()
+    while True:
+        try:
+            return h5py.File(path, "r+", locking="best-effort")
+        except BlockingIOError:
+            if time.monotonic() - start > patience:
+                raise InputError(f"run.directory: {path} is in use by another job") from None
+            time.sleep(0.5)
+        except OSError as error:
+            raise InputError(f"run.directory: cannot write {path} ({reason(error)})") from None
+
+
+def _utc_now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
