@@ -55,6 +55,37 @@ class Population:
         first = (rank - generation) % ranks
         return self.blocks(generation)[first::ranks]
 
+    def plan(self, generation: int, ranks: int) -> Plan:
+        """Who evaluates whom in a generation."""
+        return Plan([self.blocks_of(rank, ranks, generation) for rank in range(ranks)])
+
+
+class Plan:
+    """Which rank evaluates which blocks in a generation, and the way back to member order.
+
+    Gathered rows come in rank order: those of rank 0's members first. `rows[order]` brings them into
+    member order.
+    """
+
+    def __init__(self, blocks: list[list[list[Member]]]):
+        self.blocks = blocks
+        by_rank = [[member for block in mine for member in block] for mine in blocks]
+        gathered = [member for members in by_rank for member in members]
+        self.counts = [len(members) for members in by_rank]
+        self.order = np.argsort([member.index for member in gathered])
+        self.members = [gathered[i] for i in self.order]
+        self.rank_of = np.repeat(np.arange(len(blocks)), self.counts)[self.order]
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """uint64 (N,), in member order."""
+        return np.array([member.seed for member in self.members], dtype=np.uint64)
+
+    @property
+    def signs(self) -> np.ndarray:
+        """int8 (N,), in member order."""
+        return np.array([member.sign for member in self.members], dtype=np.int8)
+
 
 def directions(
     seeds: np.ndarray, signs: np.ndarray, coefficients: np.ndarray

@@ -1,0 +1,166 @@
+"""The job around the generations: what is set up before them, done between them, and left at the end."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpies import checkpoint, parallel, resume, tasks
+from mpies import replica as replicas
+from mpies.config import Settings
+from mpies.evaluate import evaluate
+from mpies.phases import Phases
+from mpies.population import Population
+from mpies.replica import Replica
+from mpies.runfile import RunFile
+from mpies.screen import Screen
+from mpies.stopping import Stop, seconds_of
+from mpies.tasks.base import Task
+from mpies.weights import save
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+
+@dataclass
+class Job:
+    """What the generation loop works with, on every rank; `log` is there on rank 0 only."""
+
+    comm: Comm
+    settings: Settings
+    replica: Replica
+    task: Task
+    population: Population
+    phases: Phases
+    stop: Stop
+    screen: Screen
+    log: RunFile | None
+    hosts: list[str]
+    first: int
+    """Generations that were committed when this job began."""
+    evaluated: set[tuple[int, str]]
+    """(generation, split) of the evaluations in the run file when this job began."""
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+    """Seconds of this job's latest generations."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.settings.run.directory)
+
+    def meet(self) -> None:
+        """Wait for all ranks; give up after run.collective_timeout."""
+        parallel.barrier(self.comm, self.settings.run.collective_timeout, self.hosts)
+
+
+def set_up(comm: Comm, settings: Settings) -> Job:
+    """Everything before the first generation. Bad input is refused before the model is loaded."""
+    limit = parallel.on_root(comm, seconds_of, settings.run.time_limit)
+    stop = Stop(limit, settings.run.grace)
+    stop.listen()
+    path = Path(settings.run.directory) / "run.h5"
+    log, history = resume.find(comm, settings, path)
+    task = parallel.together(comm, tasks.make, settings.task.name)
+    screen = Screen(comm.rank != 0, settings.run.progress)
+    screen.say(f"loading {settings.model.path} ...")
+    replica = replicas.build(comm, settings)
+    places = parallel.allgather_objects(comm, replicas.place(replica.device))
+    facts = {**replica.facts, "run_file": path, "train": len(task.train), "held_out": len(task.held_out)}
+    screen.banner(settings, facts, places)
+    if history:
+        resume.restore(comm, replica.weights, history, replica.facts, path.parent, screen.say)
+    es = settings.es
+    job = Job(
+        comm=comm,
+        settings=settings,
+        replica=replica,
+        task=task,
+        population=Population(es.population, es.seed, es.antithetic),
+        phases=Phases(replica.synchronize),
+        stop=stop,
+        screen=screen,
+        log=log,
+        hosts=[place["host"] for place in places],
+        first=history.generations if history else 0,
+        evaluated=set(),
+    )
+    job.evaluated = parallel.on_root(comm, open_log, job, path, places)
+    return job
+
+
+def open_log(job: Job, path: Path, places: list[dict[str, Any]]) -> set[tuple[int, str]]:
+    """On rank 0: create the run file, if there is none, and note this start. Returns what is evaluated."""
+    facts = job.replica.facts
+    reason = "resumed" if job.log else "new"
+    if job.log is None:
+        job.log = RunFile.create(
+            path,
+            population=job.population.size,
+            generations=job.settings.es.generations,
+            model_path=facts["model_path"],
+            model_digest=np.uint64(facts["model_digest"]),
+            parameters=facts["parameters"],
+            dtype=facts["dtype"],
+        )
+    row = {
+        "world_size": job.comm.size,
+        "hosts": ",".join(job.hosts),
+        "devices": ",".join(place["device"] for place in places),
+        "versions": json.dumps(replicas.versions()),
+        "reason": reason,
+    }
+    job.log.start(job.settings.to_yaml(), row)
+    return job.log.evaluated()
+
+
+def save_checkpoint_if_due(job: Job, generation: int) -> None:
+    """Every `run.checkpoint_every` generations, rank 0 writes its base weights."""
+    every = job.settings.run.checkpoint_every
+    if job.log and every and generation % every == 0:
+        checkpoint.write(job.folder, job.replica.weights, job.log.run_uuid, generation)
+
+
+def evaluate_if_due(job: Job, generation: int) -> None:
+    """Evaluate the unperturbed model on training and held-out prompts, on all ranks, and log it.
+
+    Due are the first and the last generation and every `run.evaluate_every`-th, unless they are in
+    the run file already.
+    """
+    every, last = job.settings.run.evaluate_every, job.settings.es.generations
+    if generation not in (0, last) and not (every and generation % every == 0):
+        return
+    job.replica.weights.show_base()
+    for split, rows in {"train": job.task.train, "held_out": job.task.held_out}.items():
+        if (generation, split) in job.evaluated:
+            continue
+        batch = job.settings.engine.batch_size
+        result = evaluate(job.comm, job.replica.engine, job.task, rows, batch, job.meet)
+        if job.log:
+            job.log.add_evaluation(*result.table_rows(generation, split, job.settings.run.keep_samples))
+
+
+def finish(job: Job) -> None:
+    """Save the tuned model and show what was reached."""
+    if job.log:
+        job.replica.weights.show_base()
+        save(job.replica.model, job.replica.tokenizer, job.folder / "model")
+        job.log.close()
+        job.screen.result(job.folder / "run.h5")
+        job.screen.next_steps(job.folder / "model")
+    job.meet()
+
+
+def leave(job: Job, done: int) -> None:
+    """Stop early: everything is on disk already."""
+    job.screen.end()
+    if job.log:
+        job.log.close()
+    why = job.stop.reason or "a signal to another rank"
+    job.screen.say(
+        f"stopped by {why} after generation {done} of {job.settings.es.generations};"
+        " the same command goes on from there"
+    )

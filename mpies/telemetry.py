@@ -1,0 +1,66 @@
+"""What a generation cost: gathered on rank 0, for the run file and the screen. No result depends on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpies import config, parallel
+from mpies.phases import PHASES, Phases
+from mpies.population import Plan
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+    from mpies.train import Evaluated
+
+COST = np.dtype([("tokens", "<i8"), ("seconds", "<f8")])
+
+
+def gather(
+    comm: Comm, plan: Plan, phases: Phases, mine: list[Evaluated]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """On rank 0: members' tokens and seconds, COST (N,), and ranks' seconds (ranks, phases); else None."""
+    spent = np.array(list(phases.take().values()))
+    spent = parallel.gather_rows(comm, spent, [len(PHASES)] * comm.size)
+    costs = np.array([(e.tokens, e.seconds) for e in mine], dtype=COST)
+    costs = parallel.gather_rows(comm, costs, plan.counts)
+    return (costs[plan.order], spent.reshape(comm.size, -1)) if comm.rank == 0 else None
+
+
+def rows(
+    es: config.Es,
+    plan: Plan,
+    rewards: np.ndarray,
+    coefficients: np.ndarray,
+    digest: int,
+    cost: tuple[np.ndarray, np.ndarray],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The generation's row and its members' rows for the run file."""
+    costs, seconds = cost
+    scored = rewards[~np.isnan(rewards)]
+    evaluation = seconds[:, : PHASES.index("reward") + 1].sum(axis=1)
+    row = {
+        "reward_mean": scored.mean(),
+        "reward_std": scored.std(),
+        "reward_min": scored.min(),
+        "reward_max": scored.max(),
+        "unscored": rewards.size - scored.size,
+        "sigma": es.sigma,
+        "alpha": es.alpha,
+        "digest": digest,
+        **{f"seconds_{phase}": mean for phase, mean in zip(PHASES, seconds.mean(axis=0), strict=True)},
+        "imbalance": evaluation.max() / evaluation.mean(),
+        "tokens": int(costs["tokens"].sum()),
+    }
+    members = {
+        "seed": plan.seeds,
+        "sign": plan.signs,
+        "reward": rewards,
+        "coefficient": coefficients,
+        "rank": plan.rank_of,
+        "tokens": costs["tokens"],
+        "seconds": costs["seconds"],
+    }
+    return row, members
