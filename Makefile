@@ -14,6 +14,8 @@ ARGS ?=
 WORLD_SIZES ?= 1 2 3 4
 MPI_TEST_SECONDS ?= 600
 PYTEST_ARGS ?=
+# SIGKILLs of `make torture`; each costs a start of the program.
+KILLS ?= 300
 
 comma := ,
 EXTRAS := $(if $(MPI),$(MPI)$(comma))quickstart,test,dev
@@ -22,7 +24,7 @@ PYTEST := $(RUN) -m pytest $(PYTEST_ARGS)
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 
 .DEFAULT_GOAL := help
-.PHONY: help install model quickstart test-quick test-mpi test lint check
+.PHONY: help install model quickstart test-quick test-mpi test torture lint check
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +73,9 @@ test: $(INSTALLED) ## everything that this machine can test
 	@$(MAKE) --no-print-directory test-quick
 	@$(MAKE) --no-print-directory test-mpi
 	$(PYTEST) --ignore=tests/mpi -m "slow or launch"
+
+torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one left alone
+	$(RUN) tests/torture.py --kills $(KILLS)
 
 lint: $(INSTALLED) ## ruff: rules and format
 	$(RUN) -m ruff check .
