@@ -150,7 +150,7 @@ def finish(job: Job) -> None:
         save(job.replica.model, job.replica.tokenizer, job.folder / "model")
         job.log.close()
         job.screen.result(job.folder / "run.h5")
-        job.screen.next_steps(job.folder / "model")
+        job.screen.next_steps(job.folder / "run.h5", job.settings.es.generations, job.comm.size)
     job.meet()
 
 

@@ -139,12 +139,28 @@ class Screen:
             shares = sorted(seconds.items(), key=lambda item: -item[1])
             self.say("time: " + ", ".join(f"{p} {100 * s / total:.1f} %" for p, s in shares))
 
-    def next_steps(self, folder: Path) -> None:
-        """What to type next."""
-        self.say(f"tuned model: {folder} (a Hugging Face folder)")
-        self.say(f"run file:    {folder.parent / 'run.h5'} (HDF5: h5dump, h5py, ...)")
-        self.say("next: python -m mpies.train --help lists all settings; for example, more generations:")
-        self.say("  mpirun -n 2 python -m mpies.train es.generations=30 run.directory=runs/longer")
+    def next_steps(self, path: Path, generations: int, ranks: int) -> None:
+        """Where things are and what to type next."""
+        python = _as_typed(Path(sys.executable))
+        kept = [a for a in sys.argv[1:] if not a.startswith("es.generations=")]
+        again = " ".join([*kept, f"es.generations={2 * generations}"])
+        mpirun = Path(sys.executable).with_name("mpirun")
+        launch = _as_typed(mpirun) if mpirun.exists() else "mpirun"
+        middle = max(1, generations // 2)
+        self.say(f"tuned model: {path.parent / 'model'} (a Hugging Face folder)")
+        self.say(f"run file:    {path} (HDF5; a checkpoint of every generation)")
+        self.say("next:")
+        self.say(f"  {launch} -n {ranks} {python} -m mpies.train {again}    # go on from here")
+        self.say(f"  {python} -m mpies.replay {path} --generation {middle} --output gen{middle}")
+        self.say(f"  {python} -m mpies.train --help    # all settings")
+
+
+def _as_typed(program: Path) -> str:
+    """A program's path as one would type it here."""
+    try:
+        return str(program.relative_to(Path.cwd()))
+    except ValueError:
+        return str(program)
 
 
 def _places(places: list[dict[str, Any]]) -> str:
