@@ -212,6 +212,10 @@ def keys() -> list[str]:
     ]
 
 
+def _section(name: str) -> type[Section]:
+    return Settings.model_fields[name].annotation
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text()
@@ -239,7 +243,8 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
     if not dot or key not in keys():
         raise InputError(_unknown(key))
     try:
-        value = _parse(text)
+        # A folder may be called 4711: what is text is taken as it stands.
+        value = text if _section(section).model_fields[name].annotation is str else _parse(text)
     except YAMLError:
         raise InputError(f"{key}: cannot read the value {text!r}") from None
     branch = tree.get(section)

@@ -11,6 +11,7 @@ an uninterrupted run. The last line gives the figures; exit code 0 only if every
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -92,10 +93,8 @@ def ranks_of(job: subprocess.Popen) -> list[psutil.Process]:
 def kill_whole(job: subprocess.Popen) -> None:
     family = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
     for process in family:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            pass
     job.wait()
 
 
