@@ -24,6 +24,9 @@ class Completions:
 
 
 class Engine(Protocol):
-    def generate(self, prompts: list[Prompt]) -> Completions:
-        """Greedy completions. Deterministic for a list of prompts, given weights, threads, device."""
+    def generate(self, prompts: list[Prompt], members: int = 1) -> list[Completions]:
+        """Greedy completions by each of `members` members that the model computes with at once.
+
+        Deterministic for a list of prompts, given weights, members, threads, device.
+        """
         ...
