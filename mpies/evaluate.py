@@ -70,5 +70,5 @@ def evaluate(
 
 
 def _evaluate_batch(engine: Engine, task: Task, rows: list[Row]):
-    (answers,) = engine.generate([row["prompt"] for row in rows])
+    answers = engine.generate([row["prompt"] for row in rows])
     return answers.texts, task.score(rows, answers.texts).tolist(), sum(answers.tokens)

@@ -111,7 +111,7 @@ def evaluate_members(job: Job, blocks: list[list[Member]]) -> Iterator[Evaluated
         with phases("perturb"):  # the model computes with base + sigma * sign * noise(seed)
             replica.perturbation.set(block, job.settings.es.sigma)
         with phases("generate"):
-            answers = replica.engine.generate(prompts, len(block))
+            answers = replica.engine.generate_block(prompts, len(block))
         with phases("reward"):
             rewards = [member_reward(job.task.score(rows, answer.texts)) for answer in answers]
         seconds = time.perf_counter() - start

@@ -98,11 +98,11 @@ def test_a_block_generates_what_its_members_generate_alone(tiny_model):
     engine = HfEngine(model, tokenizer, max_new_tokens=12, batch_size=6, chat_template=True)
     prompts = ["2 + 2 =", "Say something short.", "?"]
     perturbation.set(MEMBERS, SIGMA)
-    together = engine.generate(prompts, len(MEMBERS))
+    together = engine.generate_block(prompts, len(MEMBERS))
     perturbation.clear()
     for member, answers in zip(MEMBERS, together, strict=True):
         materialise(weights, member, 1)
-        assert engine.generate(prompts) == [answers]
+        assert engine.generate(prompts) == answers
     assert len({tuple(answers.texts) for answers in together}) == len(MEMBERS)
 
 

@@ -24,9 +24,10 @@ class Completions:
 
 
 class Engine(Protocol):
-    def generate(self, prompts: list[Prompt], members: int = 1) -> list[Completions]:
-        """Greedy completions by each of `members` members that the model computes with at once.
+    def generate(self, prompts: list[Prompt]) -> Completions:
+        """Greedy completions. Deterministic for a list of prompts, given weights, threads, device."""
+        ...
 
-        Deterministic for a list of prompts, given weights, members, threads, device.
-        """
+    def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
+        """Completions by each of the members that the model computes with at once (see lowrank.py)."""
         ...

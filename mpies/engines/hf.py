@@ -43,7 +43,10 @@ class HfEngine:
         model.generation_config = GenerationConfig()
         self._encoded: dict[str, list[int]] = {}
 
-    def generate(self, prompts: list[Prompt], members: int = 1) -> list[Completions]:
+    def generate(self, prompts: list[Prompt]) -> Completions:
+        return self.generate_block(prompts, 1)[0]
+
+    def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
         answers: list[Completions] = [Completions([], []) for _ in range(members)]
         # Rows belong to the members in turn, equally many each, as a block's perturbation expects.
         share = max(1, self.batch_size // members)
