@@ -60,10 +60,26 @@ class Es(Section):
     alpha: float = Field(0.0005, ge=0, description="learning rate, the estimator's 1/sigma absorbed")
     seed: int = Field(42, ge=0, lt=2**64, description="all randomness of the run follows from it")
     antithetic: bool = Field(False, description="members 2j and 2j+1 share a seed, with signs + and -")
-    perturbation: Literal["full"] = Field(
-        "full", description="shape of the noise: full, every element its own"
+    perturbation: Literal["full", "lowrank"] = Field(
+        "full",
+        description="noise of a matrix. full: every element its own, one member at a time;"
+        " lowrank: A B^T / sqrt(rank), a block of members in one batch",
+    )
+    rank: int = Field(1, ge=1, description="rank of low-rank noise")
+    block: int = Field(
+        8, ge=1, description="members that one rank evaluates in one batch (lowrank only; full: 1)"
     )
     fitness: Literal["zscore"] = Field("zscore", description="how rewards become coefficients")
+
+    @property
+    def block_size(self) -> int:
+        """Members of a block."""
+        return self.block if self.perturbation == "lowrank" else 1
+
+    @property
+    def noise_rank(self) -> int:
+        """Rank of the noise of matrices; 0: full."""
+        return self.rank if self.perturbation == "lowrank" else 0
 
     @model_validator(mode="after")
     def _pairs(self):

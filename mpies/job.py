@@ -79,7 +79,7 @@ def set_up(comm: Comm, settings: Settings) -> Job:
         settings=settings,
         replica=replica,
         task=task,
-        population=Population(es.population, es.seed, es.antithetic),
+        population=Population(es.population, es.seed, es.antithetic, es.block_size),
         phases=Phases(replica.synchronize),
         stop=stop,
         screen=screen,
@@ -133,7 +133,7 @@ def evaluate_if_due(job: Job, generation: int) -> None:
     every, last = job.settings.run.evaluate_every, job.settings.es.generations
     if generation not in (0, last) and not (every and generation % every == 0):
         return
-    job.replica.weights.show_base()
+    job.replica.perturbation.clear()
     for split, rows in {"train": job.task.train, "held_out": job.task.held_out}.items():
         if (generation, split) in job.evaluated:
             continue
@@ -146,7 +146,7 @@ def evaluate_if_due(job: Job, generation: int) -> None:
 def finish(job: Job) -> None:
     """Save the tuned model and show what was reached."""
     if job.log:
-        job.replica.weights.show_base()
+        job.replica.perturbation.clear()
         save(job.replica.model, job.replica.tokenizer, job.folder / "model")
         job.log.close()
         job.screen.result(job.folder / "run.h5")

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mpies import config
 from mpies.errors import InputError, OrderlyError
 from mpies.population import directions
 from mpies.runfile import History, TruncatedError, read_history, salvage_history
@@ -106,7 +107,9 @@ def _initial(options, history: History):
     model, tokenizer = models.load(path, allow_download=False)
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype or history.dtype)
-    weights = Weights(model, dtype, device, kernels_for(device, options.threads))
+    es = config.from_yaml(history.settings).es
+    kernels = kernels_for(device, options.threads)
+    weights = Weights(model, dtype, device, kernels, es.noise_rank)
     digest = weights.digest()
     if digest != history.model_digest:
         raise InputError(

@@ -13,10 +13,12 @@ import torch
 import mpies
 from mpies import model as models
 from mpies import parallel
+from mpies import perturbation as perturbations
 from mpies.config import Settings
 from mpies.engines.base import Engine
 from mpies.errors import RefusedError
 from mpies.noise import kernels_for
+from mpies.perturbation import Perturbation
 from mpies.weights import Weights
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Replica:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     weights: Weights
+    perturbation: Perturbation
     engine: Engine
     device: torch.device
     initial_digest: int
@@ -64,9 +67,10 @@ def build(comm: Comm, settings: Settings) -> Replica:
     parallel.require_equal(comm, {"dtype": str(dtype)}, "live weights")
     model, tokenizer = _load(comm, settings)
     kernels = kernels_for(device, settings.run.threads)
-    weights = parallel.together(comm, Weights, model, dtype, device, kernels)
+    weights = parallel.together(comm, Weights, model, dtype, device, kernels, settings.es.noise_rank)
     digest = weights.digest()
     _refuse_diverged(comm, digest)
+    perturbation = parallel.together(comm, perturbations.make, settings.es, model, weights)
     engine = parallel.together(comm, _engine, settings, model, tokenizer)
     facts = {
         "model_path": settings.model.path,
@@ -76,7 +80,7 @@ def build(comm: Comm, settings: Settings) -> Replica:
         "dtype": str(dtype).removeprefix("torch."),
         "dtype_reason": reason,
     }
-    return Replica(model, tokenizer, weights, engine, device, digest, facts)
+    return Replica(model, tokenizer, weights, perturbation, engine, device, digest, facts)
 
 
 def place(device: torch.device) -> dict[str, Any]:

@@ -56,6 +56,9 @@ class Screen:
             "task": f"{settings.task.name}: {facts['train']} training, {facts['held_out']} held-out prompts",
             "population": f"{es.population} members{pairs}, sigma {es.sigma:g}, alpha {es.alpha:g},"
             f" seed {es.seed}",
+            "perturbation": f"low rank {es.rank}, {es.block} members in a batch"
+            if es.noise_rank
+            else "full, one member at a time",
             "ranks": f"{len(places)} on {_places(places)}, {settings.run.threads} CPU thread(s) each",
             "run file": facts["run_file"],
         }.items():

@@ -100,24 +100,24 @@ def evolve(job: Job, generation: int) -> tuple[bool, bool]:
 
 
 def evaluate_members(job: Job, blocks: list[list[Member]]) -> Iterator[Evaluated]:
-    """Perturb, generate, score each member of the blocks."""
-    weights, phases, rows = job.replica.weights, job.phases, job.task.train
+    """Perturb, generate, score each block of members."""
+    phases, rows, replica = job.phases, job.task.train, job.replica
     prompts = [row["prompt"] for row in rows]
-    members = [member for block in blocks for member in block]
     slowest = 0.0
-    for done, member in enumerate(members):
-        if not job.stop.fits(slowest * (len(members) - done)):
+    for done, block in enumerate(blocks):
+        if not job.stop.fits(slowest * (len(blocks) - done)):
             return
         start = time.perf_counter()
-        with phases("perturb"):  # live <- cast(base + sigma * sign * noise(seed))
-            weights.perturb(member.seed, job.settings.es.sigma * member.sign)
+        with phases("perturb"):  # the model computes with base + sigma * sign * noise(seed)
+            replica.perturbation.set(block, job.settings.es.sigma)
         with phases("generate"):
-            answers = job.replica.engine.generate(prompts)
+            answers = replica.engine.generate_block(prompts, len(block))
         with phases("reward"):
-            reward = member_reward(job.task.score(rows, answers.texts))
+            rewards = [member_reward(job.task.score(rows, answer.texts)) for answer in answers]
         seconds = time.perf_counter() - start
         slowest = max(slowest, seconds)
-        yield Evaluated(member, reward, sum(answers.tokens), seconds)
+        for member, reward, answer in zip(block, rewards, answers, strict=True):
+            yield Evaluated(member, reward, sum(answer.tokens), seconds / len(block))
 
 
 def exchange(job: Job, plan: Plan, mine: list[Evaluated]) -> np.ndarray | None:

@@ -24,11 +24,20 @@ class Weights:
     """Takes over a model's parameters: their values become the base, their storage the live weights.
 
     Afterwards, the model is on `device` with parameters of `dtype`. Raises InputError for parameters
-    that are not floating point (quantised models).
+    that are not floating point (quantised models). `rank` is that of the noise of matrices, 0: full.
     """
 
-    def __init__(self, model: torch.nn.Module, dtype: torch.dtype, device: torch.device, kernels: Kernels):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: Kernels,
+        rank: int = 0,
+    ):
         self.kernels = kernels
+        self.rank = rank
+        self.updates = 0
         self.live: dict[str, torch.Tensor] = {}
         self.base: dict[str, torch.Tensor] = {}
         # Without duplicates: a tied parameter appears once, under its first state-dict name.
@@ -69,13 +78,17 @@ class Weights:
         seeds uint64 (D,), factors float32 (D,): see `population.directions`. Paper, section 3:
         decomposed in-place update. Without directions the base stays as it is.
         """
+        self.updates += 1
         for name in self.base:
             self.update_one(name, seeds, factors)
 
     def update_one(self, name: str, seeds: np.ndarray, factors: np.ndarray) -> None:
         """The same for one parameter."""
-        if len(seeds):
-            self.kernels.update(self.base[name].view(-1), seeds, factors, self.ids[name])
+        base, number = self.base[name], self.ids[name]
+        if len(seeds) and self.rank and base.dim() == 2:
+            self.kernels.lowrank_update(base, seeds, factors, number, self.rank)
+        elif len(seeds):
+            self.kernels.update(base.view(-1), seeds, factors, number)
 
     def digest(self) -> int:
         """64 bits that change with any bit of the base.

@@ -27,3 +27,7 @@ class Engine(Protocol):
     def generate(self, prompts: list[Prompt]) -> Completions:
         """Greedy completions. Deterministic for a list of prompts, given weights, threads, device."""
         ...
+
+    def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
+        """Completions by each of the members that the model computes with at once (see lowrank.py)."""
+        ...

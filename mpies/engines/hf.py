@@ -44,13 +44,19 @@ class HfEngine:
         self._encoded: dict[str, list[int]] = {}
 
     def generate(self, prompts: list[Prompt]) -> Completions:
-        texts: list[str] = []
-        tokens: list[int] = []
-        for i in range(0, len(prompts), self.batch_size):
-            for answer in self._batch([self._encode(p) for p in prompts[i : i + self.batch_size]]):
-                texts.append(self.tokenizer.decode(answer, skip_special_tokens=True))
-                tokens.append(len(answer))
-        return Completions(texts, tokens)
+        return self.generate_block(prompts, 1)[0]
+
+    def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
+        answers: list[Completions] = [Completions([], []) for _ in range(members)]
+        # Rows belong to the members in turn, equally many each, as a block's perturbation expects.
+        share = max(1, self.batch_size // members)
+        for i in range(0, len(prompts), share):
+            rows = [self._encode(p) for p in prompts[i : i + share]]
+            for j, tokens in enumerate(self._batch(rows * members)):
+                mine = answers[j // len(rows)]
+                mine.texts.append(self.tokenizer.decode(tokens, skip_special_tokens=True))
+                mine.tokens.append(len(tokens))
+        return answers
 
     @torch.inference_mode()
     def _batch(self, prompts: list[list[int]]) -> list[list[int]]:

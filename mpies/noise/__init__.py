@@ -2,11 +2,13 @@
 
 `definition` says in plain NumPy what the numbers are. `cpu` (numba) and `device` (torch integer
 operations, for GPUs) are the kernels that the program runs; both give the definition's bits, for any
-number of threads and any slicing of a tensor. A kernel set has three verbs, all on flat tensors:
+number of threads and any slicing of a tensor. A kernel set has these verbs, on flat tensors:
 
     perturb(base, live, seed, parameter, scale)      live <- cast(base + scale * noise)
     update(base, seeds, coefficients, parameter)     base <- base + sum_i coefficients_i * noise_i
     digest(base, parameter)                          64 bits of the base's bits and positions
+    normal(count, seed, parameter, stream)           a stream's numbers
+    lowrank_update(base, seeds, coefficients, ...)   the update of a matrix with noise of low rank
 """
 
 from __future__ import annotations
@@ -38,6 +40,19 @@ class Kernels(Protocol):
         coefficients: np.ndarray,
         parameter: int,
         start: int = 0,
+    ) -> None: ...
+
+    def normal(
+        self, count: int, seed: int, parameter: int, stream: int, device: torch.device
+    ) -> torch.Tensor: ...
+
+    def lowrank_update(
+        self,
+        base: torch.Tensor,
+        seeds: np.ndarray,
+        coefficients: np.ndarray,
+        parameter: int,
+        rank: int,
     ) -> None: ...
 
     def digest(self, base: torch.Tensor, parameter: int, start: int = 0) -> int: ...

@@ -7,7 +7,10 @@ memory is allocated per member. numba must not fuse multiplications and addition
 
 from __future__ import annotations
 
+import itertools
+import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,7 +43,7 @@ GRAIN = 128 * CHUNK
 
 
 @njit(nogil=True, cache=True)
-def _bits(words, first_block, parameter, keys):
+def _bits(words, first_block, parameter, stream, keys):
     """Fill `words` (4 * LANES uint32, word-major) with Philox output for LANES counters.
 
     The four words live in 64-bit lanes whose upper halves may hold rubbish: a vector unit's
@@ -51,7 +54,7 @@ def _bits(words, first_block, parameter, keys):
         c0 = block & LOW
         c1 = block >> U32
         c2 = parameter
-        c3 = STREAM
+        c3 = stream
         for r in range(ROUNDS):
             p0 = (c0 & LOW) * M0
             p1 = (c2 & LOW) * M1
@@ -100,7 +103,7 @@ def _to_float16(bits):
 
 
 @njit(nogil=True, cache=True)
-def _perturb(base, live, live_format, keys, parameter, scale, start):
+def _perturb(base, live, live_format, keys, parameter, stream, scale, start):
     words = np.empty(4 * LANES, np.uint32)
     integers = words.view(np.uint16)
     values = np.empty(CHUNK, np.float32)
@@ -112,7 +115,7 @@ def _perturb(base, live, live_format, keys, parameter, scale, start):
         chunk = (first + done) // CHUNK_
         skip = (first + done) - chunk * CHUNK_
         count = min(CHUNK_ - skip, size - done)
-        _bits(words, chunk * LANES_, parameter, keys)
+        _bits(words, chunk * LANES_, parameter, stream, keys)
         for e in range(CHUNK):
             values[e] = scale * TABLE[integers[e] >> SHIFT]
         for e in range(count):
@@ -143,13 +146,28 @@ def _update(base, keys, coefficients, parameter, start):
         count = min(CHUNK_ - skip, size - done)
         total[:] = np.float32(0)
         for m in range(coefficients.size):
-            _bits(words, chunk * LANES_, parameter, keys[m])
+            _bits(words, chunk * LANES_, parameter, STREAM, keys[m])
             coefficient = coefficients[m]
             for e in range(CHUNK):
                 total[e] += coefficient * TABLE[integers[e] >> SHIFT]
         for e in range(count):
             base[done + e] += total[skip + e]
         done += count
+
+
+@njit(nogil=True, cache=True)
+def _lowrank_update(base, first, last, a, b):
+    total = np.empty(base.shape[1], np.float32)
+    for row in range(first, last):
+        total[:] = np.float32(0)
+        for i in range(a.shape[0]):
+            for k in range(a.shape[1]):
+                factor = a[i, k, row]
+                vector = b[i, k]
+                for column in range(total.size):
+                    total[column] += factor * vector[column]
+        for column in range(total.size):
+            base[row, column] += total[column]
 
 
 @njit(nogil=True, cache=True)
@@ -189,7 +207,7 @@ class CpuKernels:
         def work(a, b):
             _perturb(
                 source[a:b], target[a:b], LIVE_FORMATS[live.dtype], keys,
-                np.uint64(parameter), np.float32(scale), start + a,
+                np.uint64(parameter), STREAM, np.float32(scale), start + a,
             )  # fmt: skip
 
         self._spread(base.numel(), work)
@@ -204,6 +222,38 @@ class CpuKernels:
             _update(target[a:b], keys, factors, np.uint64(parameter), start + a)
 
         self._spread(base.numel(), work)
+
+    def normal(self, count, seed, parameter, stream, device):
+        """A stream's first `count` numbers: float32 (count,)."""
+        out = np.zeros(count, np.float32)
+        one = np.float32(1)
+        keys = round_keys(seed)
+
+        def work(a, b):
+            _perturb(
+                out[a:b], out[a:b].view(np.uint32), FLOAT32, keys,
+                np.uint64(parameter), np.uint64(stream), one, a,
+            )  # fmt: skip
+
+        self._spread(count, work)
+        return torch.from_numpy(out)
+
+    def lowrank_update(self, base, seeds, coefficients, parameter, rank):
+        """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
+        rows, columns = base.shape
+        a = np.empty((len(seeds), rank, rows), np.float32)
+        b = np.empty((len(seeds), rank, columns), np.float32)
+        for i, (seed, coefficient) in enumerate(zip(seeds, coefficients, strict=True)):
+            draw = partial(self.normal, seed=int(seed), parameter=parameter, device=None)
+            scale = np.float32(float(coefficient) / math.sqrt(rank))
+            a[i] = scale * draw(rank * rows, stream=definition.STREAM_A).numpy().reshape(rank, rows)
+            b[i] = draw(rank * columns, stream=definition.STREAM_B).numpy().reshape(rank, columns)
+        target = base.numpy()
+        parts = min(self.threads, rows) or 1
+        bounds = [rows * part // parts for part in range(parts + 1)]
+        spans = itertools.pairwise(bounds)
+        run = map if self._pool is None else self._pool.map
+        list(run(lambda span: _lowrank_update(target, *span, a, b), spans))
 
     def digest(self, base, parameter, start=0):
         """The base's digest as an integer below 2^64; add over slices and parameters modulo 2^64."""

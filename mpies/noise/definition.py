@@ -37,6 +37,7 @@ PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 # Streams: the counter's last word. Different uses of one seed never share numbers.
 STREAM_NOISE = 0
 STREAM_SEEDS = 1
+STREAM_A, STREAM_B = 2, 3
 
 DIGEST_SPREAD = 0x9E3779B1
 # The two multipliers of MurmurHash3's 32-bit finaliser.
@@ -85,11 +86,11 @@ def philox(seed: int, block: np.ndarray, parameter: int, stream: int) -> np.ndar
     return np.stack([c0, c1, c2, c3]).astype(np.uint32)
 
 
-def normal(seed: int, parameter: int, start: int, count: int) -> np.ndarray:
+def normal(seed: int, parameter: int, start: int, count: int, stream: int = STREAM_NOISE) -> np.ndarray:
     """Elements [start, start + count) of a parameter's noise for a seed: float32, shape (count,)."""
     first, last = start // CHUNK, -(-(start + count) // CHUNK)
     blocks = np.arange(first * LANES, last * LANES, dtype=np.uint64)
-    words = philox(seed, blocks, parameter, STREAM_NOISE).reshape(4, -1, LANES)
+    words = philox(seed, blocks, parameter, stream).reshape(4, -1, LANES)
     halves = np.stack([words & np.uint32(0xFFFF), words >> np.uint32(16)], axis=-1)
     in_order = halves.transpose(1, 0, 2, 3).reshape(-1)
     z = TABLE[in_order >> (16 - TABLE_BITS)]
@@ -109,6 +110,34 @@ def updated(
     total = np.zeros_like(base)
     for seed, coefficient in zip(seeds, coefficients, strict=True):
         total += np.float32(coefficient) * normal(int(seed), parameter, start, base.size)
+    return base + total
+
+
+def factors(seed: int, parameter: int, shape: tuple[int, int], rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Low-rank noise of a matrix: A (rank, rows) and B (rank, columns), float32, standard normal.
+
+    The matrix's noise is E = A^T B / sqrt(rank) (EGGROLL, arXiv 2511.16652): variance 1, rank `rank`.
+    """
+    rows, columns = shape
+    a = normal(seed, parameter, 0, rank * rows, STREAM_A).reshape(rank, rows)
+    b = normal(seed, parameter, 0, rank * columns, STREAM_B).reshape(rank, columns)
+    return a, b
+
+
+def lowrank_updated(
+    base: np.ndarray, seeds: np.ndarray, coefficients: np.ndarray, parameter: int, rank: int
+) -> np.ndarray:
+    """base + sum_i coefficients_i * E(seeds_i), for a matrix (rows, columns).
+
+    With c_i = float32(coefficient_i / sqrt(rank)), every term (c_i * A[k, row]) * B[k, column] is two
+    float32 products; they are summed over i, then k, in that order, and added to the base once.
+    """
+    total = np.zeros_like(base)
+    for seed, coefficient in zip(seeds, coefficients, strict=True):
+        a, b = factors(int(seed), parameter, base.shape, rank)
+        scale = np.float32(float(coefficient) / math.sqrt(rank))
+        for k in range(rank):
+            total += (scale * a[k])[:, None] * b[k]
     return base + total
 
 

@@ -8,6 +8,7 @@ Multiplications and additions are separate operations: `torch.add(..., alpha=...
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -28,13 +29,20 @@ def _high(product: torch.Tensor) -> torch.Tensor:
     return (product >> 32) & LOW
 
 
-def normal(seed: int, parameter: int, start: int, count: int, device: torch.device) -> torch.Tensor:
+def normal(
+    seed: int,
+    parameter: int,
+    start: int,
+    count: int,
+    device: torch.device,
+    stream: int = definition.STREAM_NOISE,
+) -> torch.Tensor:
     """Elements [start, start + count) of a parameter's noise: float32, on `device`."""
     first, last = start // CHUNK, -(-(start + count) // CHUNK)
     block = torch.arange(first * LANES, last * LANES, dtype=torch.int64, device=device)
     c0, c1 = block & LOW, _high(block)
     c2 = torch.full_like(block, parameter)
-    c3 = torch.full_like(block, definition.STREAM_NOISE)
+    c3 = torch.full_like(block, stream)
     m0, m1 = definition.PHILOX_MULTIPLIERS
     for k0, k1 in round_keys(seed).tolist():
         p0, p1 = c0 * m0, c2 * m1
@@ -69,6 +77,22 @@ class DeviceKernels:
                 noise = normal(int(seed), parameter, start + a, b - a, base.device)
                 total.add_(noise.mul_(float(coefficient)))
             base[a:b].add_(total)
+
+    def normal(self, count, seed, parameter, stream, device):
+        """A stream's first `count` numbers: float32 (count,)."""
+        return normal(seed, parameter, 0, count, device, stream)
+
+    def lowrank_update(self, base, seeds, coefficients, parameter, rank):
+        """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
+        rows, columns = base.shape
+        total = torch.zeros_like(base)
+        for seed, coefficient in zip(seeds, coefficients, strict=True):
+            a = self.normal(rank * rows, int(seed), parameter, definition.STREAM_A, base.device)
+            b = self.normal(rank * columns, int(seed), parameter, definition.STREAM_B, base.device)
+            a *= float(np.float32(float(coefficient) / math.sqrt(rank)))
+            for row, column in zip(a.view(rank, rows), b.view(rank, columns), strict=True):
+                total.add_(row[:, None] * column)
+        base.add_(total)
 
     def digest(self, base, parameter, start=0):
         """The base's digest as an integer below 2^64; add over slices and parameters modulo 2^64."""
