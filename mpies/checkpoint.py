@@ -35,8 +35,11 @@ def write(folder: Path, weights: Weights, run_uuid: str, generation: int) -> Non
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        for old in _newest_first(folder)[KEPT:]:
-            old.unlink()
+        # Those of later generations are left from another run in this folder.
+        numbers = _checkpoints(folder)
+        kept = [number for number in numbers if number <= generation][:KEPT]
+        for number in set(numbers) - set(kept):
+            numbers[number].unlink()
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -49,8 +52,7 @@ def restore(folder: Path, weights: Weights, run_uuid: str, digests: np.ndarray, 
     digests: uint64 (G,), the run file's. Returns its generation, 0 if there is none. A damaged
     checkpoint, or one of another run, is skipped with a message.
     """
-    for path in _newest_first(folder):
-        generation = int(path.stem.removeprefix("checkpoint-"))
+    for generation, path in _checkpoints(folder).items():
         if not 0 < generation <= limit:
             continue
         try:
@@ -95,5 +97,11 @@ def _header(weights: Weights, metadata: dict[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint-*.safetensors"), reverse=True)
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """generation -> file, newest first."""
+    found = {}
+    for path in folder.glob("checkpoint-*.safetensors"):
+        number = path.stem.removeprefix("checkpoint-")
+        if number.isdecimal():
+            found[int(number)] = path
+    return dict(sorted(found.items(), reverse=True))

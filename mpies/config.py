@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import difflib
 import io
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML, YAMLError
 
+from mpies import stopping
 from mpies.errors import InputError
 
 
@@ -84,7 +86,10 @@ class Es(Section):
     @model_validator(mode="after")
     def _pairs(self):
         if self.antithetic and self.population % 2:
-            raise ValueError("es.population: antithetic members come in pairs, so it must be even")
+            raise ValueError(
+                f"es.population: given {self.population}, allowed is an even number, since"
+                " es.antithetic makes pairs"
+            )
         return self
 
 
@@ -116,7 +121,7 @@ class Run(Section):
     checkpoint_every: int = Field(
         0, ge=0, description="generations between weight checkpoints, which only save replay time; 0: none"
     )
-    time_limit: str | int = Field(
+    time_limit: Annotated[str, BeforeValidator(str)] = Field(
         "auto",
         description="stop in time, resumable: none, minutes, [days-]hours:minutes:seconds;"
         " auto: the end of the Slurm job",
@@ -127,6 +132,14 @@ class Run(Section):
     collective_timeout: int = Field(
         3600, ge=1, description="seconds that ranks wait for one another before the job gives up"
     )
+
+    @model_validator(mode="after")
+    def _time_limit(self):
+        try:
+            stopping.check(self.time_limit)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 # What may differ when a run goes on. The model's path may, since its digest is compared; its live
@@ -158,7 +171,10 @@ class Settings(Section):
     def to_yaml(self) -> str:
         """The resolved settings as YAML, in the order of this file."""
         stream = io.StringIO()
-        YAML(typ="safe", pure=True).dump(self.model_dump(), stream)
+        yaml = YAML(typ="safe", pure=True)
+        yaml.sort_base_mapping_type_on_output = False
+        yaml.default_flow_style = False
+        yaml.dump(self.model_dump(), stream)
         return stream.getvalue()
 
 
@@ -167,14 +183,15 @@ def load(arguments: list[str]) -> Settings:
 
     Raises InputError, whose message has one line per problem.
     """
-    files = [a for a in arguments if "=" not in a]
+    files = [a for a in arguments if "=" not in a or a.endswith((".yaml", ".yml"))]
     if len(files) > 1:
         raise InputError(f"one configuration file at most, but there are {len(files)}: {', '.join(files)}")
     tree = _read(Path(files[0])) if files else quickstart()
+    problems = []
     for override in arguments:
-        if "=" in override:
-            _set(tree, *override.split("=", 1))
-    return _validate(tree)
+        if override not in files:
+            problems += _set(tree, *override.split("=", 1))
+    return _validate(tree, problems)
 
 
 def from_yaml(text: str) -> Settings:
@@ -195,11 +212,20 @@ def refuse_changes(before: Settings, now: Settings) -> None:
         raise InputError("\n".join([*lines, remedy]))
 
 
-def _validate(tree: Any) -> Settings:
+def _validate(tree: Any, problems: Sequence[str] = ()) -> Settings:
+    # An empty section is all defaults.
+    tree = {name: {} for name in Settings.model_fields} | {
+        name: {} if section is None and name in Settings.model_fields else section
+        for name, section in tree.items()
+    }
+    lines = list(problems)
     try:
-        return Settings.model_validate(tree)
+        settings = Settings.model_validate(tree)
     except ValidationError as error:
-        raise InputError("\n".join(_line(problem) for problem in error.errors())) from None
+        lines += [_line(problem) for problem in error.errors()]
+    if lines:
+        raise InputError("\n".join(lines))
+    return settings
 
 
 def quickstart() -> dict[str, Any]:
@@ -240,10 +266,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot read the configuration file ({reason})") from None
     try:
         tree = _parse(text)
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}:{where} not valid YAML ({getattr(error, 'problem', error)})") from None
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"{path}:{where} not valid YAML ({problem})") from None
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected sections ({', '.join(Settings.model_fields)}) with settings")
     return tree
@@ -254,26 +281,34 @@ def _parse(text: str) -> Any:
     return YAML(typ="safe", pure=True).load(text)
 
 
-def _set(tree: dict[str, Any], key: str, text: str) -> None:
-    section, dot, name = key.partition(".")
-    if not dot or key not in keys():
-        raise InputError(_unknown(key))
+def _set(tree: dict[str, Any], key: str, text: str) -> list[str]:
+    """Set a key in the tree; returns the problem, if there is one."""
+    section, _, name = key.partition(".")
+    if key not in keys():
+        return [_unknown(key)]
     try:
         # A folder may be called 4711: what is text is taken as it stands.
         value = text if _section(section).model_fields[name].annotation is str else _parse(text)
-    except YAMLError:
-        raise InputError(f"{key}: cannot read the value {text!r}") from None
+    except (YAMLError, ValueError):
+        return [f"{key}: cannot read the value {text!r}"]
     branch = tree.get(section)
     tree[section] = {**(branch if isinstance(branch, dict) else {}), name: value}
+    return []
 
 
-def _unknown(key: str) -> str:
-    candidates = keys()
-    near = difflib.get_close_matches(key, candidates, n=1) or [
-        k for k in candidates if k.split(".")[1] == key.split(".")[-1]
-    ]
-    hint = f"; did you mean {near[0]}?" if near else "; --help lists all settings"
-    return f"{key}: no such setting{hint}"
+def _unknown(key: Any) -> str:
+    """What to say of a key that is none: the nearest name in its section, or anywhere."""
+    section, _, name = str(key).lstrip("-").lower().rpartition(".")
+    anywhere = section not in Settings.model_fields
+    known = {k.split(".")[1]: k for k in keys() if anywhere or k.startswith(f"{section}.")}
+    if not section:
+        known |= {own: own for own in Settings.model_fields}
+    elsewhere = {k.split(".")[1]: k for k in keys()}
+    known = known if name not in elsewhere else {name: elsewhere[name], **known}
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    near = near or [short for short in known if name and short.startswith(name)]
+    hint = f"did you mean {known[near[0]]}?" if near else "--help lists all settings"
+    return f"{key}: no such setting; {hint}"
 
 
 def _line(problem: Any) -> str:
@@ -285,4 +320,10 @@ def _line(problem: Any) -> str:
     if problem["type"] == "value_error":  # from the checks above, which name the keys themselves
         return str(problem["ctx"]["error"])
     message = problem["msg"].removeprefix("Input should be ")
+    if problem["type"] == "invalid_key":
+        return f"{key}: no such setting; --help lists all settings"
+    if problem["type"] == "model_type":
+        message = f"a section with settings, such as {key}: {{...}}"
+    if problem["type"] == "bool_type":
+        message = "true or false"
     return f"{key}: given {problem['input']!r}, allowed is {message}"

@@ -22,11 +22,16 @@ def zscore(rewards: np.ndarray) -> np.ndarray:
     scored = [float(r) for r in rewards if math.isfinite(r)]
     if not scored:
         return np.zeros(len(rewards))
-    mean = math.fsum(scored) / len(scored)
-    deviation = math.sqrt(math.fsum((r - mean) ** 2 for r in scored) / len(scored))
-    if deviation <= RELATIVE_SPREAD * max(abs(r) for r in scored):
+    # By a power of two, which is exact: squares neither overflow nor vanish.
+    _, exponent = math.frexp(max(abs(r) for r in scored))
+    small = [math.ldexp(r, -exponent) for r in scored]
+    mean = math.fsum(small) / len(small)
+    # d * d, since the last bit of d ** 2 depends on the platform's pow().
+    deviation = math.sqrt(math.fsum((r - mean) * (r - mean) for r in small) / len(small))
+    if deviation <= RELATIVE_SPREAD:
         return np.zeros(len(rewards))
-    return np.array([(float(r) - mean) / deviation if math.isfinite(r) else 0.0 for r in rewards])
+    z = iter([(r - mean) / deviation for r in small])
+    return np.array([next(z) if math.isfinite(r) else 0.0 for r in rewards])
 
 
 def coefficients(rewards: np.ndarray, alpha: float) -> np.ndarray:

@@ -46,11 +46,17 @@ class Job:
     evaluated: set[tuple[int, str]]
     """(generation, split) of the evaluations in the run file when this job began."""
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=5))
-    """Seconds of this job's latest generations."""
+    """Seconds of the run's latest generations."""
+    recent_blocks: deque[float] = field(default_factory=lambda: deque(maxlen=32))
+    """Seconds of this rank's latest blocks."""
 
     @property
     def folder(self) -> Path:
         return Path(self.settings.run.directory)
+
+    def wants_to_stop(self) -> bool:
+        """Did a signal ask this rank to stop, or would another generation not fit its time limit?"""
+        return self.stop.requested or not self.stop.fits(max(self.recent, default=0.0))
 
     def meet(self) -> None:
         """Wait for all ranks; give up after run.collective_timeout."""
@@ -88,6 +94,8 @@ def set_up(comm: Comm, settings: Settings) -> Job:
         first=history.generations if history else 0,
         evaluated=set(),
     )
+    if history:
+        job.recent.extend(history.seconds[-5:].tolist())
     job.evaluated = parallel.on_root(comm, open_log, job, path, places)
     return job
 
@@ -95,10 +103,21 @@ def set_up(comm: Comm, settings: Settings) -> Job:
 def open_log(job: Job, path: Path, places: list[dict[str, Any]]) -> set[tuple[int, str]]:
     """On rank 0: create the run file, if there is none, and note this start. Returns what is evaluated."""
     facts = job.replica.facts
-    reason = "resumed" if job.log else "new"
-    if job.log is None:
+    row = {
+        "world_size": job.comm.size,
+        "hosts": ",".join(job.hosts),
+        "devices": ",".join(place["device"] for place in places),
+        "versions": json.dumps(replicas.versions()),
+        "reason": "resumed" if job.log else "new",
+    }
+    settings = job.settings.to_yaml()
+    if job.log:
+        job.log.start(settings, row)
+    else:
         job.log = RunFile.create(
             path,
+            settings,
+            row,
             population=job.population.size,
             generations=job.settings.es.generations,
             model_path=facts["model_path"],
@@ -106,14 +125,6 @@ def open_log(job: Job, path: Path, places: list[dict[str, Any]]) -> set[tuple[in
             parameters=facts["parameters"],
             dtype=facts["dtype"],
         )
-    row = {
-        "world_size": job.comm.size,
-        "hosts": ",".join(job.hosts),
-        "devices": ",".join(place["device"] for place in places),
-        "versions": json.dumps(replicas.versions()),
-        "reason": reason,
-    }
-    job.log.start(job.settings.to_yaml(), row)
     return job.log.evaluated()
 
 
@@ -147,7 +158,12 @@ def finish(job: Job) -> None:
     """Save the tuned model and show what was reached."""
     if job.log:
         job.replica.perturbation.clear()
-        save(job.replica.model, job.replica.tokenizer, job.folder / "model")
+        origin = {
+            "run_uuid": job.log.run_uuid,
+            "generation": job.log.committed,
+            "digest": f"{job.replica.weights.digest():016x}",
+        }
+        save(job.replica.model, job.replica.tokenizer, job.folder / "model", origin)
         job.log.close()
         job.screen.result(job.folder / "run.h5")
         job.screen.next_steps(job.folder / "run.h5", job.settings.es.generations, job.comm.size)
@@ -156,10 +172,9 @@ def finish(job: Job) -> None:
 
 def leave(job: Job, done: int) -> None:
     """Stop early: everything is on disk already."""
-    job.screen.end()
     if job.log:
         job.log.close()
-    why = job.stop.reason or "a signal to another rank"
+    why = job.stop.reason or "a signal to another rank, or its time limit"
     job.screen.say(
         f"stopped by {why} after generation {done} of {job.settings.es.generations};"
         " the same command goes on from there"

@@ -6,13 +6,15 @@ safetensors only, no code from model folders, no hub access unless it is asked f
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from mpies import quickstart
-from mpies.errors import InputError
+from mpies.errors import InputError, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 def locate(path: str) -> str:
     """The folder or hub id that `model.path` stands for; 'quickstart' is the embedded model."""
     if path != "quickstart":
-        return path
+        return os.path.expanduser(path)
     folder = quickstart.model_folder()
     if not (folder / "config.json").exists():
         raise InputError(
@@ -62,26 +64,53 @@ def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTo
     transformers.utils.logging.set_verbosity_error()
     place = locate(path)
     options = {"trust_remote_code": False, "local_files_only": not allow_download}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype="auto", use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"model.path: cannot load {path}: {_reason(path, error)}") from error
+    tokenizer = _attempt(path, "the tokenizer of ", AutoTokenizer.from_pretrained, place, **options)
+    model, info = _attempt(
+        path,
+        "",
+        AutoModelForCausalLM.from_pretrained,
+        place,
+        dtype="auto",
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
+    # transformers would go on with random values.
+    absent = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
+    if absent:
+        raise InputError(
+            f"model.path: {path} lacks {len(absent)} weights that fit its config.json, {absent[0]} among them"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
 
 
-def _reason(path: str, error: Exception) -> str:
+def _attempt(path: str, what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a loader of transformers; whatever it raises is bad input."""
+    try:
+        return function(*arguments, **options)
+    except Exception as error:
+        absence = _absence(path)
+        kind = "damaged safetensors file, " if isinstance(error, SafetensorError) else ""
+        why = f"{path}: {absence}" if absence else f"{what}{path}: {kind}{reason(error)}"
+        raise InputError(f"model.path: cannot load {why}") from error
+
+
+def _absence(path: str) -> str | None:
+    """Why there is nothing to load at a path; None if there is a folder."""
     folder = Path(path).expanduser()
-    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
+    if folder.is_dir() or path == "quickstart":
+        return None
+    if folder.exists():
+        return "this is a file, not a folder"
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
         return "there is no such folder"
-    if not folder.exists():
-        return (
-            "there is no such folder, and it is not in the local Hugging Face cache;"
-            " model.allow_download=true permits a download"
-        )
-    return str(error).strip().splitlines()[0]
+    return (
+        "there is no such folder, and it is not in the local Hugging Face cache;"
+        " model.allow_download=true permits a download"
+    )
 
 
 def _cpu_flags() -> set[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from mpies.errors import InputError, MissingRankError, OrderlyError, RefusedError
+from mpies.errors import InputError, MissingRankError, OrderlyError, RefusedError, reason
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +35,13 @@ def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoRetur
     Whatever else ends `main` on one rank (an exception, sys.exit, an exception in a thread) ends all
     ranks, non-zero, with that rank's traceback on screen. Bad input ends with one line and status 2.
     """
-    from mpi4py import MPI
-
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        _print_problem(
+            f"no MPI library ({reason(error)}); load your site's MPI module, or: pip install mpich"
+        )
+        sys.exit(2)
     comm = MPI.COMM_WORLD
     threading.excepthook = lambda failure: _abort(comm, failure.exc_value)
     try:
@@ -84,8 +89,12 @@ def barrier(comm: Comm, timeout: float = float("inf"), hosts: Sequence[str] = ()
     arrivals = [comm.Irecv(word.copy(), rank, TAG_ARRIVAL) for rank in range(1, comm.size)]
     if not wait(*arrivals, timeout=timeout):
         missing = [rank for rank, arrival in enumerate(arrivals, 1) if not arrival.Test()]
-        named = ", ".join(f"rank {r} on {hosts[r] if hosts else 'its host'}" for r in missing)
-        raise MissingRankError(f"gave up after waiting {timeout:g} s (run.collective_timeout) for {named}")
+        named = ", ".join(f"rank {r} on {hosts[r] if hosts else 'its host'}" for r in missing[:8])
+        named += f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+        raise MissingRankError(
+            f"gave up after waiting {timeout:g} s for {named}; if nothing is wrong with"
+            " them, set a larger run.collective_timeout"
+        )
     wait(*(comm.Isend(word, rank, TAG_RELEASE) for rank in range(1, comm.size)))
 
 

@@ -52,12 +52,12 @@ class Population:
 
     def blocks_of(self, rank: int, ranks: int, generation: int) -> list[list[Member]]:
         """The blocks that a rank evaluates. Ranks take turns in having one block more than others."""
-        first = (rank - generation) % ranks
-        return self.blocks(generation)[first::ranks]
+        return self.plan(generation, ranks).blocks[rank]
 
     def plan(self, generation: int, ranks: int) -> Plan:
         """Who evaluates whom in a generation."""
-        return Plan([self.blocks_of(rank, ranks, generation) for rank in range(ranks)])
+        blocks = self.blocks(generation)
+        return Plan([blocks[(rank - generation) % ranks :: ranks] for rank in range(ranks)])
 
 
 class Plan:

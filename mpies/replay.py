@@ -17,9 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mpies import config
 from mpies.errors import InputError, OrderlyError
-from mpies.population import directions
 from mpies.runfile import History, TruncatedError, read_history, salvage_history
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def replay(
     Returns the digest after the last of them, or with `every_digest` after each. `progress` is
     called with the share of the work that each step was.
     """
-    steps = [directions(history.seed[g], history.sign[g], history.coefficient[g]) for g in range(first, last)]
+    steps = [history.directions(g) for g in range(first, last)]
     totals = [0] * (len(steps) if every_digest else 1)
     for name, base in weights.base.items():
         for i, (seeds, factors) in enumerate(steps):
@@ -55,8 +56,7 @@ def replay(
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    if options.verify and options.output:
-        raise InputError("--verify writes no model: leave out --output, or --verify")
+    _check(options)
     history = _history(options.run_file)
     generation = _generation(options.generation, history)
     last = history.generations if options.verify else generation
@@ -80,9 +80,33 @@ def main(arguments: list[str]) -> int:
         from mpies.weights import save
 
         weights.show_base()
-        save(model, tokenizer, Path(options.output))
+        origin = {
+            "run_uuid": history.run_uuid,
+            "generation": generation,
+            "digest": f"{expected:016x}",
+        }
+        save(model, tokenizer, Path(options.output), origin)
         print(f"wrote {options.output} ({str(model.dtype).removeprefix('torch.')})")
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise InputError for options that cannot be."""
+    import torch
+
+    if options.verify and options.output:
+        raise InputError("--verify writes no model: leave out --output, or --verify")
+    if options.threads < 1:
+        raise InputError(f"--threads: given {options.threads}, allowed is 1 or more")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device: no GPU is visible here; leave it out to replay on the CPU")
+    if options.output:
+        from mpies.weights import refuse_overwriting
+
+        try:
+            refuse_overwriting(Path(options.output))
+        except InputError as error:
+            raise InputError(f"--output: {error}") from None
 
 
 def _history(path: str) -> History:
@@ -104,7 +128,10 @@ def _initial(options, history: History):
 
     torch.set_num_threads(options.threads)
     path = options.model or history.model_path
-    model, tokenizer = models.load(path, allow_download=False)
+    try:
+        model, tokenizer = models.load(path, allow_download=False)
+    except InputError as error:
+        raise InputError(f"{error}; name the initial model with --model") from None
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype or history.dtype)
     es = config.from_yaml(history.settings).es
@@ -134,7 +161,7 @@ def _generation(text: str, history: History) -> int:
         if not history.held_out:
             raise InputError("--generation best: the run file holds no evaluation on held-out prompts")
         return max(history.held_out, key=history.held_out.get)
-    if not text.isdigit() or int(text) > history.generations:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10) or int(text) > history.generations:
         raise InputError(f"--generation: given {text}, allowed is 0 to {history.generations}, last or best")
     return int(text)
 
@@ -144,7 +171,14 @@ def _report(history: History, digests: list[int]) -> int:
     print(f"{len(digests) - len(wrong)} of {len(digests)} generations' digests agree")
     if wrong:
         print(f"first generation that does not: {wrong[0]}")
-    return 1 if wrong else 0
+    odd = [
+        g + 1
+        for g in range(len(digests))
+        if not np.array_equal(history.coefficients(g), history.coefficient[g])
+    ]
+    if odd:
+        print(f"logged coefficients do not follow from the rewards, first in generation {odd[0]}")
+    return 1 if wrong or odd else 0
 
 
 @contextlib.contextmanager
@@ -174,8 +208,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verify", action="store_true", help="recompute the digest of every generation")
     parser.add_argument("--model", metavar="PATH", help="the initial model; default: the run file's path")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the run's")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=cores, help="CPU threads (default: all)")
     return parser
 
 

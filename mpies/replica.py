@@ -37,7 +37,6 @@ class Replica:
     perturbation: Perturbation
     engine: Engine
     device: torch.device
-    initial_digest: int
     facts: dict[str, Any]
     """For the banner and the run file: names, sizes, digest, dtype and why."""
 
@@ -63,6 +62,8 @@ def build(comm: Comm, settings: Settings) -> Replica:
     device = parallel.together(comm, parallel.device_for, comm, settings.model.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # A rank that fell back to its CPU would answer differently.
+    parallel.require_equal(comm, {"device": device.type}, "devices")
     dtype, reason = models.choose_dtype(settings.model.dtype, device)
     parallel.require_equal(comm, {"dtype": str(dtype)}, "live weights")
     model, tokenizer = _load(comm, settings)
@@ -80,7 +81,7 @@ def build(comm: Comm, settings: Settings) -> Replica:
         "dtype": str(dtype).removeprefix("torch."),
         "dtype_reason": reason,
     }
-    return Replica(model, tokenizer, weights, perturbation, engine, device, digest, facts)
+    return Replica(model, tokenizer, weights, perturbation, engine, device, facts)
 
 
 def place(device: torch.device) -> dict[str, Any]:

@@ -6,7 +6,9 @@ ranks' output through a pipe, so the terminal is looked for at the launcher (`_t
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -67,8 +69,9 @@ class Screen:
         self.console.print(table)
         sys.stdout.flush()
 
-    def begin(self, done: int, total: int) -> None:
-        """Generations begin, `done` of `total` being there already."""
+    @contextlib.contextmanager
+    def progress(self, done: int, total: int):
+        """While generations are made, `done` of `total` being there already."""
         self._done, self._total = done, total
         if self.bar:
             self._progress = Progress(
@@ -82,6 +85,12 @@ class Screen:
             )
             self._task = self._progress.add_task("", completed=done, total=total, reward="...")
             self._progress.start()
+        try:
+            yield
+        finally:  # a bar that is not stopped leaves the cursor hidden
+            if self._progress:
+                self._progress.stop()
+                self._progress = None
 
     def generation(self, row: dict[str, Any]) -> None:
         """A generation is committed."""
@@ -96,12 +105,6 @@ class Screen:
             f"  {row['tokens'] / row['seconds']:.0f} tokens/s"
             f"  {left} left, {_duration(left * row['seconds'])}"
         )
-
-    def end(self) -> None:
-        """Generations are over."""
-        if self._progress:
-            self._progress.stop()
-            self._progress = None
 
     def result(self, path: Path) -> None:
         """From the run file: answers and rewards before and after, and where the time went."""
@@ -146,7 +149,7 @@ class Screen:
         """Where things are and what to type next."""
         python = _as_typed(Path(sys.executable))
         kept = [a for a in sys.argv[1:] if not a.startswith("es.generations=")]
-        again = " ".join([*kept, f"es.generations={2 * generations}"])
+        again = shlex.join([*kept, f"es.generations={2 * generations or 10}"])
         mpirun = Path(sys.executable).with_name("mpirun")
         launch = _as_typed(mpirun) if mpirun.exists() else "mpirun"
         middle = max(1, generations // 2)

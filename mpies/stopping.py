@@ -16,6 +16,9 @@ from mpies.errors import InputError
 
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
+# A second signal ends a rank at once, but a launcher and a terminal may both deliver the first.
+ECHO = 0.1
+
 # What a prediction of a generation's time is multiplied with, plus seconds to write and leave.
 SAFETY, LEAVE = 1.2, 5.0
 
@@ -30,6 +33,7 @@ class Stop:
         self._deadline = None if limit is None else clock() + limit
         self._grace = grace
         self._signalled: float | None = None
+        self._urgent = False
         self.reason = ""
 
     def listen(self) -> None:
@@ -38,11 +42,14 @@ class Stop:
             signal.signal(number, self._note)
 
     def _note(self, number: int, _frame) -> None:
-        if self._signalled is not None:
+        if self._signalled is None:
+            self._signalled = self._clock()
+            self._number = number
+            self._urgent = number == signal.SIGTERM  # batch systems kill soon after it
+            self.reason = f"signal {signal.Signals(number).name}"
+        elif number != self._number or self._clock() - self._signalled > ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._signalled = self._clock()
-        self.reason = f"signal {signal.Signals(number).name}"
 
     @property
     def requested(self) -> bool:
@@ -52,29 +59,37 @@ class Stop:
     def fits(self, seconds: float) -> bool:
         """Is there time for work that is expected to take `seconds`?
 
-        The time limit bounds it; after a signal without a known limit, the grace does.
+        The time limit bounds it; after SIGTERM, and after other signals if there is no limit, the
+        grace does.
         """
         now = self._clock()
         left = float("inf") if self._deadline is None else self._deadline - now
-        if self._signalled is not None and self._deadline is None:
-            left = self._signalled + self._grace - now
+        if self._signalled is not None and (self._urgent or self._deadline is None):
+            left = min(left, self._signalled + self._grace - now)
         if seconds * SAFETY + LEAVE <= left:
             return True
         self.reason = self.reason or "the time limit"
         return False
 
 
-def seconds_of(limit: str | int | None) -> float | None:
+def seconds_of(limit: str) -> float | None:
     """Seconds of `run.time_limit`: None for 'none'; 'auto': to the end of the Slurm job, if in one.
 
     Otherwise one of Slurm's formats: minutes, minutes:seconds, hours:minutes:seconds, days-hours,
     days-hours:minutes, days-hours:minutes:seconds. Raises InputError for anything else.
     """
-    text = str(limit)
-    if text == "none":
-        return None
-    if text == "auto":
+    if limit == "auto":
         return _slurm_seconds_left()
+    return None if limit == "none" else _parse(limit)
+
+
+def check(limit: str) -> None:
+    """Raise InputError if `seconds_of` would, without asking Slurm."""
+    if limit not in ("auto", "none"):
+        _parse(limit)
+
+
+def _parse(text: str) -> float:
     match = TIME_LIMIT.fullmatch(text)
     if not match:
         raise InputError(
@@ -103,4 +118,4 @@ def _slurm_seconds_left() -> float | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     # squeue prints days-hours:minutes:seconds, hours:minutes:seconds or minutes:seconds.
-    return seconds_of(answer) if TIME_LIMIT.fullmatch(answer) else None
+    return _parse(answer) if TIME_LIMIT.fullmatch(answer) else None

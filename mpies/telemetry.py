@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,14 +40,15 @@ def rows(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The generation's row and its members' rows for the run file."""
     costs, seconds = cost
-    scored = rewards[~np.isnan(rewards)]
+    scored = rewards[~np.isnan(rewards)].tolist()
+    mean = math.fsum(scored) / len(scored)
     evaluation = seconds[:, : PHASES.index("reward") + 1].sum(axis=1)
     row = {
-        "reward_mean": scored.mean(),
-        "reward_std": scored.std(),
-        "reward_min": scored.min(),
-        "reward_max": scored.max(),
-        "unscored": rewards.size - scored.size,
+        "reward_mean": mean,
+        "reward_std": math.sqrt(math.fsum((r - mean) * (r - mean) for r in scored) / len(scored)),
+        "reward_min": min(scored),
+        "reward_max": max(scored),
+        "unscored": rewards.size - len(scored),
         "sigma": es.sigma,
         "alpha": es.alpha,
         "digest": digest,

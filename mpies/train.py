@@ -48,17 +48,20 @@ def main(comm: Comm, arguments: list[str]) -> int:
 
     job = jobs.set_up(comm, settings)
     generations = settings.es.generations
-    jobs.evaluate_if_due(job, job.first)
-    job.screen.begin(job.first, generations)
-    for generation in range(job.first, generations):
-        committed, stop = evolve(job, generation)
-        done = generation + committed
-        if stop and done < generations:
-            jobs.leave(job, done)
-            return RESUMABLE
-        jobs.save_checkpoint_if_due(job, done)
-        jobs.evaluate_if_due(job, done)
-    job.screen.end()
+    with job.screen.progress(job.first, generations):
+        jobs.evaluate_if_due(job, job.first)
+        done = job.first
+        stop = any(parallel.allgather_objects(comm, job.wants_to_stop()))
+        while done < generations and not stop:
+            committed, stop = evolve(job, done)
+            done += committed
+            if committed:
+                jobs.save_checkpoint_if_due(job, done)
+            if not stop or done == generations:
+                jobs.evaluate_if_due(job, done)
+    if done < generations:
+        jobs.leave(job, done)
+        return RESUMABLE
     jobs.finish(job)
     return 0
 
@@ -84,6 +87,8 @@ def evolve(job: Job, generation: int) -> tuple[bool, bool]:
         weights.update(*directions(plan.seeds, plan.signs, coefficients))  # every seed is replayed
         digest = weights.digest()
     job.recent.append(time.perf_counter() - start)
+    with job.phases("wait"):
+        job.meet()
     with job.phases("communicate"):
         stop = check_replicas(job, digest, generation)
 
@@ -103,9 +108,8 @@ def evaluate_members(job: Job, blocks: list[list[Member]]) -> Iterator[Evaluated
     """Perturb, generate, score each block of members."""
     phases, rows, replica = job.phases, job.task.train, job.replica
     prompts = [row["prompt"] for row in rows]
-    slowest = 0.0
     for done, block in enumerate(blocks):
-        if not job.stop.fits(slowest * (len(blocks) - done)):
+        if not job.stop.fits(max(job.recent_blocks, default=0.0) * (len(blocks) - done)):
             return
         start = time.perf_counter()
         with phases("perturb"):  # the model computes with base + sigma * sign * noise(seed)
@@ -115,7 +119,7 @@ def evaluate_members(job: Job, blocks: list[list[Member]]) -> Iterator[Evaluated
         with phases("reward"):
             rewards = [member_reward(job.task.score(rows, answer.texts)) for answer in answers]
         seconds = time.perf_counter() - start
-        slowest = max(slowest, seconds)
+        job.recent_blocks.append(seconds)
         for member, reward, answer in zip(block, rewards, answers, strict=True):
             yield Evaluated(member, reward, sum(answer.tokens), seconds / len(block))
 
@@ -141,8 +145,7 @@ def check_replicas(job: Job, digest: int, generation: int) -> bool:
     With its digest, each rank says whether it wants to stop after this generation, for a signal or
     because another one would not fit the time limit: 16 bytes a rank. Returns whether any does.
     """
-    wish = job.stop.requested or not job.stop.fits(max(job.recent))
-    words = np.array([(digest, wish)], dtype=WORDS)
+    words = np.array([(digest, job.wants_to_stop())], dtype=WORDS)
     words = parallel.allgather_rows(job.comm, words, [1] * job.comm.size)
     differing = parallel.diverged(words["digest"].tolist())
     if differing:

@@ -8,8 +8,10 @@ Tied parameters are one tensor. Beyond base and live, no more than one tensor's 
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from safetensors import SafetensorError
 from mpies.errors import InputError, StorageError, reason
 from mpies.noise import Kernels
 from mpies.noise.definition import parameter_id
+
+MARK = "mpies.json"
 
 
 class Weights:
@@ -102,21 +106,39 @@ class Weights:
         return self.kernels.digest(tensor.view(-1), self.ids[name])
 
 
-def save(model: torch.nn.Module, tokenizer, folder: Path) -> None:
+def save(model: torch.nn.Module, tokenizer, folder: Path, origin: dict[str, Any] | None = None) -> None:
     """Write the model as it is live, with tokenizer and generation settings: a Hugging Face folder.
 
-    It appears whole or not at all; a folder that was there before is replaced. Raises StorageError.
+    `origin` (run_uuid, generation, digest) goes along as mpies.json. The folder appears whole or not
+    at all; one that was written by this function before is replaced. Raises StorageError, and
+    InputError if the folder holds anything else.
     """
-    partial = folder.with_name(folder.name + ".partial")
+    refuse_overwriting(folder)
+    folder = folder.resolve()
+    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
     try:
         shutil.rmtree(partial, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        shutil.rmtree(folder, ignore_errors=True)
+        (partial / MARK).write_text(json.dumps(origin or {}, indent=1) + "\n")
+        for file in partial.iterdir():
+            shutil.copymode(partial / MARK, file)  # safetensors writes files that only we may read
+        if folder.exists():
+            folder.rename(old)
         partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise StorageError(f"{folder}: cannot write the model ({reason(error)})") from None
+
+
+def refuse_overwriting(folder: Path) -> None:
+    """Raise InputError if the folder holds anything that `save` did not write."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name another folder for the model")
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
+        raise InputError(f"{folder}: holds other things already; name another folder for the model")
 
 
 def _ids(names: list[str]) -> dict[str, int]:

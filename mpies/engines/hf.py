@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -39,8 +41,6 @@ class HfEngine:
             eos_token_id=sorted(self.stops) or None,
             pad_token_id=pad if pad is not None else 0,
         )
-        # The model would fill gaps in our settings from its own.
-        model.generation_config = GenerationConfig()
         self._encoded: dict[str, list[int]] = {}
 
     def generate(self, prompts: list[Prompt]) -> Completions:
@@ -66,7 +66,8 @@ class HfEngine:
         device = self.model.device
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        output = self.model.generate(ids, attention_mask=mask, generation_config=self.settings)
+        with _own_settings_hidden(self.model):
+            output = self.model.generate(ids, attention_mask=mask, generation_config=self.settings)
         return [self._until_stop(row) for row in output[:, width:].tolist()]
 
     def _until_stop(self, row: list[int]) -> list[int]:
@@ -86,6 +87,16 @@ class HfEngine:
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         # The template writes the special tokens itself.
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@contextlib.contextmanager
+def _own_settings_hidden(model: PreTrainedModel):
+    """transformers fills gaps in the settings it is given from the model's own; exports keep those."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from mpies import fitness
 from mpies.errors import InputError, reason
+from mpies.population import directions
 from mpies.runfile.schema import SCHEMA_VERSION
 
 # Where HDF5's version 0 superblock, the default, keeps the "end of file address".
@@ -20,8 +24,8 @@ END_OF_FILE = 40
 class History:
     """The committed part of a run file that determines the weights, and where they began.
 
-    seed uint64, sign int8, coefficient float32: (G, N); digest uint64: (G,). `settings` is the YAML
-    of the first start.
+    seed uint64, sign int8, reward float64, coefficient float32: (G, N).
+    alpha float64, digest uint64, seconds float64: (G,). `settings` is the YAML of the first start.
     """
 
     run_uuid: str
@@ -31,7 +35,9 @@ class History:
     settings: str
     seed: np.ndarray
     sign: np.ndarray
+    reward: np.ndarray
     coefficient: np.ndarray
+    alpha: np.ndarray
     digest: np.ndarray
     seconds: np.ndarray
     held_out: dict[int, float]
@@ -41,9 +47,17 @@ class History:
     def generations(self) -> int:
         return len(self.digest)
 
+    def directions(self, generation: int) -> tuple[np.ndarray, np.ndarray]:
+        """The seeds (D,) and factors (D,) of a generation's update, from its seeds and rewards."""
+        return directions(self.seed[generation], self.sign[generation], self.coefficients(generation))
+
+    def coefficients(self, generation: int) -> np.ndarray:
+        """float32 (N,), from the rewards; `coefficient` is what was logged."""
+        return fitness.coefficients(self.reward[generation], float(self.alpha[generation]))
+
     def first(self, generations: int) -> History:
         """The history up to there."""
-        rows = ("seed", "sign", "coefficient", "digest", "seconds")
+        rows = ("seed", "sign", "reward", "coefficient", "alpha", "digest", "seconds")
         held_out = {g: reward for g, reward in self.held_out.items() if g <= generations}
         return replace(self, held_out=held_out, **{row: getattr(self, row)[:generations] for row in rows})
 
@@ -51,54 +65,63 @@ class History:
 def read_history(path: Path | str) -> History:
     """Read a run file's history, also while a job writes it. Raises InputError if it is damaged."""
     with open_for_reading(path) as file:
-        return _checked_history(path, file)
+        return checked_history(path, file)
 
 
 def salvage_history(path: Path | str) -> History:
     """What can be had from a truncated run file: its generations up to the first incomplete one.
 
-    The missing end is read as zeros, which no seed or digest is.
+    The missing end is read as zeros, which no seed or digest is. Raises InputError if more than half
+    is missing: then the structure is gone, in which HDF5 can lose itself for ever.
     """
     data = Path(path).read_bytes()
     end = int.from_bytes(data[END_OF_FILE : END_OF_FILE + 8], "little")
-    with h5py.File(io.BytesIO(data + bytes(max(0, end - len(data)))), "r") as file:
+    if 2 * len(data) < end:
+        raise InputError(f"{path}: too little is left of it to salvage, {len(data)} of {end} bytes")
+    with _damage_told(path), h5py.File(io.BytesIO(data + bytes(end - len(data))), "r") as file:
         _require_run_file(path, file)
-        history = _checked_history(path, file)
-    whole = (history.seed != 0).all(axis=1) & (history.digest != 0)
+        history = history_of(file, evaluations=False)
+    whole = (history.seed != 0).all(axis=1) & (abs(history.sign) == 1).all(axis=1) & (history.digest != 0)
     return history.first(int(np.argmin(np.append(whole, False))))
 
 
-def _checked_history(path: Path | str, file: h5py.File) -> History:
+@contextlib.contextmanager
+def _damage_told(path: Path | str):
+    """h5py's many errors for damaged files as an InputError."""
     try:
-        return history_of(file)
-    except (OSError, KeyError, RuntimeError, IndexError) as error:
+        yield
+    except (OSError, KeyError, RuntimeError, IndexError, ValueError, TypeError) as error:
         raise InputError(f"{path}: a damaged run file ({reason(error)})") from None
 
 
-def history_of(file: h5py.File) -> History:
+def checked_history(path: Path | str, file: h5py.File) -> History:
+    """The history in an open run file. Raises InputError if it is damaged."""
+    with _damage_told(path):
+        return history_of(file)
+
+
+def history_of(file: h5py.File, evaluations: bool = True) -> History:
     committed = int(file.attrs["generations_committed"])
-    members = {name: file[f"member/{name}"][:committed] for name in ("seed", "sign", "coefficient")}
     return History(
         run_uuid=str(file.attrs["run_uuid"]),
         model_path=str(file.attrs["model_path"]),
         model_digest=int(file.attrs["model_digest"]),
         dtype=str(file.attrs["dtype"]),
         settings=file["config/000"].asstr()[()],
-        digest=file["generation/digest"][:committed],
-        seconds=file["generation/seconds"][:committed],
-        held_out=_held_out(file, committed),
-        **members,
+        held_out=_held_out(file, committed) if evaluations else {},
+        **{row: file[f"member/{row}"][:committed] for row in ("seed", "sign", "reward", "coefficient")},
+        **{row: file[f"generation/{row}"][:committed] for row in ("alpha", "digest", "seconds")},
     )
 
 
 def _held_out(file: h5py.File, committed: int) -> dict[int, float]:
     table = file["evaluation"]
-    try:
-        columns = table["generation"][:], table["split"].asstr()[:], table["reward_mean"][:]
-    except (OSError, RuntimeError):  # damaged; the weights do not depend on it
-        return {}
-    rows = zip(*(column.tolist() for column in columns), strict=False)
-    return {g: reward for g, split, reward in rows if split == "held_out" and g <= committed}
+    columns = table["generation"][:], table["split"].asstr()[:], table["reward_mean"][:]
+    return {
+        g: reward
+        for g, split, reward in zip(*(column.tolist() for column in columns), strict=True)
+        if split == "held_out" and g <= committed and math.isfinite(reward)
+    }
 
 
 class TruncatedError(InputError):
@@ -115,13 +138,18 @@ def open_for_reading(path: Path | str) -> h5py.File:
         if "truncated file" in str(error):
             raise TruncatedError(f"{path}: its end is missing; mpies.replay can salvage the rest") from None
         raise InputError(f"{path}: not a readable HDF5 file ({reason(error)})") from None
-    _require_run_file(path, file)
+    try:
+        with _damage_told(path):
+            _require_run_file(path, file)
+    except InputError:
+        file.close()
+        raise
     return file
 
 
 def _require_run_file(path: Path | str, file: h5py.File) -> None:
     version = file.attrs.get("schema_version")
-    if file.attrs.get("program") != "mpies" or version is None:
+    if file.attrs.get("program") != "mpies" or not isinstance(version, np.integer):
         raise InputError(f"{path}: an HDF5 file, but not a run file of mpies")
     if version > SCHEMA_VERSION:
         raise InputError(

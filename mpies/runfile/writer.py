@@ -9,6 +9,7 @@ overwriting rows that were allocated before, then by overwriting `generations_co
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import time
@@ -23,7 +24,7 @@ import numpy as np
 
 import mpies
 from mpies.errors import InputError, StorageError, reason
-from mpies.runfile.reader import History, history_of, open_for_reading
+from mpies.runfile.reader import History, checked_history, open_for_reading
 from mpies.runfile.schema import SCHEMA_VERSION, TABLES, TEXT, Column
 
 # Rows are allocated for all generations at once, or for this many bytes and then twice as many.
@@ -37,28 +38,42 @@ class RunFile:
     before stays whole.
     """
 
-    def __init__(self, path: Path, file: h5py.File, generations: int):
+    def __init__(self, path: Path, file: h5py.File, generations: int, lock: int):
         self.path = path
         self.file = file
         self.generations = generations
+        self._lock = lock
 
     @classmethod
-    def create(cls, path: Path, *, population: int, generations: int, **attributes: Any) -> RunFile:
+    def create(
+        cls,
+        path: Path,
+        settings_yaml: str,
+        start: dict[str, Any],
+        *,
+        population: int,
+        generations: int,
+        **attributes: Any,
+    ) -> RunFile:
         """A new run file for `generations` rows; it appears under its name only when it is whole.
 
-        `attributes`: model_path, model_digest, parameters, dtype. Raises InputError if the place
-        cannot be written to.
+        `start` is the first row of /start; `attributes`: model_path, model_digest, parameters, dtype.
+        Raises InputError if there is a run file already, or the place cannot be written to.
         """
         partial = path.with_suffix(".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = h5py.File(partial, "w", locking="best-effort")
-            _lay_out(file, population, attributes)
-            _commit(file)
-            os.replace(partial, path)
+            lock = _lock(path)
+            if path.exists():
+                raise InputError(f"run.directory: another job began a run in {path.parent} meanwhile")
+            run = cls(path, h5py.File(partial, "w", locking=False), generations, lock)
+            _lay_out(run.file, population, attributes)
+            run._start(run.file, settings_yaml, start)
+            _commit(run.file)
+            _rename(partial, path)
         except (OSError, RuntimeError) as error:
             raise InputError(f"run.directory: cannot write {path} ({reason(error)})") from None
-        return cls(path, file, generations)
+        return run
 
     @classmethod
     def reopen(cls, path: Path, generations: int) -> RunFile:
@@ -67,7 +82,12 @@ class RunFile:
         Raises InputError if it is none, damaged, or in use by another job.
         """
         open_for_reading(path).close()
-        return cls(path, _open_for_writing(path), generations)
+        lock = _lock(path)
+        try:
+            # The lock is ours already; HDF5's own would keep readers out that do not know of it.
+            return cls(path, h5py.File(path, "r+", locking=False), generations, lock)
+        except OSError as error:
+            raise InputError(f"run.directory: cannot write {path} ({reason(error)})") from None
 
     @property
     def committed(self) -> int:
@@ -80,7 +100,7 @@ class RunFile:
 
     def history(self) -> History:
         """What determines the weights so far."""
-        return history_of(self.file)
+        return checked_history(self.path, self.file)
 
     def evaluated(self) -> set[tuple[int, str]]:
         """(generation, split) of the evaluations that are there."""
@@ -90,9 +110,7 @@ class RunFile:
     def start(self, settings_yaml: str, row: dict[str, Any]) -> None:
         """Note that a job starts to write: its settings and where it runs."""
         with self._restructured() as file:
-            file["config"][f"{len(file['config']):03d}"] = settings_yaml
-            _append(file, "start", {"generation": self.committed, "utc": _utc_now(), **row})
-            self._allocate(file)
+            self._start(file, settings_yaml, row)
 
     def append(self, generation: dict[str, Any], members: dict[str, np.ndarray]) -> None:
         """Write the next generation's row and its members' rows (N,), and commit them."""
@@ -104,14 +122,15 @@ class RunFile:
             for table, row in (("generation", generation), ("member", members)):
                 for column in TABLES[table]:
                     self.file[table][column.name][index] = row[column.name]
-            self.file.flush()
+            # On the disk before they count, should the node die.
+            _commit(self.file)
             # modify() overwrites in place; assignment would delete and create.
             self.file.attrs.modify("generations_committed", index + 1)
             _commit(self.file)
 
     def log_seconds(self, seconds: float) -> None:
         """What writing the last committed row took; it is on disk with the next flush."""
-        if self.committed:
+        with self._storage_errors():
             self.file["generation/seconds_log"][self.committed - 1] = seconds
 
     def add_evaluation(self, row: dict[str, Any], samples: list[dict[str, Any]]) -> None:
@@ -125,13 +144,20 @@ class RunFile:
         with self._storage_errors():
             _commit(self.file)
             self.file.close()
+        os.close(self._lock)
+
+    def _start(self, file: h5py.File, settings_yaml: str, row: dict[str, Any]) -> None:
+        config, committed = file["config"], int(file.attrs["generations_committed"])
+        config[f"{len(config):03d}"] = settings_yaml
+        _append(file, "start", {"generation": committed, "utc": _utc_now(), **row})
+        self._allocate(file)
 
     def _allocated(self) -> int:
         return self.file["generation/digest"].shape[0]
 
     def _allocate(self, file: h5py.File) -> None:
         """Make room for more generations, and empty what a killed job left beyond the committed rows."""
-        committed = self.committed
+        committed = int(file.attrs["generations_committed"])
         row_bytes = sum(d.dtype.itemsize * d.shape[1] for d in file["member"].values())
         rows = max(2 * committed, ALLOCATION // row_bytes, 1)
         rows = max(committed, min(self.generations, rows))
@@ -148,10 +174,10 @@ class RunFile:
             self.file.flush()
             try:
                 shutil.copyfile(self.path, partial)
-                file = h5py.File(partial, "r+", locking="best-effort")
+                file = h5py.File(partial, "r+", locking=False)
                 yield file
                 _commit(file)
-                os.replace(partial, self.path)
+                _rename(partial, self.path)
             except BaseException:
                 with contextlib.suppress(OSError):
                     partial.unlink()
@@ -214,7 +240,8 @@ def _append(file: h5py.File, table: str, row: dict[str, Any]) -> None:
         dataset = file[table][column.name]
         value = row[column.name]
         if column.dtype is TEXT:
-            value = str(value).replace("\0", "\ufffd")  # HDF5 strings end at a NUL
+            # HDF5 strings end at a NUL and hold no half of a surrogate pair.
+            value = str(value).replace("\0", "\ufffd").encode(errors="replace").decode()
         dataset.resize(dataset.shape[0] + 1, axis=0)
         dataset[-1] = value
 
@@ -225,18 +252,37 @@ def _commit(file: h5py.File) -> None:
     os.fsync(file.id.get_vfd_handle())
 
 
-def _open_for_writing(path: Path, patience: float = 10.0) -> h5py.File:
-    """Open and lock. A job that was just killed may hold the lock for some seconds more."""
+def _rename(partial: Path, path: Path) -> None:
+    """Atomically, and on the disk."""
+    os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _lock(path: Path, patience: float = 10.0) -> int:
+    """Take the run directory for this job until it ends: a descriptor that holds the lock.
+
+    A job that was just killed may hold it for some seconds more.
+    """
+    try:
+        descriptor = os.open(path.with_name("run.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(f"run.directory: cannot write to {path.parent} ({reason(error)})") from None
     start = time.monotonic()
     while True:
         try:
-            return h5py.File(path, "r+", locking="best-effort")
-        except BlockingIOError:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except (BlockingIOError, PermissionError):
             if time.monotonic() - start > patience:
-                raise InputError(f"run.directory: {path} is in use by another job") from None
+                os.close(descriptor)
+                raise InputError(f"run.directory: {path.parent} is in use by another job") from None
             time.sleep(0.5)
-        except OSError as error:
-            raise InputError(f"run.directory: cannot write {path} ({reason(error)})") from None
+        except OSError:  # a file system without locks
+            return descriptor
 
 
 def _utc_now() -> str:
