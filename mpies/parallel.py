@@ -44,6 +44,8 @@ def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoRetur
         sys.exit(2)
     comm = MPI.COMM_WORLD
     threading.excepthook = lambda failure: _abort(comm, failure.exc_value)
+    if comm.size > 1:
+        threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
     try:
         _refuse_singletons(comm)
         status = main(comm, arguments)
@@ -158,7 +160,7 @@ def _attempt(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str | 
 def require_equal(comm: Comm, facts: dict[str, Any], what: str) -> None:
     """Refuse to go on when any of the facts differs between ranks, naming the ranks that differ."""
     everyone = allgather_objects(comm, facts)
-    for key in facts:
+    for key in sorted(set().union(*everyone)):
         for rank, theirs in enumerate(everyone):
             if theirs.get(key) != everyone[0].get(key):
                 raise RefusedError(
@@ -200,7 +202,7 @@ def device_for(comm: Comm, setting: str) -> torch.device:
 
 
 def diverged(digests: list[int]) -> list[int]:
-    """The ranks whose digest is not that of the majority (of rank 0, if there is no majority)."""
+    """The ranks whose digest is not the most frequent one (of equally frequent ones, the first)."""
     votes = {digest: digests.count(digest) for digest in digests}
     best = max(votes.values())
     truth = next(d for d in digests if votes[d] == best)
@@ -220,6 +222,16 @@ def _refuse_singletons(comm: Comm) -> None:
             )
 
 
+def _end_with_launcher(parent: int) -> NoReturn:
+    """End when the process that started this rank is gone.
+
+    A launcher that dies leaves its ranks behind, and they would wait for one another for ever.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def _print_problem(message: str) -> None:
     for line in message.splitlines():
         print(f"mpies: {line}", file=sys.stderr, flush=True)
@@ -228,8 +240,8 @@ def _print_problem(message: str) -> None:
 def _abort(comm: Comm, error: BaseException) -> NoReturn:
     """Print why this rank ends and take all others along."""
     status = 1
-    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code:
-        status = error.code
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        status = error.code % 256 or 1  # what is left of it as an exit status, but never success
     if isinstance(error, OrderlyError):
         status = error.status
         _print_problem(f"rank {comm.rank}: {error}" if comm.size > 1 else str(error))
@@ -238,5 +250,6 @@ def _abort(comm: Comm, error: BaseException) -> NoReturn:
         where = f"rank {comm.rank} of {comm.size} on {host()}"
         print(f"mpies: {where} failed and ends the job:\n{text}", file=sys.stderr, flush=True)
     sys.stdout.flush()
+    time.sleep(0.5)  # the launcher forwards what was printed; an abort at once cuts off 1 in 20
     comm.Abort(status)
     os._exit(status)

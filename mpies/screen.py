@@ -25,6 +25,10 @@ from mpies.config import Settings
 from mpies.phases import PHASES
 from mpies.runfile import open_for_reading
 
+LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
+# What starts ranks on other nodes; the launcher's terminal cannot be seen from there.
+DAEMONS = ("prted", "orted")
+
 
 class Screen:
     """Shows a run on rank 0; on other ranks (`quiet`) it shows nothing."""
@@ -34,7 +38,7 @@ class Screen:
         self.bar = not quiet and (progress == "bar" or (progress == "auto" and terminal is not None))
         self.console = Console(
             quiet=quiet,
-            force_terminal=self.bar or None,
+            force_terminal=self.bar,
             width=terminal or (None if sys.stdout.isatty() else 100),
             highlight=False,
             soft_wrap=not self.bar,
@@ -197,20 +201,23 @@ def _duration(seconds: float) -> str:
 
 
 def _clip(text: str, limit: int = 160) -> str:
-    line = " ".join(text.split())
+    # An answer is not to be trusted with the terminal: no escape sequences.
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
 def _terminal_behind() -> int | None:
-    """The width of the terminal that shows our output, directly or through a launcher; else None."""
-    if sys.stdout.isatty():
-        return os.get_terminal_size(sys.stdout.fileno()).columns
+    """The width of the terminal that shows our output, directly or through a launcher; else None.
+
+    The launcher is asked first: Open MPI gives every rank a terminal of its own, whatever mpirun's
+    output goes to.
+    """
     pid = os.getppid()
     while pid > 1:
         try:
             name = Path(f"/proc/{pid}/comm").read_text().strip()
             parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-            if name in ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun"):
+            if name in LAUNCHERS:
                 terminal = os.open(f"/proc/{pid}/fd/1", os.O_WRONLY | os.O_NOCTTY)
                 try:
                     return os.get_terminal_size(terminal).columns if os.isatty(terminal) else None
@@ -218,5 +225,7 @@ def _terminal_behind() -> int | None:
                     os.close(terminal)
         except (OSError, ValueError):
             return None
+        if name in DAEMONS:
+            return None
         pid = parent
-    return None
+    return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None

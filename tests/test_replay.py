@@ -173,12 +173,12 @@ def test_a_changed_row_is_found(run, replay, dataset, value):
     assert "first generation that does not: 5\n" in ended.out
 
 
-def test_a_changed_reward_is_found(run, replay):
-    """Weights do not depend on it directly, but the coefficients have to follow from it."""
-    change(run, "member/reward", (4, 3), 1.0)
+def test_a_changed_coefficient_is_found(run, replay):
+    """Weights do not depend on the logged ones: they follow from the rewards."""
+    change(run, "member/coefficient", (4, 3), 0.25)
     ended = replay(run / "run.h5", "--verify")
-    assert ended.status == 1
-    (line,) = [line for line in ended.out.splitlines() if "reward" in line]
+    assert (ended.status, ended.err) == (1, "")
+    (line,) = [line for line in ended.out.splitlines() if "coefficients" in line]
     assert "generation 5" in line
 
 

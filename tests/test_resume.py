@@ -322,7 +322,7 @@ def test_another_model_is_refused(run, tiny_model):
 
 def test_rows_that_were_changed_are_refused(run, tiny_model):
     with h5py.File(run / "run.h5", "r+") as file:
-        file["member/coefficient"][1, 1] = 0.25
+        file["member/reward"][1, 1] = 0.25
     before = (run / "run.h5").read_bytes()
     for checkpoint in run.glob("checkpoint-*"):
         checkpoint.unlink()

@@ -326,6 +326,19 @@ def test_rows_beyond_the_committed_ones_are_empty(create, path, elsewhere):
     assert elsewhere(rows_beyond, path, 0)
 
 
+def test_rows_that_a_killed_job_left_are_emptied(create, path):
+    log = create(generations=6)
+    log.append(*row_of(0))
+    log.close()
+    with h5py.File(path, "r+") as file:
+        file["member/seed"][1] = 7
+        file["generation/digest"][1] = 7
+    log = RunFile.reopen(path, 6)
+    log.start(SETTINGS, START)
+    log.close()
+    assert not rows_beyond(path, 1)
+
+
 held = {}
 
 
@@ -350,6 +363,15 @@ def test_a_reader_that_stays_does_not_disturb_the_writer(create, path, elsewhere
     elsewhere(read, path, 5)
 
 
+def test_a_reader_minds_nobodys_lock(create, path, elsewhere):
+    create().close()
+    held[path] = h5py.File(path, "r+", locking=True)
+    try:
+        elsewhere(read, path, 0)
+    finally:
+        held.pop(path).close()
+
+
 def write_impatiently(path: Path) -> None:
     clock = itertools.count(0, 5)
     writer.time = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None)
@@ -369,6 +391,29 @@ def test_a_second_writer_is_refused(create, path, elsewhere):
 
 
 # Killed writers
+
+
+def test_generations_overwrite_what_was_laid_out(create, path):
+    """A kill cannot damage a structure that is not being changed."""
+    log = create()
+    before = path.stat()
+    for generation in range(3):
+        log.append(*row_of(generation))
+    after = path.stat()
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
+
+
+def test_the_structure_is_changed_on_a_copy(create, path):
+    log = create()
+    log.append(*row_of(0))
+    with open(path, "rb") as old:
+        before = old.read()
+        log.add_evaluation(evaluation_of(1), [sample_of("x")])
+        log.start(SETTINGS, START)
+        old.seek(0)
+        # All but the superblock's marks of being open.
+        assert old.read()[24:] == before[24:]
+        assert path.stat().st_ino != os.fstat(old.fileno()).st_ino
 
 
 def write_for_ever(path: Path, started) -> None:

@@ -84,9 +84,9 @@ def assert_ends_with_a_line(job: Job, *words: str) -> None:
         assert noise not in job.output, job.output
 
 
-# Every evaluation rewrites the whole file, as a copy first. The room left is for none of it, for some of
-# the copy, or for the copy but not for what is added to it.
-@pytest.mark.parametrize("copies", [0, 0.5, 1.02], ids=["none", "half a copy", "a copy"])
+# Every evaluation rewrites the whole file, as a copy first. The room left is for none of it, or for the
+# copy but not for what is added to it.
+@pytest.mark.parametrize("copies", [0, 1.02], ids=["none", "a copy"])
 def test_a_disk_that_fills_up_costs_no_generation(disk, tiny_model, uninterrupted, copies):
     folder = disk.folder / "run"
     with Job(2, *arguments(tiny_model(**BIG), folder, MANY)) as job:
@@ -158,12 +158,11 @@ def test_a_run_in_a_read_only_place_is_not_gone_on_with(disk, tiny_model, uninte
     assert line.startswith("run.directory: ") and str(disk.folder) in line
 
 
-@pytest.mark.parametrize("by", [shutil.rmtree, lambda folder: folder.rename(folder.with_name("elsewhere"))])
-def test_a_directory_that_vanishes_ends_the_job(tmp_path, tiny_model, by):
+def test_a_directory_that_vanishes_ends_the_job(tmp_path, tiny_model):
     """As when a scratch file system is cleaned, or unmounted from this node."""
     folder = tmp_path / "run"
     with Job(2, *arguments(tiny_model(), folder, MANY)) as job:
         job.wait_for("generation 2/")
-        by(folder)
+        folder.rename(tmp_path / "elsewhere")
         assert_ends_with_a_line(job, str(folder / "run.h5"), "removed")
     assert not folder.exists(), "and it is not made anew with half a run in it"

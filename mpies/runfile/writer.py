@@ -1,17 +1,18 @@
 """Writing the run file so that no kill, at any moment, can damage it.
 
 HDF5 cannot be killed while it changes its own structure (space, indices, variable-length text): of
-such a file, a kill left one in fifty unreadable. So the structure is changed on a private copy only,
-which replaces the file in one rename when it is whole. In between, a generation is committed by
-overwriting rows that were allocated before, then by overwriting `generations_committed`.
+such a file, a kill left one in fifty unreadable. Nor can it stand a disk that becomes full under it.
+So the structure is changed on a copy in memory only, which is written out by plain means and replaces
+the file in one rename. In between, a generation is committed by overwriting rows that were allocated
+before, then by overwriting `generations_committed`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -60,20 +61,20 @@ class RunFile:
         `start` is the first row of /start; `attributes`: model_path, model_digest, parameters, dtype.
         Raises InputError if there is a run file already, or the place cannot be written to.
         """
-        partial = path.with_suffix(".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
             if path.exists():
                 raise InputError(f"run.directory: another job began a run in {path.parent} meanwhile")
-            run = cls(path, h5py.File(partial, "w", locking=False), generations, lock)
-            _lay_out(run.file, population, attributes)
-            run._start(run.file, settings_yaml, start)
-            _commit(run.file)
-            _rename(partial, path)
+            image = io.BytesIO()
+            with h5py.File(image, "w") as file:
+                _lay_out(file, population, attributes)
+                _add_start(file, settings_yaml, start)
+                _allocate(file, generations)
+            _replace(path, image)
+            return cls(path, h5py.File(path, "r+", locking=False), generations, lock)
         except (OSError, RuntimeError) as error:
             raise InputError(f"run.directory: cannot write {path} ({reason(error)})") from None
-        return run
 
     @classmethod
     def reopen(cls, path: Path, generations: int) -> RunFile:
@@ -110,13 +111,14 @@ class RunFile:
     def start(self, settings_yaml: str, row: dict[str, Any]) -> None:
         """Note that a job starts to write: its settings and where it runs."""
         with self._restructured() as file:
-            self._start(file, settings_yaml, row)
+            _add_start(file, settings_yaml, row)
+            _allocate(file, self.generations)
 
     def append(self, generation: dict[str, Any], members: dict[str, np.ndarray]) -> None:
         """Write the next generation's row and its members' rows (N,), and commit them."""
         if self.committed == self._allocated():
             with self._restructured() as file:
-                self._allocate(file)
+                _allocate(file, self.generations)
         with self._storage_errors():
             index = self.committed
             for table, row in (("generation", generation), ("member", members)):
@@ -146,44 +148,20 @@ class RunFile:
             self.file.close()
         os.close(self._lock)
 
-    def _start(self, file: h5py.File, settings_yaml: str, row: dict[str, Any]) -> None:
-        config, committed = file["config"], int(file.attrs["generations_committed"])
-        config[f"{len(config):03d}"] = settings_yaml
-        _append(file, "start", {"generation": committed, "utc": _utc_now(), **row})
-        self._allocate(file)
-
     def _allocated(self) -> int:
         return self.file["generation/digest"].shape[0]
-
-    def _allocate(self, file: h5py.File) -> None:
-        """Make room for more generations, and empty what a killed job left beyond the committed rows."""
-        committed = int(file.attrs["generations_committed"])
-        row_bytes = sum(d.dtype.itemsize * d.shape[1] for d in file["member"].values())
-        rows = max(2 * committed, ALLOCATION // row_bytes, 1)
-        rows = max(committed, min(self.generations, rows))
-        for table in ("generation", "member"):
-            for dataset in file[table].values():
-                dataset.resize(rows, axis=0)
-                dataset[committed:] = dataset.fillvalue
 
     @contextlib.contextmanager
     def _restructured(self) -> Iterator[h5py.File]:
         """A copy of the file to change at will, which then replaces it and is written from then on."""
-        partial = self.path.with_suffix(".partial")
         with self._storage_errors():
-            self.file.flush()
-            try:
-                shutil.copyfile(self.path, partial)
-                file = h5py.File(partial, "r+", locking=False)
+            _commit(self.file)
+            image = io.BytesIO(self.path.read_bytes())
+            with h5py.File(image, "r+") as file:
                 yield file
-                _commit(file)
-                _rename(partial, self.path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    partial.unlink()
-                raise
+            _replace(self.path, image)
             self.file.close()
-            self.file = file
+            self.file = h5py.File(self.path, "r+", locking=False)
 
     @contextlib.contextmanager
     def _storage_errors(self) -> Iterator[None]:
@@ -235,6 +213,24 @@ def _create_dataset(file: h5py.File, name: str, column: Column, width: tuple[int
     dataset.attrs["units"] = column.units
 
 
+def _add_start(file: h5py.File, settings_yaml: str, row: dict[str, Any]) -> None:
+    config, committed = file["config"], int(file.attrs["generations_committed"])
+    config[f"{len(config):03d}"] = settings_yaml
+    _append(file, "start", {"generation": committed, "utc": _utc_now(), **row})
+
+
+def _allocate(file: h5py.File, generations: int) -> None:
+    """Make room for more generations, and empty what a killed job left beyond the committed rows."""
+    committed = int(file.attrs["generations_committed"])
+    row_bytes = sum(d.dtype.itemsize * d.shape[1] for d in file["member"].values())
+    rows = max(2 * committed, ALLOCATION // row_bytes, 1)
+    rows = max(committed, min(generations, rows))
+    for table in ("generation", "member"):
+        for dataset in file[table].values():
+            dataset.resize(rows, axis=0)
+            dataset[committed:] = dataset.fillvalue
+
+
 def _append(file: h5py.File, table: str, row: dict[str, Any]) -> None:
     for column in TABLES[table]:
         dataset = file[table][column.name]
@@ -252,9 +248,19 @@ def _commit(file: h5py.File) -> None:
     os.fsync(file.id.get_vfd_handle())
 
 
-def _rename(partial: Path, path: Path) -> None:
-    """Atomically, and on the disk."""
-    os.replace(partial, path)
+def _replace(path: Path, image: io.BytesIO) -> None:
+    """Write the file as a whole: under another name, to the disk, then renamed."""
+    partial = path.with_suffix(".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(image.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
