@@ -91,7 +91,7 @@ def barrier(comm: Comm, timeout: float = float("inf"), hosts: Sequence[str] = ()
     arrivals = [comm.Irecv(word.copy(), rank, TAG_ARRIVAL) for rank in range(1, comm.size)]
     if not wait(*arrivals, timeout=timeout):
         missing = [rank for rank, arrival in enumerate(arrivals, 1) if not arrival.Test()]
-        named = ", ".join(f"rank {r} on {hosts[r] if hosts else 'its host'}" for r in missing[:8])
+        named = ", ".join(f"rank {r}" + (f" on {hosts[r]}" if hosts else "") for r in missing[:8])
         named += f" and {len(missing) - 8} more" if len(missing) > 8 else ""
         raise MissingRankError(
             f"gave up after waiting {timeout:g} s for {named}; if nothing is wrong with"
@@ -127,9 +127,13 @@ def allgather_objects(comm: Comm, value: Any) -> list[Any]:
     return [pickle.loads(joined[end - n : end]) for end, n in zip(ends, lengths, strict=True)]
 
 
-def together(comm: Comm, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call the function on every rank; bad input on any of them is refused by all of them."""
+def together(comm: Comm, function: Callable[..., Any], *arguments: Any, timeout: float = float("inf")) -> Any:
+    """Call the function on every rank; bad input on any of them is refused by all of them.
+
+    Raises MissingRankError if a rank takes `timeout` seconds longer than rank 0.
+    """
     result, problem = _attempt(function, *arguments)
+    barrier(comm, timeout)
     problems = allgather_objects(comm, problem)
     first = next((rank for rank, text in enumerate(problems) if text), None)
     if first is None:

@@ -68,7 +68,8 @@ def build(comm: Comm, settings: Settings) -> Replica:
     parallel.require_equal(comm, {"dtype": str(dtype)}, "live weights")
     model, tokenizer = _load(comm, settings)
     kernels = kernels_for(device, settings.run.threads)
-    weights = parallel.together(comm, Weights, model, dtype, device, kernels, settings.es.noise_rank)
+    rank, timeout = settings.es.noise_rank, settings.run.collective_timeout
+    weights = parallel.together(comm, Weights, model, dtype, device, kernels, rank, timeout=timeout)
     digest = weights.digest()
     _refuse_diverged(comm, digest)
     perturbation = parallel.together(comm, perturbations.make, settings.es, model, weights)
@@ -98,7 +99,7 @@ def _load(comm: Comm, settings: Settings):
     if settings.model.allow_download:
         first, _ = parallel.local_rank(comm)
         parallel.together(comm, models.load if first == 0 else lambda *_: None, *arguments)
-    return parallel.together(comm, models.load, *arguments)
+    return parallel.together(comm, models.load, *arguments, timeout=settings.run.collective_timeout)
 
 
 def _engine(settings: Settings, model, tokenizer) -> Engine:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,8 +32,6 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    # The tests' environment forbids the hub as a whole; here, the program must do so by itself.
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     yield
     assert not tried, "a connection to the network was tried"
 
@@ -121,6 +121,31 @@ def test_hub_id_that_is_not_in_the_cache(monkeypatch, tmp_path):
     assert line.startswith("model.path: cannot load no-such-organisation/no-such-model: ")
     assert "not in the local Hugging Face cache" in line
     assert "model.allow_download=true" in line
+
+
+ASK_FOR_HUB_IDS = """
+import socket
+def refuse(*arguments, **_):
+    print("tried to connect")
+    raise OSError("no network in tests")
+socket.socket.connect = socket.getaddrinfo = refuse
+from mpies import errors, model
+for path in ("no-such-model", "no-such-organisation/no-such-model"):
+    try:
+        model.load(path, allow_download=False)
+    except errors.InputError:
+        print("refused")
+"""
+
+
+def test_hub_is_left_alone_in_an_environment_that_allows_it(tmp_path):
+    """Unlike that of the tests, which has HF_HUB_OFFLINE set."""
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("HF_HUB_OFFLINE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_FOR_HUB_IDS], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split("\n") == ["refused", "refused", ""]
 
 
 def test_quickstart_that_was_not_fetched(monkeypatch, tmp_path):

@@ -441,7 +441,7 @@ for size in [*range(0, len(data), step), len(data) - 1]:
     except InputError as error:
         print("refused", len(str(error).splitlines()))
         continue
-    for rows in ("seed", "sign", "coefficient", "digest"):
+    for rows in ("seed", "sign", "reward", "coefficient", "alpha", "digest"):
         found = getattr(history, rows)
         assert (found == getattr(truth, rows)[: len(found)]).all(), rows
     print("salvaged", history.generations)
