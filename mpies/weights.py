@@ -117,7 +117,8 @@ def save(model: torch.nn.Module, tokenizer, folder: Path, origin: dict[str, Any]
     folder = folder.resolve()
     partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in (partial, old):  # by a save that was killed
+            shutil.rmtree(left, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

@@ -302,11 +302,10 @@ def test_saving_again_replaces_the_folder_and_leaves_no_other(load, tiny_model, 
         weights_module.save(model, tokenizer, folder, ORIGIN)
         assert not (folder / "stale.safetensors").exists()
         assert [path.name for path in folder.parent.iterdir()] == ["model"]
-        # What a killed save left, and what the next one must not keep.
-        partial = tmp_path / "runs" / "model.partial"
-        partial.mkdir()
-        for place in (folder, partial):
-            (place / "stale.safetensors").write_text("of an earlier run")
+        # What a killed save may leave at any moment: the next one must neither keep nor stumble over it.
+        for name in ("model", "model.partial", "model.old"):
+            (folder.parent / name).mkdir(exist_ok=True)
+            (folder.parent / name / "stale.safetensors").write_text("of an earlier run")
     weights_module.save(model, tokenizer, folder, ORIGIN)
     assert not (folder / "stale.safetensors").exists()
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
