@@ -11,12 +11,21 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from ruamel.yaml import YAML, YAMLError
 
 from mpies import stopping
@@ -104,7 +113,9 @@ class Engine(Section):
 class Run(Section):
     """The job."""
 
-    directory: str = Field(description="where run.h5 and the tuned model go")
+    directory: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+        min_length=1, description="where run.h5 and the tuned model go"
+    )
     threads: int = Field(1, ge=1, description="CPU threads of a rank; a model's answers may depend on it")
     evaluate_every: int = Field(
         0,

@@ -144,6 +144,6 @@ def refuse_overwriting(folder: Path) -> None:
 
 def _ids(names: list[str]) -> dict[str, int]:
     ids = {name: parameter_id(name) for name in names}
-    if len(set(ids.values())) < len(ids):  # one model in ten thousand or so
+    if len(set(ids.values())) < len(ids):  # one model in 100,000 or so
         raise InputError("model: two parameter names hash to the same id, so their noise would be equal")
     return ids

@@ -28,7 +28,7 @@ SECONDS = {
     "communicate": "exchanging (seed, reward) pairs and digests",
     "wait": "waiting for the slowest rank",
     "update": "replaying seeds into the base weights, and their digest",
-    "log": "writing this file, on rank 0; known with the next row",
+    "log": "writing this file, which only rank 0 does; known with the next row",
 }
 
 TABLES: dict[str, list[Column]] = {
