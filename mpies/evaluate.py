@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,22 +42,14 @@ class Evaluation:
         return {**where, **row, **unmeasured}, samples[:keep]
 
 
-def evaluate(
-    comm: Comm,
-    engine: Engine,
-    task: Task,
-    rows: list[Row],
-    batch_size: int,
-    meet: Callable[[], None] = lambda: None,
-) -> Evaluation:
+def evaluate(comm: Comm, engine: Engine, task: Task, rows: list[Row], batch_size: int) -> Evaluation:
     """Greedy answers to the rows and their rewards, the same on every rank.
 
-    Ranks take whole batches, so that answers do not depend on the number of ranks. `meet` waits for
-    all ranks before the answers are exchanged.
+    Ranks take whole batches, so that answers do not depend on the number of ranks.
     """
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     mine = [_evaluate_batch(engine, task, batch) for batch in batches[comm.rank :: comm.size]]
-    meet()
+    parallel.barrier(comm)
     everyone = parallel.allgather_objects(comm, mine)
     ordered = [everyone[b % comm.size][b // comm.size] for b in range(len(batches))]
     return Evaluation(

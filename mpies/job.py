@@ -40,7 +40,6 @@ class Job:
     stop: Stop
     screen: Screen
     log: RunFile | None
-    hosts: list[str]
     first: int
     """Generations that were committed when this job began."""
     evaluated: set[tuple[int, str]]
@@ -57,10 +56,6 @@ class Job:
     def wants_to_stop(self) -> bool:
         """Did a signal ask this rank to stop, or would another generation not fit its time limit?"""
         return self.stop.requested or not self.stop.fits(max(self.recent, default=0.0))
-
-    def meet(self) -> None:
-        """Wait for all ranks; give up after run.collective_timeout."""
-        parallel.barrier(self.comm, self.settings.run.collective_timeout, self.hosts)
 
 
 def set_up(comm: Comm, settings: Settings) -> Job:
@@ -90,7 +85,6 @@ def set_up(comm: Comm, settings: Settings) -> Job:
         stop=stop,
         screen=screen,
         log=log,
-        hosts=[place["host"] for place in places],
         first=history.generations if history else 0,
         evaluated=set(),
     )
@@ -105,7 +99,7 @@ def open_log(job: Job, path: Path, places: list[dict[str, Any]]) -> set[tuple[in
     facts = job.replica.facts
     row = {
         "world_size": job.comm.size,
-        "hosts": ",".join(job.hosts),
+        "hosts": ",".join(place["host"] for place in places),
         "devices": ",".join(place["device"] for place in places),
         "versions": json.dumps(replicas.versions()),
         "reason": "resumed" if job.log else "new",
@@ -149,7 +143,7 @@ def evaluate_if_due(job: Job, generation: int) -> None:
         if (generation, split) in job.evaluated:
             continue
         batch = job.settings.engine.batch_size
-        result = evaluate(job.comm, job.replica.engine, job.task, rows, batch, job.meet)
+        result = evaluate(job.comm, job.replica.engine, job.task, rows, batch)
         if job.log:
             job.log.add_evaluation(*result.table_rows(generation, split, job.settings.run.keep_samples))
 
@@ -167,7 +161,7 @@ def finish(job: Job) -> None:
         job.log.close()
         job.screen.result(job.folder / "run.h5")
         job.screen.next_steps(job.folder / "run.h5", job.settings.es.generations, job.comm.size)
-    job.meet()
+    parallel.barrier(job.comm)
 
 
 def leave(job: Job, done: int) -> None:

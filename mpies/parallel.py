@@ -1,7 +1,8 @@
 """Ranks and what they do together: collectives, refusing together, failing together, devices.
 
-The communicator is an argument everywhere. Waiting ranks sleep between looks instead of burning a
-core, which the neighbours on a CPU node need. Importing this module does not initialise MPI.
+The communicator is an argument everywhere, and carries its ranks' patience. Waiting ranks sleep
+between looks instead of burning a core, which the neighbours on a CPU node need. Those that wait too
+long hold a roll call and end the job. Importing this module does not initialise MPI.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -27,6 +30,16 @@ TAG_ARRIVAL, TAG_RELEASE = 1, 2
 
 # What launchers say about the number of ranks. They are believed over a communicator of size 1.
 LAUNCHER_SIZES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE")
+
+START_TIMEOUT = 1800  # seconds, as long as the settings are not known
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How many seconds the ranks of a communicator wait for one another, and the hosts they are on."""
+
+    timeout: float = float("inf")
+    hosts: tuple[str, ...] = ()
 
 
 def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoReturn:
@@ -48,6 +61,7 @@ def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoRetur
         threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
     try:
         _refuse_singletons(comm)
+        set_timeout(comm, START_TIMEOUT)
         status = main(comm, arguments)
     except OrderlyError as error:
         if not error.collective:
@@ -75,29 +89,66 @@ def wait(*requests: Request, timeout: float = float("inf")) -> bool:
     return True
 
 
-def barrier(comm: Comm, timeout: float = float("inf"), hosts: Sequence[str] = ()) -> None:
+def set_timeout(comm: Comm, timeout: float) -> None:
+    """From now on, ranks give up waiting for one another after so many seconds. Collective."""
+    hosts = patience(comm).hosts or tuple(allgather_objects(comm, host()))
+    comm.Set_attr(_patience_key(), Patience(timeout, hosts))
+
+
+def patience(comm: Comm) -> Patience:
+    """What `set_timeout` said; without it, ranks wait for ever."""
+    return comm.Get_attr(_patience_key()) or Patience()
+
+
+@cache
+def _patience_key() -> int:
+    from mpi4py import MPI
+
+    return MPI.Comm.Create_keyval()
+
+
+def barrier(comm: Comm, timeout: float | None = None) -> None:
     """Wait until every rank is here.
 
     Rank 0 collects a word from each rank and then releases all, so that it knows who is missing.
-    Raises MissingRankError after `timeout` seconds, with the missing ranks and their `hosts`.
+    Raises MissingRankError after `timeout` seconds (without it, the communicator's patience), with the
+    missing ranks and their hosts.
     """
+    timeout = patience(comm).timeout if timeout is None else timeout
     word = np.zeros(1, dtype=np.int8)
     if comm.rank:
         arrival, release = comm.Isend(word, 0, TAG_ARRIVAL), comm.Irecv(word.copy(), 0, TAG_RELEASE)
         # Rank 0 reports first, unless it is the missing one.
         if not wait(arrival, release, timeout=timeout + 10):
-            raise MissingRankError(f"rank 0 has not arrived after {timeout:g} s, or cannot go on")
+            raise MissingRankError(f"{named(comm, [0])} has not arrived after {timeout:g} s, or cannot go on")
         return
     arrivals = [comm.Irecv(word.copy(), rank, TAG_ARRIVAL) for rank in range(1, comm.size)]
     if not wait(*arrivals, timeout=timeout):
         missing = [rank for rank, arrival in enumerate(arrivals, 1) if not arrival.Test()]
-        named = ", ".join(f"rank {r}" + (f" on {hosts[r]}" if hosts else "") for r in missing[:8])
-        named += f" and {len(missing) - 8} more" if len(missing) > 8 else ""
         raise MissingRankError(
-            f"gave up after waiting {timeout:g} s for {named}; if nothing is wrong with"
+            f"gave up after waiting {timeout:g} s for {named(comm, missing)}; if nothing is wrong with"
             " them, set a larger run.collective_timeout"
         )
     wait(*(comm.Isend(word, rank, TAG_RELEASE) for rank in range(1, comm.size)))
+
+
+def named(comm: Comm, ranks: list[int]) -> str:
+    """'rank 3 on node7, rank 4 on node8', and how many more."""
+    hosts = patience(comm).hosts
+    named = ", ".join(f"rank {r}" + (f" on {hosts[r]}" if hosts else "") for r in ranks[:8])
+    return named + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+
+
+def _finish(comm: Comm, collective: Request) -> None:
+    """Wait for a collective; after too long, hold a roll call: a barrier, which names who is missing.
+
+    A rank that was done with the collective and went on comes to the roll call at its next barrier.
+    """
+    if not wait(collective, timeout=patience(comm).timeout):
+        barrier(comm)
+        raise MissingRankError(
+            "an exchange did not end, though all ranks answer: see the MPI library or network"
+        )
 
 
 def allgather_rows(comm: Comm, rows: np.ndarray, counts: list[int]) -> np.ndarray:
@@ -105,7 +156,7 @@ def allgather_rows(comm: Comm, rows: np.ndarray, counts: list[int]) -> np.ndarra
     gathered = np.empty(sum(counts), dtype=rows.dtype)
     size = rows.dtype.itemsize
     receive = [gathered.view(np.uint8), [c * size for c in counts]]
-    wait(comm.Iallgatherv(np.ascontiguousarray(rows).view(np.uint8), receive))
+    _finish(comm, comm.Iallgatherv(np.ascontiguousarray(rows).view(np.uint8), receive))
     return gathered
 
 
@@ -114,7 +165,7 @@ def gather_rows(comm: Comm, rows: np.ndarray, counts: list[int]) -> np.ndarray |
     size = rows.dtype.itemsize
     gathered = np.empty(sum(counts), dtype=rows.dtype) if comm.rank == 0 else None
     receive = [gathered.view(np.uint8), [c * size for c in counts]] if comm.rank == 0 else None
-    wait(comm.Igatherv(np.ascontiguousarray(rows).view(np.uint8), receive))
+    _finish(comm, comm.Igatherv(np.ascontiguousarray(rows).view(np.uint8), receive))
     return gathered
 
 
@@ -127,10 +178,11 @@ def allgather_objects(comm: Comm, value: Any) -> list[Any]:
     return [pickle.loads(joined[end - n : end]) for end, n in zip(ends, lengths, strict=True)]
 
 
-def together(comm: Comm, function: Callable[..., Any], *arguments: Any, timeout: float = float("inf")) -> Any:
+def together(comm: Comm, function: Callable[..., Any], *arguments: Any, timeout: float | None = None) -> Any:
     """Call the function on every rank; bad input on any of them is refused by all of them.
 
-    Raises MissingRankError if a rank takes `timeout` seconds longer than rank 0.
+    Raises MissingRankError if a rank takes `timeout` seconds (without it, the communicator's patience)
+    longer than rank 0.
     """
     result, problem = _attempt(function, *arguments)
     barrier(comm, timeout)

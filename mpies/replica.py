@@ -68,8 +68,7 @@ def build(comm: Comm, settings: Settings) -> Replica:
     parallel.require_equal(comm, {"dtype": str(dtype)}, "live weights")
     model, tokenizer = _load(comm, settings)
     kernels = kernels_for(device, settings.run.threads)
-    rank, timeout = settings.es.noise_rank, settings.run.collective_timeout
-    weights = parallel.together(comm, Weights, model, dtype, device, kernels, rank, timeout=timeout)
+    weights = parallel.together(comm, Weights, model, dtype, device, kernels, settings.es.noise_rank)
     digest = weights.digest()
     _refuse_diverged(comm, digest)
     perturbation = parallel.together(comm, perturbations.make, settings.es, model, weights)
@@ -98,8 +97,9 @@ def _load(comm: Comm, settings: Settings):
     arguments = (settings.model.path, settings.model.allow_download)
     if settings.model.allow_download:
         first, _ = parallel.local_rank(comm)
-        parallel.together(comm, models.load if first == 0 else lambda *_: None, *arguments)
-    return parallel.together(comm, models.load, *arguments, timeout=settings.run.collective_timeout)
+        download = models.load if first == 0 else lambda *_: None
+        parallel.together(comm, download, *arguments, timeout=float("inf"))
+    return parallel.together(comm, models.load, *arguments)
 
 
 def _engine(settings: Settings, model, tokenizer) -> Engine:

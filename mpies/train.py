@@ -44,6 +44,7 @@ class Evaluated:
 def main(comm: Comm, arguments: list[str]) -> int:
     settings = parallel.together(comm, config.load, arguments)
     parallel.require_equal(comm, settings.flat(), "settings")
+    parallel.set_timeout(comm, settings.run.collective_timeout)
     from mpies import job as jobs  # torch comes along: only once the settings are good
 
     job = jobs.set_up(comm, settings)
@@ -88,7 +89,7 @@ def evolve(job: Job, generation: int) -> tuple[bool, bool]:
         digest = weights.digest()
     job.recent.append(time.perf_counter() - start)
     with job.phases("wait"):
-        job.meet()
+        parallel.barrier(job.comm)
     with job.phases("communicate"):
         stop = check_replicas(job, digest, generation)
 
@@ -132,7 +133,7 @@ def exchange(job: Job, plan: Plan, mine: list[Evaluated]) -> np.ndarray | None:
     pairs = np.zeros(plan.counts[job.comm.rank], dtype=PAIR)
     pairs[: len(mine)] = [(e.member.seed, e.reward) for e in mine]
     with job.phases("wait"):
-        job.meet()
+        parallel.barrier(job.comm)
     with job.phases("communicate"):
         pairs = parallel.allgather_rows(job.comm, pairs, plan.counts)[plan.order]
     complete = np.array_equal(pairs["seed"], plan.seeds)
@@ -149,7 +150,7 @@ def check_replicas(job: Job, digest: int, generation: int) -> bool:
     words = parallel.allgather_rows(job.comm, words, [1] * job.comm.size)
     differing = parallel.diverged(words["digest"].tolist())
     if differing:
-        named = ", ".join(f"rank {rank} on {job.hosts[rank]}" for rank in differing)
+        named = parallel.named(job.comm, differing)
         raise DivergedError(
             f"generation {generation + 1}: the base weights of {named} differ from the others';"
             " this generation is not committed. Memory errors or mixed software do this"

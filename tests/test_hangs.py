@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import launching
 import numpy as np
+import psutil
 import pytest
 from test_resume import ENDLESS, Job, arguments, assert_same_run, committed
 
@@ -17,8 +18,13 @@ from mpies import parallel
 pytestmark = pytest.mark.launch
 
 TIMEOUT = 6
-# Rank 0 reports first, unless it is the missing one; then the others wait 10 seconds more.
-GIVEN_UP = TIMEOUT + 15
+# A roll call follows an exchange that does not end. Rank 0 reports first, unless it is the missing one;
+# then the others wait 10 seconds more.
+GIVEN_UP = 2 * TIMEOUT + 15
+
+
+def cpu_seconds(processes: list[psutil.Process]) -> list[float]:
+    return [sum(process.cpu_times()[:2]) for process in processes]
 
 
 def assert_given_up(job: Job, missing: int) -> None:
@@ -34,6 +40,23 @@ def assert_given_up(job: Job, missing: int) -> None:
     assert "Traceback" not in job.output
 
 
+@pytest.mark.parametrize("missing", [1, 0])
+def test_a_rank_that_hangs_is_waited_for_without_spinning_and_given_up(tmp_path, tiny_model, missing):
+    settings = arguments(tiny_model(), tmp_path, ENDLESS, run__collective_timeout=TIMEOUT)
+    with Job(3, *settings) as job:
+        job.wait_for("generation 2/")
+        ranks = job.ranks()
+        waiting = [rank for number, rank in enumerate(ranks) if number != missing]
+        ranks[missing].send_signal(signal.SIGSTOP)
+        time.sleep(1)  # the others end what they were at
+        before = cpu_seconds(waiting)
+        time.sleep(3)
+        spent = [after - b for after, b in zip(cpu_seconds(waiting), before, strict=True)]
+        assert max(spent) < 0.5, f"CPU seconds of the waiting ranks in 3 s: {spent}"
+        assert_given_up(job, missing)
+    assert committed(tmp_path) >= 2
+
+
 def test_a_rank_that_comes_back_in_time_is_no_problem(tmp_path, tiny_model):
     settings = arguments(tiny_model(), tmp_path, ENDLESS, run__collective_timeout=30)
     with Job(2, *settings) as job:
@@ -44,6 +67,18 @@ def test_a_rank_that_comes_back_in_time_is_no_problem(tmp_path, tiny_model):
         done = committed(tmp_path)
         rank.send_signal(signal.SIGCONT)
         job.wait_for(f"generation {done + 2}/")
+
+
+def test_a_rank_that_hangs_while_it_loads_is_given_up(tmp_path, tiny_model):
+    """As on a node whose file system is stuck."""
+    settings = arguments(tiny_model(), tmp_path, ENDLESS, run__collective_timeout=TIMEOUT)
+    with Job(2, *settings) as job:
+        job.wait_for("loading")
+        job.ranks()[1].send_signal(signal.SIGSTOP)
+        start = time.monotonic()
+        assert job.end(40) not in (0, 2, 75), job.output
+        assert time.monotonic() - start < GIVEN_UP + 15  # rank 0 has a model to load
+    assert f"rank 1 on {parallel.host()}" in " ".join(launching.problems(job.output))
 
 
 # The program, with a fault in one rank's memory or driver put in: it stops for ever in an update.
