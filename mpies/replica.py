@@ -72,7 +72,7 @@ def build(comm: Comm, settings: Settings) -> Replica:
     digest = weights.digest()
     _refuse_diverged(comm, digest)
     perturbation = parallel.together(comm, perturbations.make, settings.es, model, weights)
-    engine = parallel.together(comm, _engine, settings, model, tokenizer)
+    engine = parallel.together(comm, _engine, settings, model, tokenizer, perturbation)
     facts = {
         "model_path": settings.model.path,
         "model_name": Path(models.locate(settings.model.path)).name,
@@ -102,7 +102,7 @@ def _load(comm: Comm, settings: Settings):
     return parallel.together(comm, models.load, *arguments)
 
 
-def _engine(settings: Settings, model, tokenizer) -> Engine:
+def _engine(settings: Settings, model, tokenizer, perturbation: Perturbation) -> Engine:
     from mpies.engines.hf import HfEngine
 
     return HfEngine(
@@ -111,6 +111,7 @@ def _engine(settings: Settings, model, tokenizer) -> Engine:
         max_new_tokens=settings.engine.max_new_tokens,
         batch_size=settings.engine.batch_size,
         chat_template=settings.task.chat_template,
+        on_rows=perturbation.rows,
     )
 
 

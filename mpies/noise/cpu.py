@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 import torch
@@ -156,16 +155,31 @@ def _update(base, keys, coefficients, parameter, start):
 
 
 @njit(nogil=True, cache=True)
+def _normal(out, keys, parameter, stream):
+    words = np.empty(4 * LANES, np.uint32)
+    integers = words.view(np.uint16)
+    size = np.uint64(out.shape[1])
+    for m in range(out.shape[0]):
+        row = out[m]
+        done = ZERO
+        while done < size:
+            _bits(words, done // CHUNK_ * LANES_, parameter, stream, keys[m])
+            count = min(CHUNK_, size - done)
+            for e in range(count):
+                row[done + e] = TABLE[integers[e] >> SHIFT]
+            done += count
+
+
+@njit(nogil=True, cache=True)
 def _lowrank_update(base, first, last, a, b):
     total = np.empty(base.shape[1], np.float32)
     for row in range(first, last):
         total[:] = np.float32(0)
-        for i in range(a.shape[0]):
-            for k in range(a.shape[1]):
-                factor = a[i, k, row]
-                vector = b[i, k]
-                for column in range(total.size):
-                    total[column] += factor * vector[column]
+        for term in range(a.shape[0]):
+            factor = a[term, row]
+            vector = b[term]
+            for column in range(total.size):
+                total[column] += factor * vector[column]
         for column in range(total.size):
             base[row, column] += total[column]
 
@@ -215,7 +229,7 @@ class CpuKernels:
     def update(self, base, seeds, coefficients, parameter, start=0):
         """base += sum_i coefficients_i * noise(seeds_i), summed in float32 in the order given."""
         target = base.numpy()
-        keys = np.stack([round_keys(int(seed)) for seed in seeds])
+        keys = _keys(seeds)
         factors = np.asarray(coefficients, dtype=np.float32)
 
         def work(a, b):
@@ -223,37 +237,27 @@ class CpuKernels:
 
         self._spread(base.numel(), work)
 
-    def normal(self, count, seed, parameter, stream, device):
-        """A stream's first `count` numbers: float32 (count,)."""
-        out = np.zeros(count, np.float32)
-        one = np.float32(1)
-        keys = round_keys(seed)
+    def normal(self, count, seeds, parameter, stream, device):
+        """The first `count` numbers of a stream of each seed: float32 (M, count)."""
+        out = np.empty((len(seeds), count), np.float32)
+        keys = _keys(seeds)
 
         def work(a, b):
-            _perturb(
-                out[a:b], out[a:b].view(np.uint32), FLOAT32, keys,
-                np.uint64(parameter), np.uint64(stream), one, a,
-            )  # fmt: skip
+            _normal(out[a:b], keys[a:b], np.uint64(parameter), np.uint64(stream))
 
-        self._spread(count, work)
+        self._share(len(seeds), work)
         return torch.from_numpy(out)
 
     def lowrank_update(self, base, seeds, coefficients, parameter, rank):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
         rows, columns = base.shape
-        a = np.empty((len(seeds), rank, rows), np.float32)
-        b = np.empty((len(seeds), rank, columns), np.float32)
-        for i, (seed, coefficient) in enumerate(zip(seeds, coefficients, strict=True)):
-            draw = partial(self.normal, seed=int(seed), parameter=parameter, device=None)
-            scale = np.float32(float(coefficient) / math.sqrt(rank))
-            a[i] = scale * draw(rank * rows, stream=definition.STREAM_A).numpy().reshape(rank, rows)
-            b[i] = draw(rank * columns, stream=definition.STREAM_B).numpy().reshape(rank, columns)
+        a = self.normal(rank * rows, seeds, parameter, definition.STREAM_A, None).numpy()
+        b = self.normal(rank * columns, seeds, parameter, definition.STREAM_B, None).numpy()
+        scales = (np.asarray(coefficients, np.float64) / math.sqrt(rank)).astype(np.float32)
+        a *= scales[:, None]
+        a, b = a.reshape(-1, rows), b.reshape(-1, columns)
         target = base.numpy()
-        parts = min(self.threads, rows) or 1
-        bounds = [rows * part // parts for part in range(parts + 1)]
-        spans = itertools.pairwise(bounds)
-        run = map if self._pool is None else self._pool.map
-        list(run(lambda span: _lowrank_update(target, *span, a, b), spans))
+        self._share(rows, lambda first, last: _lowrank_update(target, first, last, a, b))
 
     def digest(self, base, parameter, start=0):
         """The base's digest as an integer below 2^64; add over slices and parameters modulo 2^64."""
@@ -265,12 +269,26 @@ class CpuKernels:
         return sum(self._spread(base.numel(), work)) % 2**64
 
     def _spread(self, size, work):
-        if self._pool is None or size < 2 * GRAIN:
-            return [work(0, size)]
-        parts = min(self.threads, size // GRAIN)
-        step = -(-size // (parts * CHUNK)) * CHUNK
-        starts = range(0, size, step)
-        return list(self._pool.map(lambda a: work(a, min(a + step, size)), starts))
+        """Call work(a, b) on slices of whole chunks, one per thread."""
+        parts = max(1, min(self.threads, size // GRAIN))
+        step = -(-size // (parts * CHUNK)) * CHUNK or 1
+        return self._each([(a, min(a + step, size)) for a in range(0, size, step)], work)
+
+    def _share(self, count, work):
+        """Call work(a, b) on equal parts of a count, one per thread."""
+        parts = max(1, min(self.threads, count))
+        bounds = [count * part // parts for part in range(parts + 1)]
+        return self._each(list(itertools.pairwise(bounds)), work)
+
+    def _each(self, spans, work):
+        if len(spans) < 2:
+            return [work(a, b) for a, b in spans]
+        return list(self._pool.map(lambda span: work(*span), spans))
+
+
+def _keys(seeds) -> np.ndarray:
+    """Philox's key schedules: uint64 (M, 10, 2)."""
+    return np.stack([round_keys(int(seed)) for seed in seeds])
 
 
 def _raw(live: torch.Tensor) -> np.ndarray:
