@@ -26,8 +26,11 @@ KERNELS = {
     "cpu": CpuKernels(1),
     "cpu, 3 threads": CpuKernels(3),
     "device": DeviceKernels(),
-    "gpu": GpuKernels(),
 }
+if find_spec("triton"):
+    from mpies.noise.gpu import GpuKernels
+
+    KERNELS["gpu"] = GpuKernels()
 
 
 @pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
