@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
