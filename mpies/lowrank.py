@@ -58,9 +58,7 @@ class LowRank:
 
     def set(self, members: list[Member], sigma: float) -> None:
         """Draw the block's noise: M (rows + columns) rank numbers per matrix, M times a vector's."""
-        if self._shown != self.weights.updates:
-            self.weights.show_base()
-            self._shown = self.weights.updates
+        self._show_base()
         self.members = len(members)
         for name, base in self.weights.base.items():
             dtype = self.weights.live[name].dtype
@@ -90,7 +88,13 @@ class LowRank:
         self.members = 0
         self.matrices.clear()
         self.vectors.clear()
-        self.weights.show_base()
+        self._show_base()
+
+    def _show_base(self) -> None:
+        """Members do not touch the live weights: only an update makes them stale."""
+        if self._shown != self.weights.updates:
+            self.weights.show_base()
+            self._shown = self.weights.updates
 
     def _draw(self, members, name, count, stream, dtype, scale=None) -> torch.Tensor:
         """(M, count): every member's numbers of a stream, times scale * sign if a scale is given."""

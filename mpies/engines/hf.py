@@ -49,7 +49,7 @@ class HfEngine:
         return self.generate_block(prompts, 1)[0]
 
     def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
-        encoded = [self._encode(prompt) for prompt in prompts]
+        encoded = [self.encode(prompt) for prompt in prompts]
         # Prompts of similar length together: less padding, and often none.
         order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
         share = max(1, self.batch_size // members)
@@ -73,7 +73,7 @@ class HfEngine:
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
         return Completions(texts, [len(tokens) for tokens in answers])
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
         key = repr(prompt)
         if key not in self._encoded:
             self._encoded[key] = self._tokenize(prompt)

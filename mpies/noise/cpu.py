@@ -11,12 +11,19 @@ import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import llvmlite.binding as llvm
+import numba
 import numpy as np
 import torch
 from numba import njit
 
 from mpies.noise import definition
 from mpies.noise.definition import CHUNK, LANES, round_keys
+
+# LLVM prefers half of the vector width on many processors with AVX-512; these kernels gain from all of
+# it. To be said before the first of them is compiled.
+if llvm.get_host_cpu_features().get("avx512f") and not numba.config.CPU_FEATURES:
+    numba.config.CPU_FEATURES = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
 
 # Module-level arrays become constants of the compiled code. As arguments, they might alias the
 # output as far as the compiler knows, and the look-up would not be vectorised.
@@ -105,8 +112,6 @@ def _to_float16(bits):
 def _perturb(base, live, live_format, keys, parameter, stream, scale, start):
     words = np.empty(4 * LANES, np.uint32)
     integers = words.view(np.uint16)
-    values = np.empty(CHUNK, np.float32)
-    patterns = values.view(np.uint32)
     first = np.uint64(start)
     size = np.uint64(base.size)
     done = ZERO
@@ -115,19 +120,18 @@ def _perturb(base, live, live_format, keys, parameter, stream, scale, start):
         skip = (first + done) - chunk * CHUNK_
         count = min(CHUNK_ - skip, size - done)
         _bits(words, chunk * LANES_, parameter, stream, keys)
-        for e in range(CHUNK):
-            values[e] = scale * TABLE[integers[e] >> SHIFT]
-        for e in range(count):
-            values[skip + e] += base[done + e]
-        if live_format == FLOAT32:
+        if live_format == BFLOAT16:
             for e in range(count):
-                live[done + e] = patterns[skip + e]
-        elif live_format == BFLOAT16:
+                value = np.float32(base[done + e] + scale * TABLE[integers[skip + e] >> SHIFT])
+                live[done + e] = _to_bfloat16(value.view(np.uint32))
+        elif live_format == FLOAT32:
             for e in range(count):
-                live[done + e] = _to_bfloat16(patterns[skip + e])
+                value = np.float32(base[done + e] + scale * TABLE[integers[skip + e] >> SHIFT])
+                live[done + e] = value.view(np.uint32)
         else:
             for e in range(count):
-                live[done + e] = _to_float16(patterns[skip + e])
+                value = np.float32(base[done + e] + scale * TABLE[integers[skip + e] >> SHIFT])
+                live[done + e] = _to_float16(value.view(np.uint32))
         done += count
 
 
