@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from mpies.errors import InputError
+from mpies.linear import linear
 from mpies.noise.definition import STREAM_A, STREAM_B, STREAM_NOISE
 from mpies.population import Member
 from mpies.weights import Weights
@@ -137,8 +138,8 @@ class LowRank:
         def forward(x):
             noise = self.matrices[names["weight"]]
             into, out = (noise.a, noise.b) if transposed else (noise.b, noise.a)
-            y = functional.linear(x, module.weight.t() if transposed else module.weight)
-            own = functional.linear(x, into) * self._own
+            y = linear(x, module.weight.t() if transposed else module.weight)
+            own = linear(x, into) * self._own
             y.view(-1, y.shape[-1]).addmm_(own.view(-1, own.shape[-1]), out)
             if "bias" in names:
                 y += self._row_vectors[names["bias"]]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import mpies
+from mpies import linear, parallel
 from mpies import model as models
-from mpies import parallel
 from mpies import perturbation as perturbations
 from mpies.config import Settings
 from mpies.engines.base import Engine
@@ -69,6 +69,8 @@ def build(comm: Comm, settings: Settings) -> Replica:
     model, tokenizer = _load(comm, settings)
     kernels = kernels_for(device, settings.run.threads)
     weights = parallel.together(comm, Weights, model, dtype, device, kernels, settings.es.noise_rank)
+    if device.type == "cpu":
+        linear.install(model)
     digest = weights.digest()
     _refuse_diverged(comm, digest)
     perturbation = parallel.together(comm, perturbations.make, settings.es, model, weights)

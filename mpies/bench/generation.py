@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mpies import linear
 from mpies import model as models
 from mpies.bench import paper
 from mpies.bench.timing import Case, Timings, in_turns
@@ -42,6 +43,8 @@ class Subject:
     def __init__(self, path: str, dtype: torch.dtype, device: torch.device, kernels: Kernels):
         self.model, self.tokenizer = models.load(path, allow_download=False)
         self.weights = Weights(self.model, dtype, device, kernels, rank=1)
+        if device.type == "cpu":
+            linear.install(self.model)
         self.full = Full(self.weights)
         self.lowrank = LowRank(self.model, self.weights, rank=1)
         original, _ = models.load(path, allow_download=False)
