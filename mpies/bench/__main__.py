@@ -128,7 +128,7 @@ def show(facts: dict, figures: list[Figure]) -> None:
             group = figure.group
             table.add_row(f"[bold]{group}")
         table.add_row(f"  {figure.name}", f"{figure.value:.4g}", figure.unit, figure.verdict)
-    Console().print(table)
+    Console(width=max(Console().width, 110)).print(table)  # not to be folded in a log file
 
 
 if __name__ == "__main__":
