@@ -31,6 +31,9 @@ TAG_ARRIVAL, TAG_RELEASE = 1, 2
 # What launchers say about the number of ranks. They are believed over a communicator of size 1.
 LAUNCHER_SIZES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE")
 
+# A rank's number before MPI is initialised. Slurm's comes last: under mpirun, it numbers nodes.
+LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PALS_RANKID", "SLURM_PROCID")
+
 START_TIMEOUT = 1800  # seconds, as long as the settings are not known
 
 
@@ -72,6 +75,12 @@ def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoRetur
     except BaseException as error:
         _abort(comm, error)
     sys.exit(status)
+
+
+def is_first() -> bool:
+    """Is this rank 0, as far as the launcher says? For what is printed without initialising MPI."""
+    known = (os.environ[variable] for variable in LAUNCHER_RANKS if variable in os.environ)
+    return next(known, "0") == "0"
 
 
 def wait(*requests: Request, timeout: float = float("inf")) -> bool:

@@ -160,6 +160,7 @@ def check_replicas(job: Job, digest: int, generation: int) -> bool:
 
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(f"{__doc__}\n{config.describe()}")
+        if parallel.is_first():
+            print(f"{__doc__}\n{config.describe()}")
     else:
         parallel.run(main, sys.argv[1:])

@@ -1,0 +1,61 @@
+# What all jobs do alike: a banner, the ranks, the signal before the wall time, back into the queue.
+# shellcheck shell=bash
+
+# launch ARGUMENTS: run `python ARGUMENTS` on all ranks of the job and end the job with its exit code.
+# 75 says that it was stopped early and goes on where it was: then the job is requeued.
+launch() {
+    banner
+    local pid interrupted code
+    # shellcheck disable=SC2086  # a command and its options
+    ranks $LAUNCHER python "$@" &
+    pid=$!
+    # Slurm signals this shell alone (--signal=B:...), the launcher passes it on to the ranks.
+    trap 'interrupted=yes; kill -USR1 "$pid"' USR1
+    interrupted=yes
+    while [[ $interrupted ]]; do # the trap ends `wait`, but not the launcher
+        interrupted=
+        code=0
+        wait "$pid" || code=$?
+    done
+    echo "== $(date -Is) exit code $code"
+    if ((code == 75)); then requeue; fi
+    exit "$code"
+}
+
+# The launcher with its options. Why not --kill-on-bad-exit=1: when ranks leave with 75, it kills those
+# that take a moment longer, and their 143 hides the 75. A rank that raises ends all others itself; for
+# one that is killed without a word, --wait ends them.
+ranks() {
+    local program=$1
+    shift
+    case $program in
+        srun | */srun) exec srun --kill-on-bad-exit=0 --wait=30 "$@" ;;
+        *) exec "$program" -n "${SLURM_NTASKS:-1}" "$@" ;;
+    esac
+}
+
+requeue() {
+    local restarts=${SLURM_RESTART_COUNT:-0}
+    if ((restarts >= MAX_RESTARTS)); then
+        echo "== not requeued: $restarts restarts are the limit (MAX_RESTARTS); the same sbatch goes on"
+    elif [[ $(squeue --noheader --job "$SLURM_JOB_ID" --format %T) != RUNNING ]]; then
+        echo "== not requeued: the job is being ended from outside"
+    else
+        echo "== requeued"
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+}
+
+banner() {
+    echo "== $(date -Is) job $SLURM_JOB_ID $SLURM_JOB_NAME, restart ${SLURM_RESTART_COUNT:-0} of $MAX_RESTARTS"
+    echo "== ${SLURM_NTASKS:-1} ranks on $SLURM_JOB_NODELIST by $LAUNCHER"
+    python - <<'END' || true
+import platform
+from importlib.metadata import version
+import mpi4py
+mpi4py.rc.initialize = False  # in this shell there is no launcher
+from mpi4py import MPI
+packages = ", ".join(f"{name} {version(name)}" for name in ("mpi4py", "torch", "transformers"))
+print(f"== Python {platform.python_version()}, {packages}; {MPI.Get_library_version().splitlines()[0].strip()}")
+END
+}
