@@ -87,6 +87,21 @@ def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTo
     return model.eval(), tokenizer
 
 
+def outline(path: str, allow_download: bool) -> torch.nn.Module:
+    """The model without its weights: parameters have shapes, but no values and no memory.
+
+    Raises InputError when its configuration is not there or cannot be read.
+    """
+    if not allow_download:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = {"trust_remote_code": False, "local_files_only": not allow_download}
+    config = _attempt(path, "the configuration of ", AutoConfig.from_pretrained, locate(path), **options)
+    with torch.device("meta"):
+        return _attempt(path, "", AutoModelForCausalLM.from_config, config, trust_remote_code=False)
+
+
 def _attempt(path: str, what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Call a loader of transformers; whatever it raises is bad input."""
     try:

@@ -1,0 +1,110 @@
+"""From what one block of members took: a generation, the run, and the jobs that it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mpies.check.rehearsal import Cost
+from mpies.check.report import Finding, duration, size
+from mpies.config import Settings
+from mpies.population import Population
+from mpies.stopping import LEAVE, SAFETY
+from mpies.weights import Weights
+
+FULL = 0.9  # share of the memory from which on it is called full
+UNEVEN = 0.9  # share of the ranks' time from which on down they are called idle
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds: of a start, of a generation, of a generation's update alone, which a replay repeats."""
+
+    start: float
+    generation: float
+    update: float
+    blocks: tuple[int, ...]
+    """Blocks of members that each rank evaluates."""
+
+
+def forecast(settings: Settings, cost: Cost, ranks: int, start: float) -> Forecast:
+    es = settings.es
+    plan = Population(es.population, es.seed, es.antithetic, es.block_size).plan(0, ranks)
+    blocks = tuple(len(mine) for mine in plan.blocks)
+    update = cost.seed * (es.population // 2 if es.antithetic else es.population)
+    return Forecast(start, max(blocks) * cost.block + update + cost.digest, update, blocks)
+
+
+def memory(cost: Cost, weights: Weights, there: int) -> list[Finding]:
+    """The engine's cache and all else that an evaluation needs beyond the weights; `there`: bytes."""
+    if cost.memory is None:
+        return []
+    tensors = [*weights.base.values(), *weights.live.values()]
+    peak = sum(tensor.nbytes for tensor in tensors) + cost.memory
+    note = "little is left for longer prompts: a smaller engine.batch_size needs less"
+    value = f"{size(cost.memory)} beyond the weights at the peak, {size(peak)} in all, {size(there)} there"
+    return [Finding("cache", value, note=note if peak > FULL * there else "")]
+
+
+def generation(expected: Forecast) -> list[Finding]:
+    """A generation, and how evenly the ranks share it."""
+    value = (
+        f"{duration(expected.generation)}: {max(expected.blocks)} such block(s) on the busiest rank,"
+        f" update {100 * expected.update / expected.generation:.1f} %"
+    )
+    return [Finding("generation", value, note=_idleness(expected.blocks))]
+
+
+def _idleness(blocks: tuple[int, ...]) -> str:
+    total, ranks = sum(blocks), len(blocks)
+    busy = total / (max(blocks) * ranks)
+    if busy >= UNEVEN:
+        return ""
+    even = [str(n) for n in range(1, 2 * ranks + 1) if total % n == 0]
+    return (
+        f"{total} blocks on {ranks} ranks: they are idle {100 * (1 - busy):.0f} % of the time;"
+        f" {', '.join(even)} rank(s) would share them evenly"
+    )
+
+
+def run(settings: Settings, expected: Forecast, limit: float | None, done: int) -> list[Finding]:
+    """How long the run takes, and whether it gets to its end in jobs of `limit` seconds (None: unlimited).
+
+    `done`: generations that were made before.
+    """
+    total = settings.es.generations
+    whole = expected.start + (total - done) * expected.generation
+    value = f"{total - done} generation(s) to go: {duration(whole)}, without evaluations"
+    if limit is None:
+        return [Finding("time", f"{value}; no time limit")]
+    if settings.run.time_limit == "auto":  # that of this job, of which some is spent already
+        return [Finding("time", f"{value}; with run.time_limit=HH:MM:SS, the training job's: how many jobs")]
+    jobs, reached = jobs_needed(expected, limit, done, total, settings.run.checkpoint_every)
+    if reached == total:
+        return [Finding("time", f"{value}; {jobs} job(s) of {duration(limit)}")]
+    if jobs == 0:
+        why = (
+            f"not one generation of {duration(expected.generation)}, {duration(expected.start)} after the"
+            f" start, fits into {duration(limit)}: ask for more time or more ranks, or set a smaller"
+            " es.population or engine.max_new_tokens"
+        )
+    else:
+        why = (
+            f"jobs of {duration(limit)} get no further than generation {reached} of {total}, since each"
+            " replays what was done before: ask for more time, or set run.checkpoint_every"
+        )
+    return [Finding("time", f"{value}; jobs of {duration(limit)}", problem=f"run.time_limit: {why}")]
+
+
+def jobs_needed(
+    expected: Forecast, limit: float, done: int, total: int, checkpoint_every: int
+) -> tuple[int, int]:
+    """How many jobs of `limit` seconds come how far: every one replays, then begins what will fit."""
+    jobs = 0
+    while done < total:
+        replayed = done % checkpoint_every if checkpoint_every else done
+        room = limit - expected.start - replayed * expected.update - LEAVE
+        fit = int(room / expected.generation - (SAFETY - 1))
+        if fit < 1:
+            break
+        done, jobs = min(total, done + fit), jobs + 1
+    return jobs, done

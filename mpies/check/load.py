@@ -1,0 +1,36 @@
+"""The task and the model, loaded on every rank as a run loads them."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from mpies import parallel, tasks
+from mpies import replica as replicas
+from mpies.check.report import Finding, duration
+from mpies.config import Settings
+from mpies.replica import Replica
+from mpies.tasks.base import Task
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+
+def task(comm: Comm, settings: Settings) -> tuple[Task, list[Finding]]:
+    """Prompts and the reward function."""
+    made = parallel.together(comm, tasks.make, settings.task.name)
+    rows = f"{len(made.train)} training, {len(made.held_out)} held-out prompts"
+    return made, [Finding("task", f"{made.name}: {rows}")]
+
+
+def replica(comm: Comm, settings: Settings) -> tuple[tuple[Replica, float], list[Finding]]:
+    """The replica, and the seconds that the slowest rank took to load it."""
+    start = time.perf_counter()
+    built = replicas.build(comm, settings)
+    seconds = max(parallel.allgather_objects(comm, time.perf_counter() - start))
+    facts = built.facts
+    value = (
+        f"{facts['model_name']}, digest {facts['model_digest']:016x}, live {facts['dtype']}"
+        f" ({facts['dtype_reason']}); {duration(seconds)} to load on every rank"
+    )
+    return (built, seconds), [Finding("model", value)]

@@ -1,0 +1,132 @@
+"""Memory: what a rank needs on its device, reckoned before anything is loaded, and what is there."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mpies import model as models
+from mpies import parallel
+from mpies.check.report import Finding, size
+from mpies.config import Settings
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+BASE = 4  # bytes of a float32
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Bytes for the base weights, the live weights, and scratch: one tensor."""
+
+    base: int
+    live: int
+    scratch: int
+
+    @property
+    def total(self) -> int:
+        return self.base + self.live + self.scratch
+
+
+def reckon(comm: Comm, settings: Settings) -> tuple[int, list[Finding]]:
+    """Bytes there are for this rank, and whether the weights fit into them and on the disk.
+
+    Raises RefusedError when the model's configuration cannot be read on a rank. What the engine's
+    cache takes is measured later, when one member is evaluated.
+    """
+    needed = parallel.together(comm, weights_of, comm, settings)
+    there = available(comm, settings)
+    ranks = parallel.allgather_objects(comm, there)
+    least = min(range(comm.size), key=ranks.__getitem__)
+    value = (
+        f"{size(needed.total)} a rank: base {size(needed.base)}, live {size(needed.live)}, largest tensor"
+        f" {size(needed.scratch)}; {size(ranks[least])} there"
+    )
+    problem = ""
+    if needed.total > ranks[least]:
+        problem = (
+            f"{parallel.named(comm, [least])} has {size(ranks[least])} of memory free, but needs"
+            f" {size(needed.total)}: fewer ranks on a node, more memory (--mem, larger GPUs), or a"
+            " smaller model"
+        )
+    return there, [Finding("memory", value, problem), parallel.on_root(comm, _disk, settings, needed)]
+
+
+def weights_of(comm: Comm, settings: Settings) -> Needed:
+    """From the model's configuration alone."""
+    device = parallel.device_for(comm, settings.model.device)
+    dtype, _ = models.choose_dtype(settings.model.dtype, device)
+    outline = models.outline(settings.model.path, settings.model.allow_download)
+    sizes = [parameter.numel() for parameter in outline.parameters()]  # tied ones once
+    return Needed(BASE * sum(sizes), dtype.itemsize * sum(sizes), BASE * max(sizes))
+
+
+def available(comm: Comm, settings: Settings) -> int:
+    """Bytes of memory that this rank can have: its share of what is free on its GPU or node. Collective."""
+    device = parallel.device_for(comm, settings.model.device)
+    where = (parallel.host(), device.index)
+    sharers = Counter(parallel.allgather_objects(comm, where))[where]
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_on_node()
+    free = min(parallel.allgather_objects(comm, free)) if device.type == "cpu" else free
+    return free // sharers
+
+
+def _disk(settings: Settings, needed: Needed) -> Finding:
+    """Room for the tuned model, which is written before the last one is removed, and for checkpoints."""
+    folder = Path(settings.run.directory).resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    wanted = needed.live + (2 * needed.base if settings.run.checkpoint_every else 0)
+    problem = ""
+    if wanted > free:
+        problem = f"run.directory: {size(free)} free in {folder}, but {size(wanted)} wanted: use another disk"
+    return Finding("room", f"{size(wanted)} for the tuned model and checkpoints, {size(free)} free", problem)
+
+
+def _free_on_node() -> int:
+    """Bytes that the node, and the control groups that this process is in, have left."""
+    return min(_meminfo("MemAvailable"), *_left_in_cgroups(), 2**62)
+
+
+def _meminfo(field: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return 2**62
+
+
+def _left_in_cgroups() -> Iterator[int]:
+    """limit - use of this process's memory control group and of those above; Slurm limits jobs so."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, limit, used = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
+        elif controllers == "memory":
+            root, limit, used = (
+                Path("/sys/fs/cgroup/memory"),
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+            )
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root):
+                yield from _left(folder / limit, folder / used)
+
+
+def _left(limit: Path, used: Path) -> Iterator[int]:
+    try:
+        text = limit.read_text().strip()
+        if text != "max":
+            yield int(text) - int(used.read_text())
+    except (OSError, ValueError):
+        return

@@ -1,0 +1,121 @@
+"""Ranks: the MPI library, hosts, devices and cores; how far apart clocks are, how fast they exchange."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections import Counter
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mpies import parallel
+from mpies.check.report import Finding, duration, size
+from mpies.config import Settings
+from mpies.replica import place
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+# Seconds. Time limits and log files are read by several clocks.
+SKEW = 2.0
+SLOW_EXCHANGE = 1.0
+PROBE = 2**20  # bytes from each rank
+PAIR = 16  # bytes of a (seed, reward)
+
+
+def world(comm: Comm) -> list[Finding]:
+    """The MPI library, the same on all ranks, and whether the launcher started all that Slurm allows."""
+    from mpi4py import MPI
+
+    library = MPI.Get_library_version().splitlines()[0].strip(" \0")
+    parallel.require_equal(comm, {"library": library}, "MPI libraries")
+    tasks = int(os.environ.get("SLURM_NTASKS") or 0)
+    note = (
+        f"the Slurm job has {tasks} tasks, but {comm.size} rank(s) were started" if tasks > comm.size else ""
+    )
+    words = " ".join(library.split())
+    return [Finding("MPI", f"{words}, mpi4py {version('mpi4py')}, {comm.size} rank(s)", note=note)]
+
+
+def devices(comm: Comm, settings: Settings, share_gpus: bool) -> list[Finding]:
+    """Ranks -> hosts -> devices and cores, a line per host."""
+    device = parallel.together(comm, parallel.device_for, comm, settings.model.device)
+    everyone = parallel.allgather_objects(comm, _rank(device))
+    hosts: dict[str, list[dict[str, Any]]] = {}
+    for rank, facts in enumerate(everyone):
+        hosts.setdefault(facts["host"], []).append({"rank": rank, **facts})
+    return [_host(name, ranks, settings.run.threads, share_gpus) for name, ranks in hosts.items()]
+
+
+def _rank(device: torch.device) -> dict[str, Any]:
+    gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+    return {**place(device), "gpu": gpu, "cores": os.sched_getaffinity(0)}
+
+
+def _host(name: str, ranks: list[dict[str, Any]], threads: int, share_gpus: bool) -> Finding:
+    cores = len(set().union(*(rank["cores"] for rank in ranks)))
+    named = ", ".join(f"{rank['rank']} on {rank['device']}" for rank in ranks)
+    value = f"rank {named}; {cores} core(s)"
+    problem, note = "", ""
+    shared = [
+        gpu for gpu, count in Counter(rank["gpu"] for rank in ranks if rank["gpu"]).items() if count > 1
+    ]
+    if shared and not share_gpus:
+        both = " and ".join(str(rank["rank"]) for rank in ranks if rank["gpu"] == shared[0])
+        problem = (
+            f"ranks {both} are on one GPU of {name}: start as many ranks on a node as it has GPUs"
+            " (--ntasks-per-node, --gpus-per-node), or give --share-gpus if this is wanted"
+        )
+    least = min(len(rank["cores"]) for rank in ranks)
+    wanted = min(threads * len(ranks), max(threads * len(ranks), 1))
+    if least < threads or cores < wanted:
+        note = (
+            f"{len(ranks)} rank(s) with run.threads={threads} want {wanted} cores, but have {cores} together"
+            f" and {least} each: ask for more (--cpus-per-task), or bind ranks to cores differently"
+        )
+    return Finding(name, value, problem, note)
+
+
+def clocks(comm: Comm) -> list[Finding]:
+    """How far the hosts' clocks are apart."""
+    parallel.barrier(comm)
+    times = parallel.allgather_objects(comm, time.time())
+    apart = max(times) - min(times)
+    late, early = times.index(min(times)), times.index(max(times))
+    note = ""
+    if apart > SKEW:
+        note = (
+            f"{parallel.named(comm, [late])} is behind {parallel.named(comm, [early])}:"
+            " tell your site; time limits are kept by rank 0's clock"
+        )
+    return [Finding("clocks", f"{duration(apart)} apart or less", note=note)]
+
+
+def exchange(comm: Comm, settings: Settings) -> list[Finding]:
+    """The allgather of a generation, and the bandwidth of a large one."""
+    members = settings.es.population
+    counts = [members // comm.size + (rank < members % comm.size) for rank in range(comm.size)]
+    pairs = _seconds_of_allgather(
+        comm, np.zeros((counts[comm.rank], PAIR), np.uint8).view(np.void(PAIR).dtype)[:, 0], counts
+    )
+    probe = _seconds_of_allgather(comm, np.zeros(PROBE, np.uint8), [PROBE] * comm.size)
+    value = (
+        f"{members} members' rewards, {size(members * PAIR)}: {duration(pairs)};"
+        f" {size(comm.size * PROBE / probe)}/s for {size(PROBE)} from each rank"
+    )
+    slow = f"this should take milliseconds: see the MPI library's network settings ({duration(pairs)})"
+    return [Finding("exchange", value, note=slow if pairs > SLOW_EXCHANGE else "")]
+
+
+def _seconds_of_allgather(comm: Comm, rows: np.ndarray, counts: list[int], repeats: int = 5) -> float:
+    seconds = []
+    for _ in range(repeats):
+        parallel.barrier(comm)
+        start = time.perf_counter()
+        parallel.allgather_rows(comm, rows, counts)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)

@@ -1,0 +1,105 @@
+"""One block of members a rank, evaluated and replayed by the program itself: what a generation takes."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpies import parallel
+from mpies.bench.memory import beyond
+from mpies.check.report import Finding, duration
+from mpies.config import Settings
+from mpies.errors import InputError, OrderlyError, reason
+from mpies.population import Member, Population
+from mpies.replica import Replica
+from mpies.tasks.base import Row, Task
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+SEEDS = 4  # that an update is timed with
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a block on the slowest rank, of an update per seed, of a digest."""
+
+    block: float
+    seed: float
+    digest: float
+    memory: int | None
+    """Bytes beyond the weights at the peak, on the rank that needs most; None: nobody counts them."""
+
+
+def rehearse(comm: Comm, settings: Settings, replica: Replica, task: Task) -> tuple[Cost, list[Finding]]:
+    """Evaluate a block on every rank, then replay some seeds. Raises RefusedError if that fails.
+
+    Collective. The base weights are others afterwards.
+    """
+    es = settings.es
+    members = min(es.block_size, es.population)
+    (block,) = Population(members * comm.size, es.seed, block=members).blocks_of(comm.rank, comm.size, 0)
+
+    def measured() -> tuple[float, int, int | None]:
+        # What is compiled and loaded at the first call is no part of a generation.
+        _evaluate(replica, task, task.train[:1], block, es.sigma)
+        start, tokens = time.perf_counter(), 0
+
+        def evaluate() -> None:
+            nonlocal start, tokens
+            start = time.perf_counter()
+            tokens = _evaluate(replica, task, task.train, block, es.sigma)
+
+        memory = beyond(replica.device, evaluate)
+        return time.perf_counter() - start, tokens, memory
+
+    evaluation = parallel.together(comm, _told, comm, measured)
+    parallel.together(comm, _told, comm, lambda: _update(replica, 1))
+    update, digest_seconds = parallel.together(comm, _told, comm, lambda: _update(replica, SEEDS))
+    everyone = parallel.allgather_objects(comm, (*evaluation, update / SEEDS, digest_seconds))
+    seconds, tokens, memory, seed, digest = zip(*everyone, strict=True)
+    speed = sum(t / s for t, s in zip(tokens, seconds, strict=True))
+    peak = max((bytes_ for bytes_ in memory if bytes_ is not None), default=None)
+    value = (
+        f"{duration(max(seconds))} for {members} member(s) on the slowest rank, {speed:.0f} tokens/s in all"
+    )
+    return Cost(max(seconds), max(seed), max(digest), peak), [Finding("evaluation", value)]
+
+
+def _evaluate(replica: Replica, task: Task, rows: list[Row], block: list[Member], sigma: float) -> int:
+    """Perturb, generate and score as a generation does; the tokens that were generated."""
+    replica.perturbation.set(block, sigma)
+    answers = replica.engine.generate_block([row["prompt"] for row in rows], len(block))
+    for answer in answers:
+        task.score(rows, answer.texts)
+    replica.synchronize()
+    return sum(sum(answer.tokens) for answer in answers)
+
+
+def _update(replica: Replica, seeds: int) -> tuple[float, float]:
+    """Seconds of an update with so many seeds, and of the digest."""
+    start = time.perf_counter()
+    replica.weights.update(np.arange(1, seeds + 1, dtype=np.uint64), np.full(seeds, 1e-6, np.float32))
+    replica.synchronize()
+    middle = time.perf_counter()
+    replica.weights.digest()
+    return middle - start, time.perf_counter() - middle
+
+
+def _told(comm: Comm, function: Callable[[], Any]) -> Any:
+    """Call it; whatever it raises on this rank (a reward function's error, no memory) is refused by all."""
+    try:
+        return function()
+    except OrderlyError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        why = f"{type(error).__name__}: {reason(error)}"
+        if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+            why += "; a smaller engine.batch_size or engine.max_new_tokens needs less"
+        raise InputError(f"evaluating a member failed on rank {comm.rank} with {why}") from error
