@@ -13,6 +13,7 @@ ARGS ?=
 # World sizes of the MPI tests, and how many seconds each may take.
 WORLD_SIZES ?= 1 2 3 4
 MPI_TEST_SECONDS ?= 600
+SLURM_TEST_SECONDS ?= 900
 PYTEST_ARGS ?=
 # SIGKILLs of `make torture`; each costs a start of the program.
 KILLS ?= 300
@@ -24,7 +25,7 @@ PYTEST := $(RUN) -m pytest $(PYTEST_ARGS)
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 
 .DEFAULT_GOAL := help
-.PHONY: help install model quickstart test-quick test-mpi test torture lint check
+.PHONY: help install model quickstart test-quick test-mpi test test-slurm torture lint check
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,15 +52,15 @@ quickstart: model ## fine-tune the embedded model on RANKS ranks, ARGS appended
 
 # Open MPI refuses to run as root, as in a container, and to start more ranks than cores. MPICH does
 # neither and ignores these.
-test-mpi test: export OMPI_ALLOW_RUN_AS_ROOT := 1
-test-mpi test: export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
-test-mpi test: export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
+test-mpi test test-slurm: export OMPI_ALLOW_RUN_AS_ROOT := 1
+test-mpi test test-slurm: export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+test-mpi test test-slurm: export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 
 # So that tests which start mpirun or python by name get this environment's.
-test-quick test-mpi test: export PATH := $(abspath $(VENV))/bin:$(PATH)
+test-quick test-mpi test test-slurm: export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 test-quick: $(INSTALLED) ## the tests that need neither the model nor mpirun
-	$(PYTEST) --ignore=tests/mpi -m "not slow and not launch"
+	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "not slow and not launch"
 
 # `timeout`, because MPI's own limit on the run time may end a hung run with exit code 0.
 test-mpi: $(INSTALLED) ## the tests that run under MPI, on 1, 2, 3 and 4 ranks
@@ -72,13 +73,21 @@ test: $(INSTALLED) ## everything that this machine can test
 	-@$(RUN) -m mpies.quickstart.fetch # without the model, the tests that use it are skipped
 	@$(MAKE) --no-print-directory test-quick
 	@$(MAKE) --no-print-directory test-mpi
-	$(PYTEST) --ignore=tests/mpi -m "slow or launch"
+	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "slow or launch"
+
+# `timeout` sends SIGTERM first, on which the tests take their Slurm down.
+test-slurm: $(INSTALLED) ## batch jobs on a Slurm of their own (root; installs Debian's slurm-wlm)
+	@if tests/slurm/install; then \
+	  timeout -k 60 $(SLURM_TEST_SECONDS) $(PYTEST) tests/slurm; \
+	fi
 
 torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one left alone
 	$(RUN) tests/torture.py --kills $(KILLS)
 
-lint: $(INSTALLED) ## ruff: rules and format
+lint: $(INSTALLED) ## ruff: rules and format; shellcheck, if it is there
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	@! command -v shellcheck >/dev/null || \
+	  shellcheck --external-sources jobs/*.sh jobs/*.sbatch tests/slurm/install .ci/run
 
 check: lint test-quick ## what to run before every commit

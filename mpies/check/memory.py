@@ -120,10 +120,10 @@ def _left_in_cgroups() -> Iterator[int]:
         group = root / path.lstrip("/")
         for folder in (group, *group.parents):
             if folder.is_relative_to(root):
-                yield from _left(folder / limit, folder / used)
+                yield from left(folder / limit, folder / used)
 
 
-def _left(limit: Path, used: Path) -> Iterator[int]:
+def left(limit: Path, used: Path) -> Iterator[int]:
     try:
         text = limit.read_text().strip()
         if text != "max":

@@ -48,7 +48,7 @@ def devices(comm: Comm, settings: Settings, share_gpus: bool) -> list[Finding]:
     hosts: dict[str, list[dict[str, Any]]] = {}
     for rank, facts in enumerate(everyone):
         hosts.setdefault(facts["host"], []).append({"rank": rank, **facts})
-    return [_host(name, ranks, settings.run.threads, share_gpus) for name, ranks in hosts.items()]
+    return [host_finding(name, ranks, settings.run.threads, share_gpus) for name, ranks in hosts.items()]
 
 
 def _rank(device: torch.device) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _rank(device: torch.device) -> dict[str, Any]:
     return {**place(device), "gpu": gpu, "cores": os.sched_getaffinity(0)}
 
 
-def _host(name: str, ranks: list[dict[str, Any]], threads: int, share_gpus: bool) -> Finding:
+def host_finding(name: str, ranks: list[dict[str, Any]], threads: int, share_gpus: bool) -> Finding:
     cores = len(set().union(*(rank["cores"] for rank in ranks)))
     named = ", ".join(f"{rank['rank']} on {rank['device']}" for rank in ranks)
     value = f"rank {named}; {cores} core(s)"

@@ -59,19 +59,19 @@ def _try_out(comm: Comm, settings: Settings, path: Path) -> list[Finding]:
     def write() -> float:
         nonlocal log
         try:
-            log = _new_run_file(path, settings)
-            return _seconds_of_commit(log, settings.es.population)
+            log = new_run_file(path, settings)
+            return seconds_of_commit(log, settings.es.population)
         except StorageError as error:
             raise InputError(f"run.directory: {error}") from None
 
     seconds = parallel.on_root(comm, write)
     last = comm.rank == comm.size - 1
-    seen, locked = parallel.allgather_objects(comm, (_sees(path), _kept_out(path)) if last else None)[-1]
+    seen, locked = parallel.allgather_objects(comm, (sees(path), kept_out(path)) if last else None)[-1]
     if log:
         log.close()
     free = parallel.on_root(comm, lambda: shutil.disk_usage(path.parent).free)
     slow = "a slow file system: every generation waits for it; a local or a scratch one may be faster"
-    value = f"{_file_system(path)}, {size(free)} free, {duration(seconds)} to commit a generation"
+    value = f"{file_system(path)}, {size(free)} free, {duration(seconds)} to commit a generation"
     findings = [Finding("disk", value, note=slow if seconds > SLOW_COMMIT else "")]
     if comm.size > 1:
         findings.append(_sharing(parallel.named(comm, [comm.size - 1]), seen, locked))
@@ -91,7 +91,7 @@ def _sharing(other: str, seen: bool, locked: bool) -> Finding:
     return Finding("run file", words, note=note)
 
 
-def _new_run_file(path: Path, settings: Settings) -> RunFile:
+def new_run_file(path: Path, settings: Settings) -> RunFile:
     start = dict.fromkeys(("hosts", "devices", "versions"), "") | {"world_size": 0, "reason": "check"}
     attributes = {"model_path": "", "model_digest": np.uint64(0), "parameters": 0, "dtype": ""}
     return RunFile.create(
@@ -99,7 +99,7 @@ def _new_run_file(path: Path, settings: Settings) -> RunFile:
     )
 
 
-def _seconds_of_commit(log: RunFile, population: int) -> float:
+def seconds_of_commit(log: RunFile, population: int) -> float:
     """Mean seconds that a generation takes to be on disk."""
     row = {column.name: 0 for column in TABLES["generation"]}
     members = {column.name: np.zeros(population, column.dtype) for column in TABLES["member"]}
@@ -109,7 +109,7 @@ def _seconds_of_commit(log: RunFile, population: int) -> float:
     return (time.perf_counter() - start) / COMMITS
 
 
-def _sees(path: Path) -> bool:
+def sees(path: Path) -> bool:
     """Does this rank read what rank 0 committed?"""
     deadline = time.monotonic() + SHOWN_WITHIN
     while time.monotonic() < deadline:
@@ -123,7 +123,7 @@ def _sees(path: Path) -> bool:
     return False
 
 
-def _kept_out(path: Path) -> bool:
+def kept_out(path: Path) -> bool:
     """Does rank 0's lock keep this rank out?"""
     try:
         with open(path.with_name("run.lock"), "r+") as file:
@@ -135,7 +135,7 @@ def _kept_out(path: Path) -> bool:
     return False
 
 
-def _file_system(path: Path) -> str:
+def file_system(path: Path) -> str:
     """The kind of file system, as /proc/mounts names it."""
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     resolved = path.resolve()

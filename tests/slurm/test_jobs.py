@@ -6,6 +6,7 @@ import contextlib
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,6 @@ import h5py
 import launching
 import psutil
 import pytest
-from batch import PATIENCE
 from test_resume import ENDLESS, arguments, assert_same_run, committed
 from test_stopping import is_open_mpi
 
@@ -33,8 +33,9 @@ def rank_processes(word: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             line, environment = process.cmdline(), process.environ()
-            if word in line and "python" in line[0] and "PMI_RANK" in environment:
-                found.append((int(environment["PMI_RANK"]), process))
+            rank = environment.get("PMI_RANK", environment.get("OMPI_COMM_WORLD_RANK"))
+            if word in line and "python" in line[0] and rank is not None:
+                found.append((int(rank), process))
     return [process for _, process in sorted(found, key=lambda pair: pair[0])]
 
 
@@ -42,6 +43,38 @@ def starts(folder: Path) -> int:
     """How often a job began to write the run file."""
     with h5py.File(folder / "run.h5", "r", locking=False) as file:
         return len(file["start/generation"])
+
+
+# The program on a task of the test's own.
+TASK = """
+import sys, time
+
+from mpies import parallel, tasks, train
+from mpies.tasks.base import Task
+
+calls = []
+
+def rank():
+    from mpi4py import MPI
+    return MPI.COMM_WORLD.rank
+
+def reward(prompts, completions, **columns):
+    calls.append(1)
+    {trouble}
+    return [-float(sum(map(ord, c)) % 100) for c in completions]
+
+rows = [{{"prompt": "3 + 5 ="}}, {{"prompt": "Can penguins fly?"}}]
+tasks.make = lambda *_, **__: Task("test", rows, rows, reward)
+parallel.run(train.main, sys.argv[1:])
+"""
+
+
+def script_with(site, trouble: str) -> str:
+    """The name of a job script that trains on that task."""
+    (site.folder / "task.py").write_text(TASK.format(trouble=trouble))
+    text = (site.folder / "jobs" / "quickstart.sbatch").read_text()
+    (site.folder / "jobs" / "task.sbatch").write_text(text.replace("-m mpies.train", "task.py"))
+    return "task.sbatch"
 
 
 def test_the_same_run_by_mpirun_and_by_srun_on_two_nodes(site, tiny_model):
@@ -61,27 +94,25 @@ def test_the_same_run_by_mpirun_and_by_srun_on_two_nodes(site, tiny_model):
 @pytest.mark.timeout(600)
 def test_a_run_longer_than_its_wall_time_ends_as_if_it_had_none(site, tiny_model):
     """A minute's job is signalled, ends with 75, is requeued, goes on, and ends with 0."""
-    whole, parts = site.folder / "whole", site.folder / "parts"
-    slow = {"es__population": 12, "engine__max_new_tokens": 64}  # most of a second a generation
-    job = site.submit("quickstart.sbatch", *arguments(tiny_model(), whole, 3, **slow))
-    assert job.end() == [("COMPLETED", "0:0")], job.output
-    with h5py.File(whole / "run.h5", "r") as file:
-        generations = int(80 / file["generation/seconds"][1:].min())
+    generations, parts, whole = 75, site.folder / "parts", site.folder / "whole"
+    # Two members a rank and generation, so this takes more than the minute, however fast the machine is.
+    script = script_with(site, "time.sleep(0.5)")
     # Half a minute before its end or more: Slurm looks at its jobs' time twice a minute.
     wall = ("--time=1", "--signal=B:USR1@5")
-    job = site.submit("quickstart.sbatch", *arguments(tiny_model(), parts, generations, **slow), options=wall)
+    words = arguments(tiny_model(), parts, generations, es__population=4)
+    job = site.submit(script, *words, options=wall)
     assert job.end(400) == [("COMPLETED", "0:0")], job.output
     hops = job.restarts
     assert hops >= 1
-    assert job.output.count("exit code 75\n== requeued") == hops
-    assert job.output.count("stopped by signal SIGUSR1") + job.output.count("stopped by the time") == hops
+    assert len(re.findall(r"exit code 75\n== requeued\n", job.output)) == hops
+    assert len(re.findall(r"\nstopped by (signal SIGUSR1|the time limit) after", job.output)) == hops
+    assert "stopped by signal SIGUSR1" in job.output
     assert job.output.count("resuming after generation") == hops
     assert starts(parts) == hops + 1
-    whole = site.folder / "whole-to-the-end"
-    ended = launching.mpirun(
-        2, "-m", "mpies.train", *arguments(tiny_model(), whole, generations, **slow), timeout=PATIENCE
-    )
-    assert ended.returncode == 0, ended.stderr
+    words = arguments(tiny_model(), whole, generations, es__population=4)
+    job = site.submit(script_with(site, "pass"), *words)
+    assert job.end() == [("COMPLETED", "0:0")], job.output
+    assert starts(whole) == 1
     assert_same_run(parts, whole, generations)
 
 
@@ -150,12 +181,12 @@ def test_a_node_that_goes_down_costs_a_restart_and_scancel_ends_it_for_good(site
     job = site.submit("train.sbatch", *words, options=ACROSS)
     job.wait_for("\ngeneration 2/")
     site.cluster.command("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
-    try:
-        deadline = time.monotonic() + 60
-        while not job.restarts:
-            assert time.monotonic() < deadline, job.facts()
-            time.sleep(0.3)
-    finally:
+    deadline = time.monotonic() + 60
+    while not job.restarts:
+        assert time.monotonic() < deadline, job.facts()
+        time.sleep(0.3)
+    # Unless it came back by itself, its daemon being alive.
+    with contextlib.suppress(subprocess.SubprocessError):
         site.cluster.command("scontrol", "update", "NodeName=n2", "State=RESUME")
     job.wait_for("resuming after generation")
     job.wait_for("\ngeneration ", job.output.count("\ngeneration ") + 2)
@@ -168,40 +199,16 @@ def test_a_node_that_goes_down_costs_a_restart_and_scancel_ends_it_for_good(site
     assert (job.restarts, job.facts()[0]["JobState"]) == (1, "CANCELLED"), "it must not come back"
 
 
-# The program on a task whose reward function fails on one rank.
-FAILING = """
-import sys
-
-from mpies import parallel, tasks, train
-from mpies.tasks.base import Task
-
-calls = []
-
-def reward(prompts, completions, **columns):
-    from mpi4py import MPI
-    calls.append(1)
-    if MPI.COMM_WORLD.rank == 1 and len(calls) == 9:
-        raise ConnectionError("the judge does not answer")
-    return [-float(len(c)) for c in completions]
-
-rows = [{"prompt": "3 + 5 ="}, {"prompt": "Can penguins fly?"}]
-tasks.make = lambda *_, **__: Task("test", rows, rows, reward)
-parallel.run(train.main, sys.argv[1:])
-"""
-
-
 @pytest.mark.parametrize("launcher", ["mpirun", pytest.param(SRUN, marks=needs_pmi2)])
 def test_a_failing_reward_function_ends_the_job_with_its_traceback(site, tiny_model, launcher):
     folder = site.folder / "run"
-    (site.folder / "failing.py").write_text(FAILING)
-    script = (site.folder / "jobs" / "quickstart.sbatch").read_text()
-    (site.folder / "jobs" / "failing.sbatch").write_text(script.replace("-m mpies.train", "failing.py"))
+    trouble = "if rank() == 1 and len(calls) == 9: raise ConnectionError('the judge does not answer')"
     words = arguments(tiny_model(), folder, ENDLESS)
-    job = site.submit("failing.sbatch", *words, LAUNCHER=launcher)
+    job = site.submit(script_with(site, trouble), *words, LAUNCHER=launcher)
     ((state, code),) = job.end()
     assert state == "FAILED" and code not in ("0:0", "2:0", "75:0"), job.output
     assert job.restarts == 0
-    assert job.output.count("ConnectionError: the judge does not answer") == 1
+    assert job.output.count("\nConnectionError: the judge does not answer") == 1
     assert "rank 1 of 2" in job.output
     assert launching.all_gone(f"run.directory={folder}", within=10)
 
