@@ -42,20 +42,51 @@ def write_run(
         parameters=1_000_000,
         dtype="float32",
     )
-    curve = _curve(generations, gain)
-    for g in range(0, generations + 1, evaluate_every):
-        row = {"reward_mean": curve[g] - 5, "accuracy": np.nan, "tokens": 100, "drift_l2": np.nan}
-        kl_now = np.nan if kl is None else kl * g / generations
-        answers = [
-            {"generation": g, "split": "held_out", "prompt": f"prompt {i}", "completion": f"answer {g}.{i}",
-             "reward": curve[g] - i} for i in range(3)
-        ]  # fmt: skip
-        log.add_evaluation({"generation": g, "split": "train", "kl": np.nan, **row}, [])
-        row["reward_mean"] -= 10
-        log.add_evaluation({"generation": g, "split": "held_out", "kl": kl_now, **row}, answers)
     log.close()
-    _fill(folder / "run.h5", chosen.es, curve, scatter, ranks)
+    curve = _curve(generations, gain)
+    evaluated = sorted({*range(0, generations, evaluate_every), generations})
+    with h5py.File(folder / "run.h5", "r+") as file:
+        _fill(file, chosen.es, curve, scatter, ranks)
+        for g in evaluated[:-1]:
+            _evaluate(file, g, curve[g], kl and kl * g / generations)
+    # The last one through the writer, which brings the dimensions to their lengths.
+    log = RunFile.reopen(folder / "run.h5", generations)
+    row, samples = evaluation(generations, curve[-1], kl)
+    log.add_evaluation({**row, "split": "train", "kl": np.nan}, [])
+    log.add_evaluation({**row, "split": "held_out", "reward_mean": row["reward_mean"] - 10}, samples)
+    log.close()
     return folder / "run.h5"
+
+
+def evaluation(generation: int, reward: float, kl: float | None) -> tuple[dict, list[dict]]:
+    """A row of /evaluation, and three kept answers."""
+    measured = {"accuracy": np.nan, "kl": np.nan if kl is None else kl, "drift_l2": np.nan}
+    row = {"generation": generation, "reward_mean": reward - 5, "tokens": 100, **measured}
+    samples = [
+        {
+            "generation": generation,
+            "split": "held_out",
+            "prompt": f"prompt {i}",
+            "completion": f"answer {generation}.{i}",
+            "reward": reward - i,
+        }
+        for i in range(3)
+    ]
+    return row, samples
+
+
+def _evaluate(file: h5py.File, generation: int, reward: float, kl: float | None) -> None:
+    row, samples = evaluation(generation, reward, kl)
+    _append(file["evaluation"], {**row, "split": "train", "kl": np.nan})
+    _append(file["evaluation"], {**row, "split": "held_out", "reward_mean": row["reward_mean"] - 10})
+    for sample in samples:
+        _append(file["sample"], sample)
+
+
+def _append(table: h5py.Group, row: dict) -> None:
+    for name, value in row.items():
+        table[name].resize(len(table[name]) + 1, axis=0)
+        table[name][-1] = value
 
 
 def _start(ranks: int, hosts: int) -> dict:
@@ -73,7 +104,7 @@ def _curve(generations: int, gain: float) -> np.ndarray:
     return gain * (-np.exp(-4 * np.arange(generations + 1) / max(1, generations)))
 
 
-def _fill(path: Path, es: config.Es, curve: np.ndarray, scatter: float, ranks: int) -> None:
+def _fill(file: h5py.File, es: config.Es, curve: np.ndarray, scatter: float, ranks: int) -> None:
     """All generations at once: a commit of each would wait for the disk each time."""
     random = np.random.default_rng([es.seed, int(1e9 * es.sigma), int(1e9 * es.alpha)])
     shape = (generations, n) = (len(curve) - 1, es.population)
@@ -111,8 +142,7 @@ def _fill(path: Path, es: config.Es, curve: np.ndarray, scatter: float, ranks: i
         "tokens": members["tokens"].sum(1),
         "bytes_communicated": np.full(generations, 16 * n),
     }
-    with h5py.File(path, "r+") as file:
-        for table, columns in (("generation", rows), ("member", members)):
-            for name, values in columns.items():
-                file[table][name][:generations] = values
-        file.attrs.modify("generations_committed", generations)
+    for table, columns in (("generation", rows), ("member", members)):
+        for name, values in columns.items():
+            file[table][name][:generations] = values
+    file.attrs.modify("generations_committed", generations)

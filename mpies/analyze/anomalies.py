@@ -31,7 +31,8 @@ def _restarts(run: Run) -> Iterator[str]:
     if len(starts["generation"]) > 1:
         at = ", ".join(str(g) for g in starts["generation"][1:6].tolist())
         more = ", ..." if len(starts["generation"]) > 6 else ""
-        yield f"restarted {len(starts['generation']) - 1} times, at generation {at}{more}"
+        times = len(starts["generation"]) - 1
+        yield f"restarted {f'{times} times' if times > 1 else 'once'}, at generation {at}{more}"
     sizes = list(dict.fromkeys(starts["world_size"].tolist()))
     if len(sizes) > 1:
         yield f"ranks changed: {', then '.join(map(str, sizes))}"
@@ -72,14 +73,11 @@ def _collapse(run: Run) -> Iterator[str]:
 
 
 def _idle_ranks(run: Run) -> Iterator[str]:
-    members = run.column("member/rank")
-    counts = series.world_sizes(run)
-    for size in np.unique(counts):
-        busy = np.unique(members[counts == size])
-        if len(busy) < size:
-            idle = sorted(set(range(int(size))) - set(busy.astype(int).tolist()))
-            named = ", ".join(map(str, idle[:8])) + (", ..." if len(idle) > 8 else "")
-            yield f"{len(idle)} of {size} ranks idle, without any member: {named}"
+    """By world size, since ranks take turns in being idle."""
+    idle, sizes = series.idle_ranks(run), series.world_sizes(run)
+    for size in np.unique(sizes[idle > 0]).tolist():
+        mean = idle[sizes == size].mean()
+        yield f"{mean:.3g} of {size} ranks idle in a generation, on average: too few blocks of members"
 
 
 def _slow_ranks(run: Run) -> Iterator[str]:

@@ -17,7 +17,7 @@ from mpies.analyze.run import Run, names, open_run, open_runs
 from mpies.errors import InputError, OrderlyError, reason
 
 PROGRAM = "python -m mpies.analyze"
-FIGURES = (".png", ".svg", ".pdf")
+FORMS = ("png", "svg", "pdf")
 BAD_INPUT = InputError.status
 
 
@@ -58,7 +58,7 @@ def summary(options: argparse.Namespace) -> int:
 
 
 def plot(options: argparse.Namespace) -> int:
-    _check_figure(options.output)
+    form = _form_of(options.output)
     runs, status = _read(options.runs)
     _extras().need("matplotlib", "plot")
     from mpies.analyze import figures
@@ -68,7 +68,7 @@ def plot(options: argparse.Namespace) -> int:
     if unknown:
         raise InputError(f"--panels: no panel {unknown[0]!r}; there are {', '.join(figures.PANELS)}")
     figure = figures.draw(runs, panels)
-    _write(options.output, lambda path: figure.savefig(path, dpi=options.dpi))
+    _write(options.output, lambda path: figures.save(figure, path, form, options.dpi))
     return status
 
 
@@ -141,9 +141,12 @@ def _tell(error: Exception) -> None:
     print(f"mpies: {error}", file=sys.stderr)
 
 
-def _check_figure(output: str) -> None:
-    if Path(output).suffix.lower() not in FIGURES:
-        raise InputError(f"--output: given {output}, allowed is a name that ends in {', '.join(FIGURES)}")
+def _form_of(output: str) -> str:
+    form = Path(output).suffix.lower().removeprefix(".")
+    if form not in FORMS:
+        endings = ", ".join(f".{form}" for form in FORMS)
+        raise InputError(f"--output: given {output}, allowed is a name that ends in {endings}")
+    return form
 
 
 def _write(output: str, write: Callable[[Path], Any]) -> None:
@@ -200,12 +203,16 @@ def parser() -> argparse.ArgumentParser:
     sub = add(plot, "draw a figure of one run or many", "runs/*/run.h5 --output runs.svg", True)
     sub.add_argument("--output", required=True, metavar="FILE", help="a .png, .svg or .pdf file")
     sub.add_argument("--panels", metavar="A,B", help="only these: learning, answers, time, members, ranks,"
-                     " phases, drift, kl")  # fmt: skip
+                     " phases, drift, accuracy, kl")  # fmt: skip
     sub.add_argument("--dpi", type=int, default=150, help="pixels per inch of a .png (default 150)")
 
     sub = add(compare, "compare settings over seeds", "runs/sigma*/run.h5 --generation 200", True)
-    sub.add_argument("--metric", choices=["held_out", "reward"], default="held_out",
-                     help="last held-out evaluation (default), or training reward at the end")  # fmt: skip
+    sub.add_argument(
+        "--metric",
+        default="held_out",
+        help="held_out: reward at the last held-out evaluation (default); reward: of the members, at the"
+        " end; or another column of /evaluation: accuracy, kl, ...",
+    )
     sub.add_argument("--generation", type=int, metavar="G", help="as if all had stopped there")
 
     sub = add(

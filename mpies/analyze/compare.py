@@ -15,7 +15,10 @@ from mpies.analyze.run import Run
 from mpies.errors import InputError
 
 EXACT = 20_000  # rearrangements that are all gone through; of more, as many are drawn
-METRICS = ("held_out", "reward")
+TITLES = {
+    "held_out": "held-out reward at the last evaluation",
+    "reward": "mean reward of the members, last twentieth of the generations",
+}
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Row:
     generations: tuple[int, int]
     """Fewest and most generations of the group's runs at which the metric was taken."""
     p: float
-    """Against the best group: probability of a difference as large if the settings made none, corrected
-    for the number of comparisons (Holm); NaN for the best group and for single seeds."""
+    """Against the first group: probability of a difference as large if the settings made none, corrected
+    for the number of comparisons (Holm); NaN for the first group and for single seeds."""
     p_least: float
     """The smallest p that so many seeds and comparisons could give."""
 
@@ -42,24 +45,30 @@ class Row:
 class Comparison:
     metric: str
     rows: list[Row]
-    """Best mean first; groups in which nothing was measured last."""
+    """Highest mean first; groups in which nothing was measured last."""
     notes: list[str]
+
+    @property
+    def title(self) -> str:
+        return TITLES.get(self.metric, f"{self.metric} on held-out prompts at the last evaluation")
 
 
 def compare(runs: list[Run], metric: str = "held_out", at: int | None = None) -> Comparison:
-    """Compare groups of runs by a metric: "held_out", the last evaluation on held-out prompts, or
-    "reward", the mean over members in the last twentieth of the generations.
+    """Compare groups of runs by a metric: "held_out", the reward at the last evaluation on held-out
+    prompts; "reward", the mean over members in the last twentieth of the generations; or a column of
+    /evaluation, such as "accuracy".
 
     `at`: as if the runs had stopped at that generation. Raises InputError if nothing was measured.
     """
     taken = [_row(g, metric, at) for g in group(runs)]
     measured = [row for row in taken if row.values]
     if not measured:
-        remedy = "; --metric reward compares training rewards" if metric == "held_out" else ""
-        raise InputError(f"nothing to compare: no run has {metric.replace('_', '-')} rewards{remedy}")
+        raise InputError(
+            f"nothing to compare: no run has measured {metric}; --metric reward needs no evaluation"
+        )
     measured.sort(key=lambda row: -row.mean)
-    missing = [row for row in taken if not row.values]
-    return Comparison(metric, [*_against_best(measured), *missing], _notes(runs, [*measured, *missing]))
+    rows = [*_against_first(measured), *(row for row in taken if not row.values)]
+    return Comparison(metric, rows, _notes(runs, rows))
 
 
 def permutation_p(a: Sequence[float], b: Sequence[float]) -> float:
@@ -119,22 +128,23 @@ def _value(run: Run, metric: str, at: int | None) -> tuple[float, int]:
     last = run.committed if at is None else min(at, run.committed)
     if metric == "reward":
         return series.last_mean(run.column("generation/reward_mean")[:last]), last
-    generations, rewards = run.evaluated("held_out")
+    column = "reward_mean" if metric == "held_out" else metric
+    generations, values = run.evaluated("held_out", column)
     there = np.flatnonzero(generations <= last)
-    return (float(rewards[there[-1]]), int(generations[there[-1]])) if there.size else (math.nan, 0)
+    return (float(values[there[-1]]), int(generations[there[-1]])) if there.size else (math.nan, 0)
 
 
-def _against_best(rows: list[Row]) -> list[Row]:
-    best = rows[0]
+def _against_first(rows: list[Row]) -> list[Row]:
+    first = rows[0]
     ps, least = [], []
     for row in rows:
-        enough = row is not best and best.seeds > 1 and row.seeds > 1
-        ps.append(permutation_p(best.values, row.values) if enough else math.nan)
-        least.append(_least_p(best.seeds, row.seeds) if enough else math.nan)
+        enough = row is not first and first.seeds > 1 and row.seeds > 1
+        ps.append(permutation_p(first.values, row.values) if enough else math.nan)
+        least.append(_least_p(first.seeds, row.seeds) if enough else math.nan)
     comparisons = sum(not math.isnan(p) for p in ps)
-    return [
-        replace(row, p=p, p_least=min(1.0, comparisons * low)) for row, p, low in zip(rows, holm(ps), least)
-    ]
+    # NaN first: it stays.
+    least = [min(comparisons * low, 1.0) for low in least]
+    return [replace(row, p=p, p_least=low) for row, p, low in zip(rows, holm(ps), least)]
 
 
 def _least_p(a: int, b: int) -> float:

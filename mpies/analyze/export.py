@@ -104,6 +104,8 @@ def _finite(values: dict[str, float]) -> dict[str, float]:
 
 def _tensorboard(run: Run, name: str, output: Path) -> list[Path]:
     """An event file: scalars, histograms of the members' rewards, answers, settings."""
+    if any(output.glob("events.out.tfevents.*")):
+        raise InputError(f"--output: {output} holds TensorBoard events already, which would mix with these")
     writer = need("tensorboardX", "export --to tensorboard").SummaryWriter(str(output), flush_secs=3600)
     rewards = run.column("member/reward")
     ended = series.finished_at(run)

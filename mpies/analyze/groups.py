@@ -72,10 +72,11 @@ def _label(settings: dict[str, Any]) -> str:
     """Short names where they are plain enough."""
     short = [key.rpartition(".")[2] for key in settings]
     shown = [name if short.count(name) == 1 and name != "name" else key for key, name in zip(settings, short)]
-    return ", ".join(f"{name}={_text(v)}" for name, v in zip(shown, settings.values())) or "same settings"
+    return ", ".join(f"{name}={text(v)}" for name, v in zip(shown, settings.values())) or "same settings"
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A setting's value as one would write it."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

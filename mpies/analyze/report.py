@@ -68,7 +68,7 @@ def _figure(runs: list[Run]) -> str | None:
     except InputError:
         return None
     picture = io.BytesIO()
-    figure.savefig(picture, format="svg", metadata={"Date": None})
+    figures.save(figure, picture, "svg")
     return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode()
 
 

@@ -103,6 +103,8 @@ class Run:
         """(generations, values) of a split's evaluations in which the column was measured, in order."""
         table = self.tables["evaluation"]
         values = self.column(f"evaluation/{column}")
+        if values.dtype.kind not in "fiu":
+            return np.zeros(0, dtype=int), np.zeros(0)
         kept = np.flatnonzero((table["split"] == split) & np.isfinite(values))
         kept = kept[np.argsort(table["generation"][kept], kind="stable")]
         return table["generation"][kept], values[kept]

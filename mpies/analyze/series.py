@@ -12,9 +12,13 @@ from mpies.phases import PHASES
 
 
 def phase_seconds(run: Run) -> dict[str, np.ndarray]:
-    """Phase -> seconds per generation (G,), mean over ranks; "other" is the rest of rank 0's time."""
+    """Phase -> seconds per generation (G,), mean over ranks; "other" is the rest of rank 0's time.
+
+    A generation's own `seconds` are taken before it is logged.
+    """
     seconds = {phase: np.nan_to_num(run.column(f"generation/seconds_{phase}")) for phase in PHASES}
-    rest = np.nan_to_num(run.column("generation/seconds")) - sum(seconds.values())
+    known = sum(seconds[phase] for phase in PHASES if phase != "log")
+    rest = np.nan_to_num(run.column("generation/seconds")) - known
     return {**seconds, "other": np.maximum(rest, 0.0)}
 
 
@@ -65,6 +69,13 @@ def rank_seconds(run: Run) -> np.ndarray:
     seconds = np.nan_to_num(run.column("member/seconds")).ravel()
     busy = np.bincount(index.ravel(), weights=seconds, minlength=run.committed * width)
     return busy.reshape(run.committed, width)
+
+
+def idle_ranks(run: Run) -> np.ndarray:
+    """The number of ranks (G,) that had no member to evaluate."""
+    ranks = np.sort(run.column("member/rank"), axis=1)
+    busy = 1 + np.count_nonzero(np.diff(ranks, axis=1), axis=1)
+    return np.maximum(world_sizes(run) - busy, 0)
 
 
 def world_sizes(run: Run) -> np.ndarray:

@@ -45,6 +45,8 @@ class Summary:
     held_out_best: float
     best_generation: int | None
     """What `mpies.replay --generation best` rebuilds."""
+    measured: dict[str, tuple[float, float]]
+    """What else was measured on held-out prompts, such as accuracy and KL: (first, last)."""
     seconds: float
     """Computing time of all generations."""
     time_shares: dict[str, float]
@@ -90,6 +92,7 @@ def summarize(run: Run, name: str) -> Summary:
         generations=run.committed,
         target=run.target,
         **_rewards(run),
+        measured=_measured(run),
         seconds=seconds,
         time_shares=_time_shares(run),
         tokens=tokens,
@@ -142,6 +145,12 @@ def _rewards(run: Run) -> dict[str, Any]:
         "held_out_best": float(held_out[best]) if held_out.size else math.nan,
         "best_generation": int(generations[best]) if held_out.size else None,
     }
+
+
+def _measured(run: Run) -> dict[str, tuple[float, float]]:
+    others = [c for c in run.tables["evaluation"] if c not in ("generation", "reward_mean", "tokens")]
+    found = {column: run.evaluated("held_out", column)[1] for column in others}
+    return {column: (float(v[0]), float(v[-1])) for column, v in found.items() if v.size}
 
 
 def _time_shares(run: Run) -> dict[str, float]:

@@ -15,6 +15,7 @@ from rich.text import Text
 from mpies.analyze.answers import Answer
 from mpies.analyze.chart import chart, sparkline
 from mpies.analyze.compare import Comparison
+from mpies.analyze.groups import text
 from mpies.analyze.run import Run
 from mpies.analyze.summary import Summary
 from mpies.readable import clip, count, duration, printable
@@ -22,9 +23,15 @@ from mpies.readable import clip, count, duration, printable
 WIDTH = 100  # of what goes to a file or a pipe
 
 
+class Screen(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would exit with 1; that nobody reads on is no failure, as main() knows."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """Prints to standard output, whatever its encoding."""
-    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    return Screen(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
 
 
 def is_plain(screen: Console) -> bool:
@@ -88,7 +95,7 @@ def _brief(value: float) -> str:
 
 def facts(s: Summary) -> dict[str, str]:
     """What is said of a run, by heading."""
-    settings = " ".join(f"{key.split('.')[1]}={value}" for key, value in s.settings.items())
+    settings = " ".join(f"{_short(key)}={text(value)}" for key, value in s.settings.items())
     hosts = ", ".join(f"{clip(host, 40)} ({n})" for host, n in list(s.hosts.items())[:4])
     more = f" and {len(s.hosts) - 4} more hosts" if len(s.hosts) > 4 else ""
     devices = ", ".join(clip(device, 60) for device in list(s.devices)[:4])
@@ -106,12 +113,21 @@ def facts(s: Summary) -> dict[str, str]:
     shares = sorted(s.time_shares.items(), key=lambda item: -item[1])
     facts["reward"] = f"{number(s.reward_first)} in the first generation, {number(s.reward_last)} lately"
     facts["held-out"] = _held_out(s)
+    if s.measured:
+        values = (f"{name} {number(a)} > {number(b)}" for name, (a, b) in s.measured.items())
+        facts["measured"] = f"on held-out prompts, first > last: {', '.join(values)}"
     facts["time"] = ", ".join(f"{phase} {_percent(share)}" for phase, share in shares if share >= 0.0005)
     facts["speed"] = (
         f"{s.seconds / s.generations:.3g} s a generation, {number(s.tokens_per_second)} tokens/s,"
         f" {_percent(s.efficiency)} of the time in inference, imbalance {number(s.imbalance)}"
     )
     return facts
+
+
+def _short(key: str) -> str:
+    """es.sigma is sigma, but task.name is task."""
+    section, name = key.split(".")
+    return section if name == "name" else name
 
 
 def _held_out(s: Summary) -> str:
@@ -143,11 +159,8 @@ def _percent(share: float) -> str:
 
 def comparison(result: Comparison) -> RenderableType:
     """Groups, best first, and what to make of them."""
-    what = {
-        "held_out": "held-out reward, last evaluation",
-        "reward": "mean reward, last twentieth of the generations",
-    }[result.metric]
-    table = Table("settings", box=None, pad_edge=False, title=what, title_justify="left")
+    title = Text(result.title, style="bold")
+    table = Table("settings", box=None, pad_edge=False)
     for heading in ("seeds", "mean", "std", "generation", "p"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in result.rows:
@@ -157,7 +170,7 @@ def comparison(result: Comparison) -> RenderableType:
         table.add_row(Text(row.group.label, overflow="fold"), *columns)
     legend = "std: over seeds. p: against the first row, permutation test over seeds, Holm-corrected"
     notes = [Text(f"! {note}", style="yellow") for note in result.notes]
-    return Group(table, Text(legend, style="dim"), *notes)
+    return Group(title, table, Text(legend, style="dim"), *notes)
 
 
 def prompts(known: list[tuple[str, str]]) -> RenderableType:
@@ -175,8 +188,8 @@ def answers(split: str, prompt: str, found: list[Answer], full: bool) -> Rendera
     table.add_column("reward", justify="right")
     table.add_column("answer")
     for answer in found:
-        text = _lines(answer.completion) if full else clip(answer.completion)
-        table.add_row(str(answer.generation), number(answer.reward), Text(text))
+        shown = _lines(answer.completion) if full else clip(answer.completion)
+        table.add_row(str(answer.generation), number(answer.reward), Text(shown))
     title = Text(f"{_lines(prompt) if full else clip(prompt, 300)} ({split.replace('_', '-')})", style="bold")
     return Group(title, table)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from mpies.analyze.figures.panels import PANELS
 from mpies.analyze.figures.view import View, view
@@ -25,8 +26,9 @@ LOOK = {
     "legend.fontsize": 7.5,
     "legend.frameon": False,
     "axes.grid": False,
-    "svg.hashsalt": "mpies",  # the same figure is the same file
 }
+# The same figure is the same file.
+UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
 
 def draw(runs: list[Run], panels: Iterable[str] = ()) -> Figure:
@@ -57,6 +59,14 @@ def draw(runs: list[Run], panels: Iterable[str] = ()) -> Figure:
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
         figure.draw_without_rendering()
     return figure
+
+
+def save(figure: Figure, target: Path | BinaryIO, form: str, dpi: int = 150) -> None:
+    """Write a figure as png, svg or pdf; `dpi`: pixels per inch of a png."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "mpies"}):
+        figure.savefig(target, format=form, dpi=dpi, metadata=UNDATED[form])
 
 
 def _grid(panels: int) -> tuple[int, int]:

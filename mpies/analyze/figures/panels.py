@@ -72,6 +72,15 @@ def time(axes: Axes, view: View) -> None:
     axes.set_xlabel("hours of computing")
 
 
+def accuracy(axes: Axes, view: View) -> None:
+    for shown in view.shown:
+        generations, shares = shown.run.evaluated("held_out", "accuracy")
+        style = {**_weight(shown), "marker": "" if shown.thin else "o", "ms": 4, "mfc": "white"}
+        axes.plot(generations, 100 * shares, color=shown.colour, label=shown.label, **style)
+    axes.set_xlabel("generation")
+    axes.set_ylabel("accuracy, held-out prompts [%]")
+
+
 def kl_plane(axes: Axes, view: View) -> None:
     for shown in view.shown:
         generations, kl = shown.run.evaluated("held_out", "kl")
@@ -326,6 +335,10 @@ def _any_generation(view: View) -> bool:
     return any(run.committed for run in view.runs)
 
 
+def _has_accuracy(view: View) -> bool:
+    return any(run.evaluated("held_out", "accuracy")[1].size for run in view.runs)
+
+
 def _has_kl(view: View) -> bool:
     return any(run.evaluated("held_out", "kl")[1].size for run in view.runs)
 
@@ -342,6 +355,7 @@ PANELS = {
     "ranks": Panel("Balance of the ranks", ranks, _has_ranks),
     "phases": Panel("Where the time goes", phases, _any_generation),
     "drift": Panel("Drift of the weights", drift, _any_generation),
+    "accuracy": Panel("Accuracy", accuracy, _has_accuracy),
     "kl": Panel("Reward and KL divergence", kl_plane, _has_kl),
 }
 assert {*PHASES, "other"} == set(PHASE_COLOURS)
