@@ -144,5 +144,6 @@ def _fill(file: h5py.File, es: config.Es, curve: np.ndarray, scatter: float, ran
     }
     for table, columns in (("generation", rows), ("member", members)):
         for name, values in columns.items():
+            file[table][name].resize(max(generations, len(file[table][name])), axis=0)
             file[table][name][:generations] = values
     file.attrs.modify("generations_committed", generations)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from functools import partial
 from pathlib import Path
 
 import h5py
@@ -210,8 +209,7 @@ def test_csv_and_parquet_come_back(run, tmp_path):
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
     original = open_run(REFERENCE)
-    exactly = partial(pandas.read_csv, float_precision="round_trip")
-    for form, read in (("csv", exactly), ("parquet", pandas.read_parquet)):
+    for form, read in (("csv", pandas.read_csv), ("parquet", pandas.read_parquet)):
         status, _, _ = run("export", REFERENCE, "--format", form, "--output", tmp_path / form)
         assert status == 0
         for table in ("generations", "members", "evaluations", "samples", "starts"):

@@ -51,6 +51,8 @@ def learning(axes: Axes, view: View) -> None:
 
 
 def answers(axes: Axes, view: View) -> None:
+    from matplotlib.ticker import EngFormatter
+
     counts = {id(run): series.prompts(run) for run in view.runs}
     known = all(counts.values())
 
@@ -62,6 +64,7 @@ def answers(axes: Axes, view: View) -> None:
 
     _rewards(axes, view, x, at)
     axes.set_xlabel("answers evaluated" if known else "members evaluated")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def time(axes: Axes, view: View) -> None:
@@ -87,9 +90,10 @@ def kl_plane(axes: Axes, view: View) -> None:
         reward = dict(zip(*(column.tolist() for column in shown.run.evaluated("held_out"))))
         y = np.array([reward.get(g, np.nan) for g in generations.tolist()])
         axes.plot(kl, y, "-", color=shown.colour, alpha=0.5, lw=0.8 if shown.thin else 1.2)
-        # Later generations are larger.
+        # Later generations are larger; of one run among many, there is room for the last only.
         size = 8 + 40 * np.arange(1, len(kl) + 1) / max(1, len(kl))
-        axes.scatter(kl, y, size / (2 if shown.thin else 1), color=shown.colour, label=shown.label, lw=0)
+        first = -1 if shown.thin else 0
+        axes.scatter(kl[first:], y[first:], size[first:], color=shown.colour, label=shown.label, lw=0)
     axes.set_xlabel("KL divergence to the initial model [nat/token]")
     axes.set_ylabel("reward, held-out prompts")
 
