@@ -168,6 +168,7 @@ def test_drift_measured_and_expected(tmp_path):
     assert any(len(y) == 21 and y[0] == 0 and np.all(np.diff(y) > 0) for _, y in lines)
 
 
+@pytest.mark.render
 def test_what_was_not_measured_is_left_out(one):
     titles = {axes.get_title(loc="left") for axes in draw([one]).axes}
     assert PANELS["kl"].title not in titles and PANELS["accuracy"].title not in titles
@@ -208,6 +209,7 @@ def test_with_too_many_groups_the_best_stand_out(runs):
     assert min(last[id(run)] for run in coloured) >= sorted(last.values())[-len(COLOURS)]
 
 
+@pytest.mark.render
 @pytest.mark.parametrize("count", [1, 5, 50])
 def test_labels_do_not_overlap(runs, count):
     """Tick labels, axis labels, titles and legends of all panels, as they are drawn."""
@@ -248,6 +250,7 @@ def test_nothing_to_plot(tmp_path):
         draw([run])
 
 
+@pytest.mark.render
 def test_a_generation_is_enough(tmp_path):
     draw([open_run(made_up.write_run(tmp_path / "run", generations=1, ranks=1))])
 

@@ -60,7 +60,7 @@ def browser():
         browser.close()
 
 
-@pytest.mark.browser
+@pytest.mark.render
 def test_in_a_browser(page, browser):
     tab = browser.new_page(viewport={"width": 1280, "height": 900})
     asked, said = [], []
@@ -87,6 +87,7 @@ def test_in_a_browser(page, browser):
         assert tab.evaluate("document.documentElement.scrollWidth") <= width, "no sideways scrolling"
 
 
+@pytest.mark.render
 def test_nothing_is_loaded_or_run(page):
     """Where no browser is: by its text."""
     text = page.read_text()

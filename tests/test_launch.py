@@ -336,6 +336,7 @@ def test_what_a_job_shows(job, tiny_model):
         assert f"{name} prompts: {rewards[0]:.4g} before, {rewards[-1]:.4g} after" in rest
     assert "next:" in rest
     assert "out/model" in rest
+    assert "-m mpies.analyze summary out/run.h5" in rest
 
 
 def test_on_a_terminal_there_is_a_bar(job):

@@ -131,7 +131,7 @@ class TruncatedError(InputError):
 def open_for_reading(path: Path | str) -> h5py.File:
     """Open a run file read-only, also while a job writes it. Raises InputError if it is none."""
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = _open(path)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -145,6 +145,16 @@ def open_for_reading(path: Path | str) -> h5py.File:
         file.close()
         raise
     return file
+
+
+def _open(path: Path | str) -> h5py.File:
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        # In a notebook that has the file open already, in h5py's or xarray's own way.
+        if "locking flag values don't match" not in str(error):
+            raise
+        return h5py.File(path, "r")
 
 
 def _require_run_file(path: Path | str, file: h5py.File) -> None:

@@ -262,7 +262,7 @@ def _name_dimensions(file: h5py.File) -> None:
                 if scale.shape[0] != dataset.shape[axis]:
                     scale.resize(dataset.shape[axis], axis=0)
                     scale[:] = np.arange(dataset.shape[axis])
-                if not dataset.dims[axis].keys():
+                if not h5py.h5ds.get_num_scales(dataset.id, axis):
                     dataset.dims[axis].attach_scale(scale)
 
 

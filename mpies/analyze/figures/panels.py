@@ -282,11 +282,11 @@ def _ranks_of_one(axes: Axes, run: Run) -> None:
 def _stripes(axes: Axes, view: View, images: list[np.ndarray]) -> None:
     """The images above one another, in one scale of colours."""
     low, high = _range(np.concatenate([image.ravel() for image in images]))
-    top = float(len(images))
+    top, gap = float(len(images)), 0.04 if len(images) > 1 else 0.0
     for image in images:
         top -= 1.0
         if image.size:
-            extent = (-0.5, image.shape[1] - 0.5, top + 0.04, top + 0.96)
+            extent = (-0.5, image.shape[1] - 0.5, top + gap, top + 1 - gap)
             drawn = _image(axes, image, extent, low, high)
     axes.set_yticks(np.arange(len(images)) + 0.5, [_short(s.name) for s in view.shown[::-1]], fontsize=7)
     if view.single:
