@@ -98,7 +98,7 @@ def test_a_single_seed_proves_nothing(write):
 def test_the_same_seed_twice_counts_once(write):
     result = compare([write("es.seed=1"), write("es.seed=1")])
     assert result.rows[0].seeds == 1
-    assert any("2 runs, 1 distinct" in note for note in result.notes)
+    assert any("2 runs of 1 seed" in note for note in result.notes)
 
 
 def test_different_lengths_are_said(write):

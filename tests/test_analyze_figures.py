@@ -14,9 +14,11 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from mpies.analyze.figures import PANELS, draw, save
+from mpies.analyze.figures.effort import PHASE_COLOURS
 from mpies.analyze.figures.view import COLOURS, view
 from mpies.analyze.run import Run, open_run
 from mpies.errors import InputError
+from mpies.phases import PHASES
 
 DATA = Path(__file__).parent / "data"
 
@@ -135,6 +137,11 @@ def test_phases_add_up_to_the_generation(one):
     assert np.isclose(
         top, np.maximum(read("generation/seconds") + read("generation/seconds_log"), phases).max()
     )
+
+
+def test_every_phase_has_a_colour_of_its_own():
+    assert set(PHASE_COLOURS) == {*PHASES, "other"}
+    assert len(set(PHASE_COLOURS.values())) == len(PHASE_COLOURS)
 
 
 def test_phases_of_several_are_shares(runs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -357,6 +358,10 @@ def test_phases_make_up_a_generation_and_its_logging(reference):
 def test_the_number_of_prompts_is_told_only_if_it_is_known(tmp_path):
     run = open_run(REFERENCES[0])  # 2 training prompts, and up to 3 answers were kept
     assert series.prompts(run) == 2
+    kept = replace(run, settings={**run.settings, "run": {"keep_samples": 2}})
+    assert series.prompts(kept) is None, "there may be more than the two that were kept"
+    drawn = replace(run, settings={**run.settings, "task": {"prompts_per_generation": 32}})
+    assert series.prompts(drawn) == 32
     assert series.prompts(open_run(made_up.write_run(tmp_path / "run", generations=2))) is None
 
 

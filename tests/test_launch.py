@@ -179,6 +179,12 @@ def test_every_dataset_is_filled(runs):
         "sample": (3 * (2 + 3),),  # two training prompts, and three of eight held-out ones
         "start": (1,),
         "config": (),
+        # The dimensions' row numbers.
+        "generations": (GENERATIONS,),
+        "members": (members,),
+        "evaluations": (evaluations,),
+        "samples": (3 * (2 + 3),),
+        "starts": (1,),
     }
     for table, columns in TABLES.items():
         assert {f"{table}/{column}" for column in columns.split()} <= data.keys()

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mpies.analyze.extras import need
+from mpies.analyze.parser import parser
 from mpies.analyze.run import Run, names, open_run, open_runs
 from mpies.errors import InputError, OrderlyError, reason
 
-PROGRAM = "python -m mpies.analyze"
 FORMS = ("png", "svg", "pdf")
 BAD_INPUT = InputError.status
 
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
     """Run a command. Returns the exit code: 0; 2 for bad input, each file's fault told in a line."""
     options = parser().parse_args(arguments)
     try:
-        status = options.command(options)
+        status = COMMANDS[options.command](options)
         sys.stdout.flush()
         return status
     except OrderlyError as error:
@@ -60,7 +61,7 @@ def summary(options: argparse.Namespace) -> int:
 def plot(options: argparse.Namespace) -> int:
     form = _form_of(options.output)
     runs, status = _read(options.runs)
-    _extras().need("matplotlib", "plot")
+    need("matplotlib", "plot")
     from mpies.analyze import figures
 
     panels = options.panels.split(",") if options.panels else []
@@ -166,75 +167,4 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _extras():
-    from mpies.analyze import extras
-
-    return extras
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    whole = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description="Look at run files: while a job writes them or years later, without MPI, torch or GPU.",
-        epilog="A RUN is a run.h5 or its folder. `COMMAND --help` shows an example of each.",
-    )
-    commands = whole.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(command: Callable[[argparse.Namespace], int], about: str, example: str, many: bool):
-        sub = commands.add_parser(
-            command.__name__,
-            help=about,
-            description=about[0].upper() + about[1:] + ".",
-            epilog=f"example:\n  {PROGRAM} {command.__name__} {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(command=command)
-        if many:
-            sub.add_argument("runs", metavar="RUN", nargs="+", help="run files, or folders with a run.h5")
-        else:
-            sub.add_argument("run", metavar="RUN", help="a run file, or a folder with a run.h5")
-        return sub
-
-    sub = add(summary, "what was run, how far it came, how fast, and what is odd", "runs/*", True)
-    sub.add_argument("--detail", action="store_true", help="all of each run, also of several")
-    sub.add_argument("--json", action="store_true", help="as JSON, for scripts")
-
-    sub = add(plot, "draw a figure of one run or many", "runs/*/run.h5 --output runs.svg", True)
-    sub.add_argument("--output", required=True, metavar="FILE", help="a .png, .svg or .pdf file")
-    sub.add_argument("--panels", metavar="A,B", help="only these: learning, answers, time, members, ranks,"
-                     " phases, drift, accuracy, kl")  # fmt: skip
-    sub.add_argument("--dpi", type=int, default=150, help="pixels per inch of a .png (default 150)")
-
-    sub = add(compare, "compare settings over seeds", "runs/sigma*/run.h5 --generation 200", True)
-    sub.add_argument(
-        "--metric",
-        default="held_out",
-        help="held_out: reward at the last held-out evaluation (default); reward: of the members, at the"
-        " end; or another column of /evaluation: accuracy, kl, ...",
-    )
-    sub.add_argument("--generation", type=int, metavar="G", help="as if all had stopped there")
-
-    sub = add(
-        samples, "one prompt's answers through the generations", "runs/quickstart --prompt France", False
-    )
-    sub.add_argument("--prompt", metavar="P", help="its number, or a part of its text; default: the first")
-    sub.add_argument("--list", action="store_true", help="list the prompts with their numbers")
-    sub.add_argument("--full", action="store_true", help="whole answers, not the first line of each")
-
-    sub = add(
-        export, "write the tables for other programs", "runs/quickstart --format csv --output tables/", False
-    )
-    form = sub.add_mutually_exclusive_group(required=True)
-    form.add_argument("--format", choices=["csv", "parquet", "json"], help="files")
-    form.add_argument("--to", choices=["tensorboard", "wandb-offline"], help="a folder for that program")
-    sub.add_argument("--output", required=True, metavar="PATH", help="a folder; for json, a file")
-
-    sub = add(report, "all of it as one HTML page, to keep or to send", "runs/* --output report.html", True)
-    sub.add_argument("--output", required=True, metavar="FILE", help="the page to write")
-
-    sub = add(watch, "a live view of a job that is running, here or elsewhere", "runs/quickstart", False)
-    sub.add_argument(
-        "--interval", type=float, default=2.0, metavar="S", help="seconds between looks (default 2)"
-    )
-    return whole
+COMMANDS = {command.__name__: command for command in (summary, plot, compare, samples, export, report, watch)}

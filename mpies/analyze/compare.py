@@ -169,8 +169,8 @@ def _notes(runs: list[Run], rows: list[Row]) -> list[str]:
     for row in rows:
         if len(row.group.runs) > row.seeds > 0:
             notes.append(
-                f"{row.group.label}: {len(row.group.runs)} runs, {row.seeds} distinct seeds; the same seed"
-                " twice is no new evidence"
+                f"{row.group.label}: {len(row.group.runs)} runs of {row.seeds} seed(s); the same seed twice"
+                " is no new evidence"
             )
         if not row.values:
             notes.append(f"{row.group.label}: nothing measured")

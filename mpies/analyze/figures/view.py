@@ -14,6 +14,7 @@ from mpies.analyze.run import Run, names
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 CONTEXT = "#B0B0B0"  # runs that are there for comparison
 LABEL = 48  # longest label, in characters
+BARS = 20  # runs that have a bar or a line with a name
 
 
 @dataclass(frozen=True)
@@ -90,3 +91,18 @@ def _score(run: Run) -> float:
 def cut(text: str) -> str:
     """A label of bearable length: its end, which is what tells paths apart."""
     return text if len(text) <= LABEL else "..." + text[3 - LABEL :]
+
+
+def short(name: str) -> str:
+    """A label beside an axis: shorter still."""
+    return name if len(name) <= 22 else "..." + name[-19:]
+
+
+def weight(shown: Shown) -> dict[str, float]:
+    """Matplotlib's options for a run's line."""
+    return {"lw": 0.6, "alpha": 0.45, "zorder": 1.5} if shown.thin else {"lw": 1.6, "zorder": 2}
+
+
+def label(shown: Shown, view: View, what: str) -> str | None:
+    """What a line is called: what it is, where there is one run; else its run."""
+    return what if view.single else shown.label
