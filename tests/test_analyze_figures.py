@@ -103,13 +103,14 @@ def test_learning_curve_shows_the_file(one):
     assert np.isclose(heights.min(), (mean - deviation).min())
 
 
-def test_answers_and_hours_before_each_generation(one):
+def test_answers_and_minutes_before_each_generation(one):
     figure = draw([one], ["answers", "time"])
     assert axes_of(figure, "answers").get_xlabel() == "answers evaluated"
     # 6 members answer 2 prompts each.
     assert [0, 12, 24, 36, 48] in [x for x, _ in lines_of(axes_of(figure, "answers"))]
     seconds = read("generation/seconds")
-    expected = np.concatenate([[0], np.cumsum(seconds)[:-1]]) / 3600
+    expected = np.concatenate([[0], np.cumsum(seconds)[:-1]]) / 60
+    assert axes_of(figure, "time").get_xlabel() == "minutes of computing"
     assert any(np.allclose(x, expected) for x, _ in lines_of(axes_of(figure, "time")) if len(x) == 5)
 
 

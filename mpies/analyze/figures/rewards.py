@@ -46,11 +46,14 @@ def answers(axes: Axes, view: View) -> None:
 
 
 def time(axes: Axes, view: View) -> None:
+    longest = max(series.hours(run)[-1] for run in view.runs)
+    unit, per_hour = ("hours", 1) if longest >= 1 else ("minutes", 60)
+
     def before(run: Run) -> np.ndarray:
-        return np.concatenate([[0.0], series.hours(run)])
+        return per_hour * np.concatenate([[0.0], series.hours(run)])
 
     _rewards(axes, view, lambda run: before(run)[:-1], lambda run, g: before(run)[g])
-    axes.set_xlabel("hours of computing")
+    axes.set_xlabel(f"{unit} of computing")
 
 
 def _rewards(axes: Axes, view: View, x: Curve, at: Place) -> None:
