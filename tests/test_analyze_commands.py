@@ -136,6 +136,8 @@ def test_plot_writes_what_the_name_says(run, tmp_path):
         (["export", REFERENCE, "--format", "csv", "--output", "/dev/null/x"], "--output: cannot write"),
         (["samples", REFERENCE, "--prompt", "no such thing"], "--list shows the"),
         (["watch", REFERENCE, "--interval", "0"], "--interval: given 0"),
+        (["plot", REFERENCE, "--output", "x.png", "--dpi", "0"], "--dpi: given 0, allowed is 1 to 1200"),
+        (["compare", REFERENCE, "--generation", "0"], "--generation: given 0"),
         (["compare", REFERENCE, "--metric", "nix"], "no run has measured nix"),
     ],
 )
@@ -259,6 +261,17 @@ def test_tensorboard_reads_the_events(run, tmp_path):
     assert len(events.Histograms("reward/members")) == 5
     status, _, err = run("export", REFERENCE, "--to", "tensorboard", "--output", tmp_path / "events")
     assert status == 2 and "holds TensorBoard events already" in err
+
+
+@pytest.mark.render
+def test_wandb_gets_a_folder_to_sync(run, tmp_path):
+    pytest.importorskip("wandb", reason="wandb is not installed; only its users need it")
+    status, out, err = run("export", REFERENCE, "--to", "wandb-offline", "--output", tmp_path / "offline")
+    assert (status, err) == (0, "") and "wrote" in out
+    (log,) = (tmp_path / "offline").glob("wandb/offline-run-*/*.wandb")
+    data = log.read_bytes()
+    for name in ("reward/mean", "held_out/reward_mean", "seconds/generate", "sigma"):
+        assert name.encode() in data, name
 
 
 def _seconds(utc: str) -> float:

@@ -60,6 +60,8 @@ def summary(options: argparse.Namespace) -> int:
 
 def plot(options: argparse.Namespace) -> int:
     form = _form_of(options.output)
+    if not 1 <= options.dpi <= 1200:
+        raise InputError(f"--dpi: given {options.dpi}, allowed is 1 to 1200")
     runs, status = _read(options.runs)
     need("matplotlib", "plot")
     from mpies.analyze import figures
@@ -77,6 +79,8 @@ def compare(options: argparse.Namespace) -> int:
     from mpies.analyze import terminal
     from mpies.analyze.compare import compare as compared
 
+    if options.generation is not None and options.generation < 1:
+        raise InputError(f"--generation: given {options.generation}, allowed is 1 or more")
     runs, status = _read(options.runs)
     result = compared(runs, options.metric, options.generation)
     terminal.console().print(terminal.comparison(result))
