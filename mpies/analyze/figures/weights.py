@@ -40,9 +40,10 @@ def kl_plane(axes: Axes, view: View) -> None:
 
 def drift(axes: Axes, view: View) -> None:
     for shown in view.shown:
-        expected = series.expected_drift(shown.run)
-        label = called(shown, view, "expected")
-        axes.plot(np.arange(len(expected)), expected, color=shown.colour, label=label, **weight(shown))
+        if not shown.run.settings.get("es", {}).get("anchor_decay"):  # which draws the weights back
+            expected = series.expected_drift(shown.run)
+            label = called(shown, view, "expected")
+            axes.plot(np.arange(len(expected)), expected, color=shown.colour, label=label, **weight(shown))
         generations, measured = _drift(shown.run)
         if measured.size:
             axes.plot(generations, measured, "o", color=shown.colour, ms=4, mfc="white",
