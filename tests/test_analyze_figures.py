@@ -107,7 +107,10 @@ def test_answers_and_minutes_before_each_generation(one):
     figure = draw([one], ["answers", "time"])
     assert axes_of(figure, "answers").get_xlabel() == "answers evaluated"
     # 6 members answer 2 prompts each.
-    assert [0, 12, 24, 36, 48] in [x for x, _ in lines_of(axes_of(figure, "answers"))]
+    shown = [x for x, _ in lines_of(axes_of(figure, "answers"))]
+    assert [0, 12, 24, 36, 48] in shown
+    evaluated = one.evaluations[one.evaluations.split == "held_out"].generation
+    assert (12 * evaluated).tolist() in shown, "evaluations lie where their generation begins"
     seconds = read("generation/seconds")
     expected = np.concatenate([[0], np.cumsum(seconds)[:-1]]) / 60
     assert axes_of(figure, "time").get_xlabel() == "minutes of computing"
