@@ -308,7 +308,8 @@ def test_watch_follows_a_job_to_its_end(tmp_path):
             for g in range(2, 6):
                 log.append(*({name: values[g] for name, values in whole[t].items()} for t in whole))
             lines += [process.stdout.readline() for _ in range(4)]
-            assert process.poll() is None, "the last evaluation is still to come"
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.6)  # the last evaluation is still to come
             log.add_evaluation({**made_up.evaluation(6, 0, None)[0], "split": "held_out"}, [])
             assert process.wait(60) == 0
         finally:
