@@ -12,6 +12,8 @@ from mpies.phases import PHASES
 from mpies.population import Population
 from mpies.runfile import RunFile
 
+BASE = ("es.population=16", "es.perturbation=full", "es.antithetic=true")
+
 
 def write_run(
     folder: Path,
@@ -26,10 +28,10 @@ def write_run(
 ) -> Path:
     """A finished run whose mean reward rises by `gain` from -gain, with `scatter` among members.
 
-    `settings` are command-line settings, beyond the quickstart's. `kl`: that at the end, if measured.
+    `settings` are command-line settings, beyond BASE. `kl`: that at the end, if measured.
     Deterministic, by es.seed.
     """
-    wanted = [*settings, f"es.generations={generations}", f"run.directory={folder}"]
+    wanted = [*BASE, *settings, f"es.generations={generations}", f"run.directory={folder}"]
     chosen = config.load(wanted)
     log = RunFile.create(
         folder / "run.h5",
