@@ -179,6 +179,12 @@ def test_every_dataset_is_filled(runs):
         "sample": (3 * (2 + 3),),  # two training prompts, and three of eight held-out ones
         "start": (1,),
         "config": (),
+        # The dimensions' row numbers.
+        "generations": (GENERATIONS,),
+        "members": (members,),
+        "evaluations": (evaluations,),
+        "samples": (3 * (2 + 3),),
+        "starts": (1,),
     }
     for table, columns in TABLES.items():
         assert {f"{table}/{column}" for column in columns.split()} <= data.keys()
@@ -336,6 +342,7 @@ def test_what_a_job_shows(job, tiny_model):
         assert f"{name} prompts: {rewards[0]:.4g} before, {rewards[-1]:.4g} after" in rest
     assert "next:" in rest
     assert "out/model" in rest
+    assert "-m mpies.analyze summary out/run.h5" in rest
 
 
 def test_on_a_terminal_there_is_a_bar(job):

@@ -44,6 +44,15 @@ SCHEMA = {
     "sample": "generation:i8 split:text prompt:text completion:text reward:f8",
 }
 
+# Row numbers at the root, which name the dimensions of the tables' datasets.
+DIMENSIONS = {
+    "start": ["starts"],
+    "generation": ["generations"],
+    "member": ["generations", "members"],
+    "evaluation": ["evaluations"],
+    "sample": ["samples"],
+}
+
 
 def row_of(generation: int) -> tuple[dict, dict]:
     """A generation's row and its members' rows; every number tells which generation it belongs to."""
@@ -128,7 +137,7 @@ def read(path: Path, committed: int, locking: bool | None = None) -> None:
 def test_every_dataset_of_the_schema_is_there(create, path):
     create().close()
     with open_for_reading(path) as file:
-        assert set(file) == {*SCHEMA, "config"}
+        assert set(file) == {*SCHEMA, "config", *itertools.chain(*DIMENSIONS.values())}
         for table, columns in SCHEMA.items():
             kinds = dict(column.split(":") for column in columns.split())
             assert set(file[table]) == set(kinds)
@@ -552,3 +561,50 @@ def test_only_the_run_file_is_left(create, path):
     log.add_evaluation(evaluation_of(0), [sample_of("x")])
     log.close()
     assert set(os.listdir(path.parent)) <= {"run.h5", "run.lock"}
+
+
+# Dimensions
+
+
+def assert_dimensions(file: h5py.File) -> None:
+    """Every dataset's dimensions are named by scales of its length, which count rows."""
+    for table, columns in SCHEMA.items():
+        for column in (column.split(":")[0] for column in columns.split()):
+            dataset = file[table][column]
+            assert [dims.keys() for dims in dataset.dims] == [[name] for name in DIMENSIONS[table]], (
+                dataset.name
+            )
+            for name, length in zip(DIMENSIONS[table], dataset.shape, strict=True):
+                assert file[name][:].tolist() == list(range(length)), dataset.name
+
+
+def test_dimensions_are_named_and_grow_with_the_tables(create, path):
+    log = create(generations=6)
+    for generation in range(3):
+        log.append(*row_of(generation))
+    log.add_evaluation(evaluation_of(3), [sample_of("a"), sample_of("b")])
+    log.close()
+    with open_for_reading(path) as file:
+        assert_dimensions(file)
+        assert [len(file[name]) for name in ("starts", "generations", "members")] == [1, 6, N]
+        assert [len(file[name]) for name in ("evaluations", "samples")] == [1, 2]
+
+
+def test_a_file_without_dimensions_gets_them(create, path):
+    """As the first version 0.1.0 wrote them."""
+    create().close()
+    with h5py.File(path, "r+") as file:
+        for table in SCHEMA:
+            for dataset in file[table].values():
+                for dims in dataset.dims:
+                    for scale in dims.values():
+                        dims.detach_scale(scale)
+        for name in {*itertools.chain(*DIMENSIONS.values())}:
+            del file[name]
+    log = RunFile.reopen(path, 20)
+    log.start(SETTINGS, START)
+    log.append(*row_of(0))
+    log.close()
+    with open_for_reading(path) as file:
+        assert_whole(file, 1)
+        assert_dimensions(file)

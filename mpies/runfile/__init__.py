@@ -9,6 +9,8 @@
     /member           the same, of shape (rows, N): seed, sign, reward, coefficient, ...
     /evaluation       a row per evaluation and split
     /sample           a row per kept answer
+    /generations ...  row numbers: generations, members, evaluations, samples, starts, which name the
+                      dimensions of the datasets above (HDF5 dimension scales)
 
 Only the first `generations_committed` rows of /generation and /member count: more are there, empty,
 until the run has ended. Every dataset has the attributes `description` and `units`. Readers open with

@@ -78,7 +78,7 @@ def salvage_history(path: Path | str) -> History:
     end = int.from_bytes(data[END_OF_FILE : END_OF_FILE + 8], "little")
     if 2 * len(data) < end:
         raise InputError(f"{path}: too little is left of it to salvage, {len(data)} of {end} bytes")
-    with _damage_told(path), h5py.File(io.BytesIO(data + bytes(end - len(data))), "r") as file:
+    with damage_told(path), h5py.File(io.BytesIO(data + bytes(end - len(data))), "r") as file:
         _require_run_file(path, file)
         history = history_of(file, evaluations=False)
     whole = (history.seed != 0).all(axis=1) & (abs(history.sign) == 1).all(axis=1) & (history.digest != 0)
@@ -86,7 +86,7 @@ def salvage_history(path: Path | str) -> History:
 
 
 @contextlib.contextmanager
-def _damage_told(path: Path | str):
+def damage_told(path: Path | str):
     """h5py's many errors for damaged files as an InputError."""
     try:
         yield
@@ -96,7 +96,7 @@ def _damage_told(path: Path | str):
 
 def checked_history(path: Path | str, file: h5py.File) -> History:
     """The history in an open run file. Raises InputError if it is damaged."""
-    with _damage_told(path):
+    with damage_told(path):
         return history_of(file)
 
 
@@ -131,7 +131,7 @@ class TruncatedError(InputError):
 def open_for_reading(path: Path | str) -> h5py.File:
     """Open a run file read-only, also while a job writes it. Raises InputError if it is none."""
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = _open(path)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -139,12 +139,22 @@ def open_for_reading(path: Path | str) -> h5py.File:
             raise TruncatedError(f"{path}: its end is missing; mpies.replay can salvage the rest") from None
         raise InputError(f"{path}: not a readable HDF5 file ({reason(error)})") from None
     try:
-        with _damage_told(path):
+        with damage_told(path):
             _require_run_file(path, file)
     except InputError:
         file.close()
         raise
     return file
+
+
+def _open(path: Path | str) -> h5py.File:
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        # In a notebook that has the file open already, in h5py's or xarray's own way.
+        if "locking flag values don't match" not in str(error):
+            raise
+        return h5py.File(path, "r")
 
 
 def _require_run_file(path: Path | str, file: h5py.File) -> None:

@@ -31,6 +31,16 @@ SECONDS = {
     "log": "writing this file, which only rank 0 does; known with the next row",
 }
 
+# The dimensions of each table's datasets. A dimension is a dataset of row numbers at the root, an HDF5
+# dimension scale, so that xarray and netCDF programs know how datasets belong together.
+DIMENSIONS: dict[str, tuple[str, ...]] = {
+    "start": ("starts",),
+    "generation": ("generations",),
+    "member": ("generations", "members"),
+    "evaluation": ("evaluations",),
+    "sample": ("samples",),
+}
+
 TABLES: dict[str, list[Column]] = {
     "start": [
         Column("generation", "i8", "1", "generations committed when this start began"),
