@@ -56,6 +56,7 @@ class HfEngine:
                 mine = answers[j // len(rows)]
                 mine.texts.append(self.tokenizer.decode(tokens, skip_special_tokens=True))
                 mine.tokens.append(len(tokens))
+                mine.ids.append(tokens)
         return answers
 
     @torch.inference_mode()
