@@ -43,6 +43,16 @@ def find(comm: Comm, settings: config.Settings, path: Path) -> tuple[RunFile | N
     return log, history
 
 
+def refuse_other_data(history: History, digest: str) -> None:
+    """Raise RefusedError if the task's data are not those that the run began with."""
+    if history.data_digest not in ("", digest):  # none in files of earlier versions
+        raise RefusedError(
+            f"task.train_data: the data, held-out ones included, have digest {digest[:16]}, but the run"
+            f" began with {history.data_digest[:16]}; for other data, begin a new run in another"
+            " run.directory"
+        )
+
+
 def restore(
     comm: Comm, weights: Weights, history: History, facts: dict[str, Any], folder: Path, say=print
 ) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from mpies import config, fitness, parallel, telemetry
 from mpies.errors import DivergedError, RefusedError
 from mpies.population import Member, Plan, directions
-from mpies.tasks.base import member_reward
+from mpies.tasks.base import TrainerState, member_reward
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -76,7 +76,7 @@ def evolve(job: Job, generation: int) -> tuple[bool, bool]:
     weights = job.replica.weights
     plan = job.population.plan(generation, job.comm.size)
 
-    mine = list(evaluate_members(job, plan.blocks[job.comm.rank]))
+    mine = list(evaluate_members(job, plan.blocks[job.comm.rank], generation))
     rewards = exchange(job, plan, mine)
     if rewards is None:  # a rank had to leave before its last block
         return False, True
@@ -105,9 +105,10 @@ def evolve(job: Job, generation: int) -> tuple[bool, bool]:
     return True, stop
 
 
-def evaluate_members(job: Job, blocks: list[list[Member]]) -> Iterator[Evaluated]:
+def evaluate_members(job: Job, blocks: list[list[Member]], generation: int) -> Iterator[Evaluated]:
     """Perturb, generate, score each block of members."""
-    phases, rows, replica = job.phases, job.task.train, job.replica
+    phases, rows, replica = job.phases, job.task.rows(generation), job.replica
+    state = TrainerState(generation, job.settings.es.generations)
     prompts = [row["prompt"] for row in rows]
     for done, block in enumerate(blocks):
         if not job.stop.fits(max(job.recent_blocks, default=0.0) * (len(blocks) - done)):
@@ -118,7 +119,8 @@ def evaluate_members(job: Job, blocks: list[list[Member]]) -> Iterator[Evaluated
         with phases("generate"):
             answers = replica.engine.generate_block(prompts, len(block))
         with phases("reward"):
-            rewards = [member_reward(job.task.score(rows, answer.texts)) for answer in answers]
+            scores = [job.task.score(rows, answer.texts, answer.ids, state) for answer in answers]
+            rewards = [member_reward(score) for score in scores]
         seconds = time.perf_counter() - start
         job.recent_blocks.append(seconds)
         for member, reward, answer in zip(block, rewards, answers, strict=True):

@@ -40,7 +40,9 @@ SCHEMA = {
     " digest:u8 seconds:f8 seconds_perturb:f8 seconds_generate:f8 seconds_reward:f8 seconds_communicate:f8"
     " seconds_wait:f8 seconds_update:f8 seconds_log:f8 imbalance:f8 tokens:i8 bytes_communicated:i8",
     "member": "seed:u8 sign:i1 reward:f8 coefficient:f4 rank:i4 tokens:i8 seconds:f4",
-    "evaluation": "generation:i8 split:text reward_mean:f8 accuracy:f8 kl:f8 tokens:i8 drift_l2:f8",
+    "evaluation": "generation:i8 split:text reward_mean:f8 accuracy:f8 kl:f8 tokens:i8 drift_l2:f8"
+    " answer_tokens:f8",
+    "metric": "generation:i8 split:text name:text mean:f8",
     "sample": "generation:i8 split:text prompt:text completion:text reward:f8",
 }
 
@@ -76,7 +78,7 @@ def assert_whole(file: h5py.File, committed: int) -> None:
 
 def evaluation_of(generation: int, split: str = "train") -> dict:
     row = {"reward_mean": -1.5, "accuracy": math.nan, "kl": math.nan, "tokens": 7, "drift_l2": math.nan}
-    return {"generation": generation, "split": split, **row}
+    return {"generation": generation, "split": split, "answer_tokens": 3.5, **row}
 
 
 def sample_of(text: str, generation: int = 0) -> dict:

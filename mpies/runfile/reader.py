@@ -42,6 +42,8 @@ class History:
     seconds: np.ndarray
     held_out: dict[int, float]
     """Mean held-out reward of the generations that were evaluated."""
+    data_digest: str = ""
+    """SHA-256 of the task's rows; empty in files of versions that did not write it."""
 
     @property
     def generations(self) -> int:
@@ -108,6 +110,7 @@ def history_of(file: h5py.File, evaluations: bool = True) -> History:
         model_digest=int(file.attrs["model_digest"]),
         dtype=str(file.attrs["dtype"]),
         settings=file["config/000"].asstr()[()],
+        data_digest=str(file.attrs.get("data_digest", "")),
         held_out=_held_out(file, committed) if evaluations else {},
         **{row: file[f"member/{row}"][:committed] for row in ("seed", "sign", "reward", "coefficient")},
         **{row: file[f"generation/{row}"][:committed] for row in ("alpha", "digest", "seconds")},

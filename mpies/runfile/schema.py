@@ -73,6 +73,13 @@ TABLES: dict[str, list[Column]] = {
         Column("kl", "f8", "nat/token", "KL divergence to the initial model; NaN: not measured"),
         Column("tokens", "i8", "tokens", "tokens generated"),
         Column("drift_l2", "f8", "1", "L2 distance to the initial weights; NaN: not measured"),
+        Column("answer_tokens", "f8", "tokens", "mean length of an answer"),
+    ],
+    "metric": [
+        Column("generation", "i8", "1", "updates in the evaluated weights"),
+        Column("split", TEXT, "", "train or held_out"),
+        Column("name", TEXT, "", "which figure; see docs/tasks.md"),
+        Column("mean", "f8", "1", "mean over the answers that have it"),
     ],
     "sample": [
         Column("generation", "i8", "1", "updates in the weights that answered"),
