@@ -42,6 +42,10 @@ def _built(settings: config.Task, own: rewards.Weighted | None) -> Task:
         from mpies.tasks import countdown
 
         return countdown.task(settings)
+    if settings.name == "math":
+        from mpies.tasks import math
+
+        return math.task(settings)
     if settings.name == "custom":
         from mpies.tasks import custom
 

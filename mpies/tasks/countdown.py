@@ -93,7 +93,7 @@ def task(settings: config.Task) -> Task:
     # The held-out problems first, so that they stay the same for any number of training problems.
     held_out = [next(made) for _ in range(settings.eval_size or EVAL_SIZE)]
     if settings.eval_data:
-        held_out = data.rows(settings.eval_data, "task.eval_data", row)[: settings.eval_size or None]
+        held_out = data.rows(settings.eval_data, "task.eval_data", row, settings.eval_size)
     train = [next(made) for _ in range(settings.train_size or TRAIN_SIZE)]
     return Task("countdown", train, held_out, reward, metrics)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,26 @@ def splits(settings: config.Task, checked: Callable[[Row], Row]) -> tuple[list[R
     Without a file of their own, `task.eval_size` held-out rows are those that follow the
     `task.train_size` training rows.
     """
-    train = rows(settings.train_data, "task.train_data", checked)
     size, held_out = settings.train_size, settings.eval_size
+    wanted = size and size + (0 if settings.eval_data else held_out)
+    train = rows(settings.train_data, "task.train_data", checked, wanted)
     if len(train) < size:
         raise InputError(f"task.train_size: given {size}, but {settings.train_data} has {len(train)} rows")
     if settings.eval_data:
-        return train[: size or None], rows(settings.eval_data, "task.eval_data", checked)[: held_out or None]
-    return train[: size or None], train[size : size + held_out] if size else []
+        return train, rows(settings.eval_data, "task.eval_data", checked, held_out)
+    return (train[:size], train[size:]) if size else (train, [])
 
 
-def rows(path: str, setting: str, checked: Callable[[Row], Row]) -> list[Row]:
-    """The rows of a data file, each passed through `checked`, which raises InputError for a bad one.
+def rows(path: str, setting: str, checked: Callable[[Row], Row], wanted: int = 0) -> list[Row]:
+    """The first `wanted` rows of a data file, or all, each passed through `checked`.
+
+    `checked` raises InputError for a bad one.
 
     All get the same columns: where one is missing, it is None. Raises InputError.
     """
     try:
-        found = [_checked(checked, place, given) for place, given in _read(Path(path).expanduser())]
+        given = islice(_read(Path(path).expanduser()), wanted or None)
+        found = [_checked(checked, place, row) for place, row in given]
         if not found:
             raise InputError("it has no rows")
     except InputError as error:
