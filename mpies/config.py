@@ -152,7 +152,32 @@ class Es(Section):
     block: int = Field(
         8, ge=1, description="members that one rank evaluates in one batch (lowrank only; full: 1)"
     )
-    fitness: Literal["zscore"] = Field("zscore", description="how rewards become coefficients")
+    fitness: Literal["zscore", "centered_rank"] = Field(
+        "zscore",
+        description="how rewards become coefficients. zscore: distance from the mean in standard deviations;"
+        " centered_rank: rank among the members, from -1/2 to 1/2",
+    )
+    sigma_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="how sigma goes to es.sigma_end over the generations"
+    )
+    sigma_end: float = Field(
+        0.1, gt=0, description="what a linear or cosine schedule ends at, as a share of es.sigma"
+    )
+    sigma_warmup: int = Field(0, ge=0, description="generations in which sigma rises to es.sigma")
+    alpha_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="how alpha goes to es.alpha_end over the generations"
+    )
+    alpha_end: float = Field(
+        0.1, ge=0, description="what a linear or cosine schedule ends at, as a share of es.alpha"
+    )
+    alpha_warmup: int = Field(0, ge=0, description="generations in which alpha rises to es.alpha")
+    anchor_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the distance to the initial weights that every update takes back; the"
+        " initial weights are read from disk each time. 0: none",
+    )
 
     @property
     def block_size(self) -> int:

@@ -12,8 +12,10 @@ import numpy as np
 
 from mpies import checkpoint, parallel, resume, tasks
 from mpies import replica as replicas
+from mpies.anchor import Anchor
 from mpies.config import Settings
 from mpies.evaluate import evaluate
+from mpies.guard import Guard
 from mpies.phases import Phases
 from mpies.population import Population
 from mpies.replica import Replica
@@ -40,6 +42,8 @@ class Job:
     phases: Phases
     stop: Stop
     screen: Screen
+    guard: Guard
+    anchor: Anchor | None
     log: RunFile | None
     first: int
     """Generations that were committed when this job began."""
@@ -74,8 +78,12 @@ def set_up(comm: Comm, settings: Settings) -> Job:
     places = parallel.allgather_objects(comm, replicas.place(replica.device))
     facts = {**replica.facts, "run_file": path, "train": len(task.train), "held_out": len(task.held_out)}
     screen.banner(settings, facts, places)
+    anchor = None
+    if settings.es.anchor_decay:
+        digest = replica.facts["model_digest"]
+        anchor = parallel.together(comm, Anchor, settings.model.path, replica.weights, digest)
     if history:
-        resume.restore(comm, replica.weights, history, replica.facts, path.parent, screen.say)
+        resume.restore(comm, replica.weights, history, replica.facts, path.parent, anchor, screen.say)
     es = settings.es
     job = Job(
         comm=comm,
@@ -86,6 +94,8 @@ def set_up(comm: Comm, settings: Settings) -> Job:
         phases=Phases(replica.synchronize),
         stop=stop,
         screen=screen,
+        guard=Guard(screen.say),
+        anchor=anchor,
         log=log,
         first=history.generations if history else 0,
         evaluated=set(),
@@ -131,6 +141,7 @@ def open_log(job: Job, path: Path, places: list[dict[str, Any]]) -> set[tuple[in
             parameters=facts["parameters"],
             dtype=facts["dtype"],
             data_digest=job.task.digest,
+            fitness=job.settings.es.fitness,
         )
     return job.log.evaluated()
 
@@ -157,6 +168,8 @@ def evaluate_if_due(job: Job, generation: int) -> None:
             continue
         batch = job.settings.engine.batch_size
         result = evaluate(job.comm, job.replica.engine, job.task, rows, batch, TrainerState(generation, last))
+        if split == "train":
+            job.guard.unperturbed = result.reward_mean
         if job.log:
             job.log.add_evaluation(*result.table_rows(generation, split, job.settings.run.keep_samples))
 

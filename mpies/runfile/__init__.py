@@ -2,7 +2,7 @@
 
     / attributes      schema_version, program, program_version, run_uuid, created_utc, model_path,
                       model_digest, parameters, dtype (of the live weights), data_digest (of the
-                      task's rows), population, generations_committed
+                      task's rows), fitness, population, generations_committed
     /config/000 ...   the resolved settings as YAML, one entry per start
     /start            a row per start
     /generation       a row per generation, each column a dataset of shape (rows,)

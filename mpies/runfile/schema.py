@@ -49,6 +49,7 @@ TABLES: dict[str, list[Column]] = {
         Column("unscored", "i4", "members", "members whose reward is NaN; their coefficient is 0"),
         Column("sigma", "f8", "1", "standard deviation of the perturbations"),
         Column("alpha", "f8", "1", "learning rate"),
+        Column("anchor_decay", "f8", "1", "share of the way to the initial weights; NaN: none, as 0"),
         Column("digest", "u8", "1", "digest of the base weights after this generation's update"),
         Column("seconds", "f8", "s", "the whole generation, on rank 0"),
         *(Column(f"seconds_{p}", "f8", "s", f"{SECONDS[p]}; mean over ranks") for p in PHASES),
