@@ -181,6 +181,13 @@ def test_made_up_problems_are_solvable_and_different():
     assert all(1 <= int(row["target"]) <= 999 for row in rows)
 
 
+def test_no_two_problems_are_alike(monkeypatch):
+    """With few numbers to choose from, the same ones would come soon."""
+    monkeypatch.setattr(countdown, "LARGEST_NUMBER", 3)
+    rows = tasks.make(config.Task(name="countdown", train_size=15, eval_size=15)).train
+    assert len({(*sorted(row["numbers"]), row["target"]) for row in rows}) == 15
+
+
 def test_all_four_operations_are_needed():
     rows = tasks.make(config.Task(name="countdown")).held_out
     share = {op: sum(op in row["solution"] for row in rows) / len(rows) for op in "+-*/"}
