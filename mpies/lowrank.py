@@ -4,10 +4,10 @@ A matrix's noise is E = A^T B / sqrt(r) (EGGROLL, arXiv 2511.16652), so a member
 
     y = x W^T + (sigma sign / sqrt(r)) (x B^T) A,
 
-where the first product is shared by all members and the second is cheap. The rows of a batch belong to
-the members in turn, equally many each: with P rows a member, rows [m P, (m + 1) P) are member m's.
-Linear layers, Conv1D and embeddings get low-rank noise, tied ones the same; vectors (norms, biases)
-get full noise, a vector per member. The weights themselves are never touched.
+where the first product is shared by all members and the second is cheap: all members' factors are
+stacked, and of x B^T only a row's own member's numbers are kept. Which row of a batch is which member's
+is said by `rows`. Linear layers, Conv1D and embeddings get low-rank noise, tied ones the same; vectors
+(norms, biases) get full noise, a vector per member. The weights themselves are never touched.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from mpies.errors import InputError
+from mpies.linear import linear
 from mpies.noise.definition import STREAM_A, STREAM_B, STREAM_NOISE
 from mpies.population import Member
 from mpies.weights import Weights
@@ -30,7 +31,7 @@ from mpies.weights import Weights
 class Factors:
     """A block's noise of one matrix, in the live dtype.
 
-    a: (M, rank, rows), with sigma sign / sqrt(rank) in it; b: (M, rank, columns).
+    a: (M rank, rows), with sigma sign / sqrt(rank) in it; b: (M rank, columns).
     """
 
     a: torch.Tensor
@@ -50,8 +51,6 @@ class LowRank:
         self.matrices: dict[str, Factors] = {}
         self.vectors: dict[str, torch.Tensor] = {}
         self._shown = -1
-        self._rows = 0
-        model.register_forward_pre_hook(self._note_rows, with_kwargs=True)
         names = {parameter.data_ptr(): name for name, parameter in model.named_parameters()}
         for path, module in model.named_modules():
             own = {key: p for key, p in module._parameters.items() if p is not None}
@@ -60,9 +59,7 @@ class LowRank:
 
     def set(self, members: list[Member], sigma: float) -> None:
         """Draw the block's noise: M (rows + columns) rank numbers per matrix, M times a vector's."""
-        if self._shown != self.weights.updates:
-            self.weights.show_base()
-            self._shown = self.weights.updates
+        self._show_base()
         self.members = len(members)
         for name, base in self.weights.base.items():
             dtype = self.weights.live[name].dtype
@@ -71,28 +68,43 @@ class LowRank:
                 scale = sigma / math.sqrt(self.rank)
                 a = self._draw(members, name, self.rank * rows, STREAM_A, dtype, scale)
                 b = self._draw(members, name, self.rank * columns, STREAM_B, dtype)
-                self.matrices[name] = Factors(a.view(-1, self.rank, rows), b.view(-1, self.rank, columns))
+                self.matrices[name] = Factors(a.view(-1, rows), b.view(-1, columns))
             else:
                 noise = self._draw(members, name, base.numel(), STREAM_NOISE, torch.float32, sigma)
                 self.vectors[name] = noise.add_(base).to(dtype)
+
+    def rows(self, members: torch.Tensor) -> None:
+        """From now on, row i of a batch belongs to member members[i] of the block; int64 (rows,)."""
+        if not self.members:
+            return
+        self._row_members = members
+        everyone = torch.arange(self.members, device=members.device).repeat_interleave(self.rank)
+        # (rows, 1, M rank): of all members' numbers, each row keeps its own member's.
+        dtype = next(iter(self.vectors.values()), members).dtype
+        self._own = (everyone == members[:, None, None]).to(dtype)
+        self._row_vectors = {name: vectors[members].unsqueeze(1) for name, vectors in self.vectors.items()}
 
     def clear(self) -> None:
         """Back to the plain model, with the base's weights."""
         self.members = 0
         self.matrices.clear()
         self.vectors.clear()
-        self.weights.show_base()
+        self._show_base()
+
+    def _show_base(self) -> None:
+        """Members do not touch the live weights: only an update makes them stale."""
+        if self._shown != self.weights.updates:
+            self.weights.show_base()
+            self._shown = self.weights.updates
 
     def _draw(self, members, name, count, stream, dtype, scale=None) -> torch.Tensor:
         """(M, count): every member's numbers of a stream, times scale * sign if a scale is given."""
-        base = self.weights.base[name]
-        drawn = torch.empty(len(members), count, dtype=dtype, device=base.device)
-        for row, member in zip(drawn, members, strict=True):
-            noise = self.weights.kernels.normal(
-                count, member.seed, self.weights.ids[name], stream, base.device
-            )
-            row.copy_(noise if scale is None else noise * (scale * member.sign))
-        return drawn
+        base, seeds = self.weights.base[name], [member.seed for member in members]
+        noise = self.weights.kernels.normal(count, seeds, self.weights.ids[name], stream, base.device)
+        if scale is not None:
+            scales = [scale * member.sign for member in members]
+            noise *= torch.tensor(scales, dtype=torch.float32, device=base.device)[:, None]
+        return noise.to(dtype)
 
     def _wrap(self, path: str, module: nn.Module, names: dict[str, str]) -> None:
         """Replace the module's forward by one that adds the block's noise, if there is a block."""
@@ -115,62 +127,52 @@ class LowRank:
             if not self.members:
                 return plain(x, *rest, **named)
             if x.shape[0] == 1:  # shared by all rows, like learned positions
-                x = x.expand(self._rows, *x.shape[1:])
+                x = x.expand(len(self._row_members), *x.shape[1:])
             return batched(x)
 
         module.forward = forward
-
-    def _note_rows(self, _module, arguments, named) -> None:
-        ids = named.get("input_ids", arguments[0] if arguments else None)
-        self._rows = len(ids if ids is not None else named["inputs_embeds"])
 
     def _linear(self, module: nn.Linear | Conv1D, names: dict[str, str]):
         transposed = isinstance(module, Conv1D)
 
         def forward(x):
-            weight = module.weight.t() if transposed else module.weight
             noise = self.matrices[names["weight"]]
             into, out = (noise.a, noise.b) if transposed else (noise.b, noise.a)
-            y = functional.linear(x, weight).view(self.members, -1, weight.shape[0])
-            hidden = torch.bmm(x.reshape(self.members, -1, weight.shape[1]), into.transpose(1, 2))
-            y = torch.baddbmm(y, hidden, out)
+            y = linear(x, module.weight.t() if transposed else module.weight)
+            own = linear(x, into) * self._own
+            y.view(-1, y.shape[-1]).addmm_(own.view(-1, own.shape[-1]), out)
             if "bias" in names:
-                y = y + self.vectors[names["bias"]].unsqueeze(1)
-            return y.view(*x.shape[:-1], -1)
+                y += self._row_vectors[names["bias"]]
+            return y
 
         return forward
 
     def _embedding(self, module: nn.Embedding, name: str):
         def forward(ids):
-            noise = self.matrices[name]
-            plain = functional.embedding(ids, module.weight).view(self.members, -1, module.weight.shape[1])
-            mine = ids.reshape(self.members, 1, -1).expand(-1, self.rank, -1)
-            picked = torch.gather(noise.a, 2, mine).transpose(1, 2)
-            return torch.baddbmm(plain, picked, noise.b).view(*ids.shape, -1)
+            noise, members = self.matrices[name], self._row_members
+            a = noise.a.view(self.members, self.rank, -1)[members[:, None], :, ids]
+            b = noise.b.view(self.members, self.rank, -1)[members]
+            return torch.baddbmm(functional.embedding(ids, module.weight), a, b)
 
         return forward
 
     def _layer_norm(self, module: nn.LayerNorm, names: dict[str, str]):
         def forward(x):
             y = functional.layer_norm(x, module.normalized_shape, eps=module.eps)
-            y = y.view(self.members, -1, x.shape[-1])
-            y = y * self.vectors[names["weight"]].unsqueeze(1)
-            if "bias" in names:
-                y = y + self.vectors[names["bias"]].unsqueeze(1)
-            return y.view_as(x)
+            y = y * self._row_vectors[names["weight"]]
+            return y + self._row_vectors[names["bias"]] if "bias" in names else y
 
         return forward
 
     def _elementwise(self, module: nn.Module, names: dict[str, str], plain):
-        """Norms that multiply by their weight: lend them one that broadcasts over the members' rows."""
+        """Norms that multiply by their weight: lend them one that broadcasts over the rows."""
 
         def forward(x):
             own = dict(module._parameters)
-            rows = x.shape[0] // self.members
             try:
                 for key, name in names.items():
-                    vector = self.vectors[name].repeat_interleave(rows, dim=0)
-                    module._parameters[key] = vector.view(-1, *[1] * (x.dim() - 2), vector.shape[1])
+                    vector = self._row_vectors[name]
+                    module._parameters[key] = vector.view(-1, *[1] * (x.dim() - 2), vector.shape[-1])
                 return plain(x)
             finally:
                 module._parameters.update(own)

@@ -16,6 +16,10 @@ class Perturbation(Protocol):
         """From now on, the model computes as these members: theta + sigma * sign * noise(seed)."""
         ...
 
+    def rows(self, members: torch.Tensor) -> None:
+        """From now on, row i of a batch belongs to member members[i] of the block; int64 (rows,)."""
+        ...
+
     def clear(self) -> None:
         """From now on, the model computes with the base weights."""
         ...
@@ -30,6 +34,9 @@ class Full:
     def set(self, members: list[Member], sigma: float) -> None:
         (member,) = members
         self.weights.perturb(member.seed, sigma * member.sign)
+
+    def rows(self, members: torch.Tensor) -> None:
+        """They are all the same member's."""
 
     def clear(self) -> None:
         self.weights.show_base()

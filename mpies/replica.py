@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import mpies
+from mpies import linear, parallel
 from mpies import model as models
-from mpies import parallel
 from mpies import perturbation as perturbations
 from mpies.config import Settings
 from mpies.engines.base import Engine
@@ -69,10 +69,12 @@ def build(comm: Comm, settings: Settings) -> Replica:
     model, tokenizer = _load(comm, settings)
     kernels = kernels_for(device, settings.run.threads)
     weights = parallel.together(comm, Weights, model, dtype, device, kernels, settings.es.noise_rank)
+    if device.type == "cpu":
+        linear.install(model)
     digest = weights.digest()
     _refuse_diverged(comm, digest)
     perturbation = parallel.together(comm, perturbations.make, settings.es, model, weights)
-    engine = parallel.together(comm, _engine, settings, model, tokenizer)
+    engine = parallel.together(comm, _engine, settings, model, tokenizer, perturbation)
     facts = {
         "model_path": settings.model.path,
         "model_name": Path(models.locate(settings.model.path)).name,
@@ -102,7 +104,7 @@ def _load(comm: Comm, settings: Settings):
     return parallel.together(comm, models.load, *arguments)
 
 
-def _engine(settings: Settings, model, tokenizer) -> Engine:
+def _engine(settings: Settings, model, tokenizer, perturbation: Perturbation) -> Engine:
     from mpies.engines.hf import HfEngine
 
     return HfEngine(
@@ -111,6 +113,7 @@ def _engine(settings: Settings, model, tokenizer) -> Engine:
         max_new_tokens=settings.engine.max_new_tokens,
         batch_size=settings.engine.batch_size,
         chat_template=settings.task.chat_template,
+        on_rows=perturbation.rows,
     )
 
 

@@ -7,6 +7,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Read when triton is imported: its kernels run on the CPU, operation by operation.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import tiny
 
 

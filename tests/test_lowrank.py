@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -21,7 +22,15 @@ from mpies.weights import Weights
 
 SIGMA = 0.05
 MEMBERS = [Member(0, 5, 1), Member(1, 5, -1), Member(2, 2**63 + 8, 1)]
-KERNELS = {"cpu": CpuKernels(1), "cpu, 3 threads": CpuKernels(3), "device": DeviceKernels()}
+KERNELS = {
+    "cpu": CpuKernels(1),
+    "cpu, 3 threads": CpuKernels(3),
+    "device": DeviceKernels(),
+}
+if find_spec("triton"):
+    from mpies.noise.gpu import GpuKernels
+
+    KERNELS["gpu"] = GpuKernels()
 
 
 @pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
@@ -80,6 +89,7 @@ def test_a_block_computes_what_materialised_members_compute(tiny_model, kind, ti
     with torch.inference_mode():
         plain = model(ids).logits
         perturbation.set(MEMBERS, SIGMA)
+        perturbation.rows(torch.arange(len(MEMBERS)).repeat_interleave(len(ids)))
         block = model(ids.repeat(len(MEMBERS), 1)).logits.view(len(MEMBERS), *plain.shape)
         perturbation.clear()
         assert torch.equal(model(ids).logits, plain), "nothing is left of the block"
@@ -95,7 +105,9 @@ def test_a_block_generates_what_its_members_generate_alone(tiny_model):
     model, tokenizer = models.load(str(tiny_model(kind="llama", tied=True)), allow_download=False)
     weights = Weights(model, torch.float32, torch.device("cpu"), CpuKernels(1), 1)
     perturbation = LowRank(model, weights, 1)
-    engine = HfEngine(model, tokenizer, max_new_tokens=12, batch_size=6, chat_template=True)
+    engine = HfEngine(
+        model, tokenizer, max_new_tokens=12, batch_size=6, chat_template=True, on_rows=perturbation.rows
+    )
     prompts = ["2 + 2 =", "Say something short.", "?"]
     perturbation.set(MEMBERS, SIGMA)
     together = engine.generate_block(prompts, len(MEMBERS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -17,17 +18,22 @@ from mpies.noise.cpu import GRAIN, CpuKernels
 from mpies.noise.definition import CHUNK
 from mpies.noise.device import DeviceKernels
 
+if find_spec("triton"):
+    from mpies.noise.gpu import GpuKernels
+
 SEED = 0x0123456789ABCDEF
 PARAMETER = definition.parameter_id("model.layers.0.mlp.up_proj.weight")
 SCALE = 0.0123
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, torch.device("cuda")] if torch.cuda.is_available() else [CPU]
+THREADED = [pytest.param(CpuKernels(n), CPU, id=f"cpu-{n}-threads") for n in (1, 2, 3)]
 KERNELS = pytest.mark.parametrize(
     "kernels, device",
     [
-        *(pytest.param(CpuKernels(n), CPU, id=f"cpu-{n}-threads") for n in (1, 2, 3)),
+        *THREADED,
         *(pytest.param(DeviceKernels(), device, id=f"device-{device}") for device in DEVICES),
+        *([pytest.param(GpuKernels(), DEVICES[-1], id=f"gpu-{DEVICES[-1]}")] if find_spec("triton") else []),
     ],
 )
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -78,7 +84,7 @@ def test_perturb(kernels, device, dtype, size):
     assert_perturbs_like_the_definition(kernels, device, values(size), dtype, start=77)
 
 
-@KERNELS
+@pytest.mark.parametrize("kernels, device", THREADED)
 @DTYPES
 @pytest.mark.parametrize("start", [0, 77])
 def test_perturb_split_over_threads(kernels, device, dtype, start):
@@ -110,8 +116,17 @@ def test_perturb_with_any_seed_and_parameter(kernels, device, seed, parameter):
 
 
 @KERNELS
-@pytest.mark.parametrize("size, start", [*((size, 77) for size in SIZES), (LONG, 0), (1500, 2**32 - 100)])
+@pytest.mark.parametrize("size, start", [*((size, 77) for size in SIZES), (1500, 2**32 - 100)])
 def test_update(kernels, device, size, start):
+    assert_updates_like_the_definition(kernels, device, size, start)
+
+
+@pytest.mark.parametrize("kernels, device", THREADED)
+def test_update_split_over_threads(kernels, device):
+    assert_updates_like_the_definition(kernels, device, LONG, 0)
+
+
+def assert_updates_like_the_definition(kernels, device, size, start):
     base = values(size)
     seeds = np.array([3, SEED, 2**64 - 1, 0, 3], dtype=np.uint64)
     # So unequal that the order of the sum and a fused multiply-add would both be seen.
@@ -182,7 +197,9 @@ def test_works_on_views_of_a_larger_tensor(kernels, device):
 
 def test_device_of_the_kernels():
     assert isinstance(kernels_for(CPU, 2), CpuKernels)
-    assert isinstance(kernels_for(torch.device("cuda"), 2), DeviceKernels)
+    if find_spec("triton"):
+        assert isinstance(kernels_for(torch.device("cuda"), 2), GpuKernels)
+    assert isinstance(kernels_for(torch.device("mps"), 2), DeviceKernels)
 
 
 # The cast to the live dtype

@@ -1,13 +1,15 @@
-"""The Hugging Face engine: greedy decoding with transformers, in batches, left padded."""
+"""The Hugging Face engine: greedy decoding with transformers, in batches."""
 
 from __future__ import annotations
 
-import contextlib
+import inspect
+from collections.abc import Callable
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mpies.engines.base import Completions, Prompt
+from mpies.engines.decode import greedy
 from mpies.errors import InputError
 
 
@@ -26,56 +28,52 @@ class HfEngine:
         max_new_tokens: int,
         batch_size: int,
         chat_template: bool,
+        on_rows: Callable[[torch.Tensor], None] = lambda members: None,
     ):
         if chat_template and not tokenizer.chat_template:
             raise InputError("task.chat_template: this model has none; use task.chat_template=false")
+        if "past_key_values" not in inspect.signature(model.forward).parameters:
+            raise InputError(
+                f"engine.name: hf cannot decode {type(model).__name__}, which keeps no keys and values"
+            )
         self.model = model
         self.tokenizer = tokenizer
+        self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.chat_template = chat_template
+        self.on_rows = on_rows
         self.stops = _stop_tokens(model, tokenizer)
-        pad = tokenizer.pad_token_id
-        self.settings = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(self.stops) or None,
-            pad_token_id=pad if pad is not None else 0,
-        )
         self._encoded: dict[str, list[int]] = {}
 
     def generate(self, prompts: list[Prompt]) -> Completions:
         return self.generate_block(prompts, 1)[0]
 
     def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
-        answers: list[Completions] = [Completions([], []) for _ in range(members)]
-        # Rows belong to the members in turn, equally many each, as a block's perturbation expects.
+        encoded = [self.encode(prompt) for prompt in prompts]
+        # Prompts of similar length together: less padding, and often none.
+        order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
         share = max(1, self.batch_size // members)
-        for i in range(0, len(prompts), share):
-            rows = [self._encode(p) for p in prompts[i : i + share]]
-            for j, tokens in enumerate(self._batch(rows * members)):
-                mine = answers[j // len(rows)]
-                mine.texts.append(self.tokenizer.decode(tokens, skip_special_tokens=True))
-                mine.tokens.append(len(tokens))
-                mine.ids.append(tokens)
-        return answers
+        answers: list[list[list[int]]] = [[[]] * len(prompts) for _ in range(members)]
+        for first in range(0, len(order), share):
+            chosen = order[first : first + share]
+            batch = self._decode([encoded[i] for i in chosen], members)
+            for row, tokens in enumerate(batch):
+                answers[row // len(chosen)][chosen[row % len(chosen)]] = tokens
+        return [self._completions(mine) for mine in answers]
 
-    @torch.inference_mode()
-    def _batch(self, prompts: list[list[int]]) -> list[list[int]]:
-        """The new tokens of each row, up to and including its end of sequence."""
-        width = max(len(ids) for ids in prompts)
-        pad = self.settings.pad_token_id
-        device = self.model.device
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        with _own_settings_hidden(self.model):
-            output = self.model.generate(ids, attention_mask=mask, generation_config=self.settings)
-        return [self._until_stop(row) for row in output[:, width:].tolist()]
+    def _decode(self, prompts: list[list[int]], members: int) -> list[list[int]]:
+        """Every member's answers to the prompts, one member after another."""
 
-    def _until_stop(self, row: list[int]) -> list[int]:
-        end = next((i + 1 for i, token in enumerate(row) if token in self.stops), len(row))
-        return row[:end]
+        def on_rows(rows: torch.Tensor) -> None:
+            self.on_rows(rows // len(prompts))
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+        return greedy(self.model, prompts * members, self.stops, self.max_new_tokens, on_rows)
+
+    def _completions(self, answers: list[list[int]]) -> Completions:
+        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
+        return Completions(texts, [len(tokens) for tokens in answers], answers)
+
+    def encode(self, prompt: Prompt) -> list[int]:
         key = repr(prompt)
         if key not in self._encoded:
             self._encoded[key] = self._tokenize(prompt)
@@ -88,16 +86,6 @@ class HfEngine:
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         # The template writes the special tokens itself.
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-@contextlib.contextmanager
-def _own_settings_hidden(model: PreTrainedModel):
-    """transformers fills gaps in the settings it is given from the model's own; exports keep those."""
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

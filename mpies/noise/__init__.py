@@ -1,18 +1,21 @@
 """Noise: standard normal numbers that are a pure function of (seed, parameter, index).
 
-`definition` says in plain NumPy what the numbers are. `cpu` (numba) and `device` (torch integer
-operations, for GPUs) are the kernels that the program runs; both give the definition's bits, for any
-number of threads and any slicing of a tensor. A kernel set has these verbs, on flat tensors:
+`definition` says in plain NumPy what the numbers are. `cpu` (numba), `gpu` (Triton, for CUDA and ROCm)
+and `device` (torch integer operations, wherever torch runs) are the kernels that the program runs; all
+give the definition's bits, for any number of threads and any slicing of a tensor. A kernel set has
+these verbs, on flat tensors:
 
     perturb(base, live, seed, parameter, scale)      live <- cast(base + scale * noise)
     update(base, seeds, coefficients, parameter)     base <- base + sum_i coefficients_i * noise_i
     digest(base, parameter)                          64 bits of the base's bits and positions
-    normal(count, seed, parameter, stream)           a stream's numbers
+    normal(count, seeds, parameter, stream, device)  a stream's numbers, per seed
     lowrank_update(base, seeds, coefficients, ...)   the update of a matrix with noise of low rank
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ class Kernels(Protocol):
     ) -> None: ...
 
     def normal(
-        self, count: int, seed: int, parameter: int, stream: int, device: torch.device
+        self, count: int, seeds: Sequence[int], parameter: int, stream: int, device: torch.device
     ) -> torch.Tensor: ...
 
     def lowrank_update(
@@ -64,6 +67,10 @@ def kernels_for(device: torch.device, threads: int) -> Kernels:
         from mpies.noise.cpu import CpuKernels
 
         return CpuKernels(threads)
+    if device.type == "cuda" and find_spec("triton"):  # torch names AMD's devices cuda, too
+        from mpies.noise.gpu import GpuKernels
+
+        return GpuKernels()
     from mpies.noise.device import DeviceKernels
 
     return DeviceKernels()

@@ -7,17 +7,24 @@ memory is allocated per member. numba must not fuse multiplications and addition
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
+import llvmlite.binding as llvm
+import numba
 import numpy as np
 import torch
 from numba import njit
 
 from mpies.noise import definition
 from mpies.noise.definition import CHUNK, LANES, round_keys
+
+# LLVM prefers half of the vector width on many processors with AVX-512; these kernels gain from all of
+# it. To be said before the first of them is compiled.
+if llvm.get_host_cpu_features().get("avx512f") and not numba.config.CPU_FEATURES:
+    numba.config.CPU_FEATURES = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
 
 # Module-level arrays become constants of the compiled code. As arguments, they might alias the
 # output as far as the compiler knows, and the look-up would not be vectorised.
@@ -106,8 +113,6 @@ def _to_float16(bits):
 def _perturb(base, live, live_format, keys, parameter, stream, scale, start):
     words = np.empty(4 * LANES, np.uint32)
     integers = words.view(np.uint16)
-    values = np.empty(CHUNK, np.float32)
-    patterns = values.view(np.uint32)
     first = np.uint64(start)
     size = np.uint64(base.size)
     done = ZERO
@@ -116,19 +121,18 @@ def _perturb(base, live, live_format, keys, parameter, stream, scale, start):
         skip = (first + done) - chunk * CHUNK_
         count = min(CHUNK_ - skip, size - done)
         _bits(words, chunk * LANES_, parameter, stream, keys)
-        for e in range(CHUNK):
-            values[e] = scale * TABLE[integers[e] >> SHIFT]
-        for e in range(count):
-            values[skip + e] += base[done + e]
-        if live_format == FLOAT32:
+        if live_format == BFLOAT16:
             for e in range(count):
-                live[done + e] = patterns[skip + e]
-        elif live_format == BFLOAT16:
+                value = np.float32(base[done + e] + scale * TABLE[integers[skip + e] >> SHIFT])
+                live[done + e] = _to_bfloat16(value.view(np.uint32))
+        elif live_format == FLOAT32:
             for e in range(count):
-                live[done + e] = _to_bfloat16(patterns[skip + e])
+                value = np.float32(base[done + e] + scale * TABLE[integers[skip + e] >> SHIFT])
+                live[done + e] = value.view(np.uint32)
         else:
             for e in range(count):
-                live[done + e] = _to_float16(patterns[skip + e])
+                value = np.float32(base[done + e] + scale * TABLE[integers[skip + e] >> SHIFT])
+                live[done + e] = _to_float16(value.view(np.uint32))
         done += count
 
 
@@ -156,18 +160,44 @@ def _update(base, keys, coefficients, parameter, start):
 
 
 @njit(nogil=True, cache=True)
+def _normal(out, keys, parameter, stream):
+    words = np.empty(4 * LANES, np.uint32)
+    integers = words.view(np.uint16)
+    size = np.uint64(out.shape[1])
+    for m in range(out.shape[0]):
+        row = out[m]
+        done = ZERO
+        while done < size:
+            _bits(words, done // CHUNK_ * LANES_, parameter, stream, keys[m])
+            count = min(CHUNK_, size - done)
+            for e in range(count):
+                row[done + e] = TABLE[integers[e] >> SHIFT]
+            done += count
+
+
+@njit(nogil=True, cache=True)
 def _lowrank_update(base, first, last, a, b):
     total = np.empty(base.shape[1], np.float32)
+    terms = a.shape[0]
+    # Four terms at a time, summed one after another all the same: the sum is read and written less often.
+    fours = terms - terms % 4
     for row in range(first, last):
         total[:] = np.float32(0)
-        for i in range(a.shape[0]):
-            for k in range(a.shape[1]):
-                factor = a[i, k, row]
-                vector = b[i, k]
-                for column in range(total.size):
-                    total[column] += factor * vector[column]
-        for column in range(total.size):
-            base[row, column] += total[column]
+        for t in range(0, fours, 4):
+            f0, f1, f2, f3 = a[t, row], a[t + 1, row], a[t + 2, row], a[t + 3, row]
+            b0, b1, b2, b3 = b[t], b[t + 1], b[t + 2], b[t + 3]
+            for c in range(total.size):
+                value = total[c] + f0 * b0[c]
+                value = value + f1 * b1[c]
+                value = value + f2 * b2[c]
+                total[c] = value + f3 * b3[c]
+        for t in range(fours, terms):
+            factor, vector = a[t, row], b[t]
+            for c in range(total.size):
+                total[c] += factor * vector[c]
+        target = base[row]
+        for c in range(total.size):
+            target[c] += total[c]
 
 
 @njit(nogil=True, cache=True)
@@ -215,7 +245,7 @@ class CpuKernels:
     def update(self, base, seeds, coefficients, parameter, start=0):
         """base += sum_i coefficients_i * noise(seeds_i), summed in float32 in the order given."""
         target = base.numpy()
-        keys = np.stack([round_keys(int(seed)) for seed in seeds])
+        keys = _keys(seeds)
         factors = np.asarray(coefficients, dtype=np.float32)
 
         def work(a, b):
@@ -223,37 +253,27 @@ class CpuKernels:
 
         self._spread(base.numel(), work)
 
-    def normal(self, count, seed, parameter, stream, device):
-        """A stream's first `count` numbers: float32 (count,)."""
-        out = np.zeros(count, np.float32)
-        one = np.float32(1)
-        keys = round_keys(seed)
+    def normal(self, count, seeds, parameter, stream, device):
+        """The first `count` numbers of a stream of each seed: float32 (M, count)."""
+        out = np.empty((len(seeds), count), np.float32)
+        keys = _keys(seeds)
 
         def work(a, b):
-            _perturb(
-                out[a:b], out[a:b].view(np.uint32), FLOAT32, keys,
-                np.uint64(parameter), np.uint64(stream), one, a,
-            )  # fmt: skip
+            _normal(out[a:b], keys[a:b], np.uint64(parameter), np.uint64(stream))
 
-        self._spread(count, work)
+        self._share(len(seeds), work)
         return torch.from_numpy(out)
 
     def lowrank_update(self, base, seeds, coefficients, parameter, rank):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
         rows, columns = base.shape
-        a = np.empty((len(seeds), rank, rows), np.float32)
-        b = np.empty((len(seeds), rank, columns), np.float32)
-        for i, (seed, coefficient) in enumerate(zip(seeds, coefficients, strict=True)):
-            draw = partial(self.normal, seed=int(seed), parameter=parameter, device=None)
-            scale = np.float32(float(coefficient) / math.sqrt(rank))
-            a[i] = scale * draw(rank * rows, stream=definition.STREAM_A).numpy().reshape(rank, rows)
-            b[i] = draw(rank * columns, stream=definition.STREAM_B).numpy().reshape(rank, columns)
+        a = self.normal(rank * rows, seeds, parameter, definition.STREAM_A, None).numpy()
+        b = self.normal(rank * columns, seeds, parameter, definition.STREAM_B, None).numpy()
+        scales = (np.asarray(coefficients, np.float64) / math.sqrt(rank)).astype(np.float32)
+        a *= scales[:, None]
+        a, b = a.reshape(-1, rows), b.reshape(-1, columns)
         target = base.numpy()
-        parts = min(self.threads, rows) or 1
-        bounds = [rows * part // parts for part in range(parts + 1)]
-        spans = itertools.pairwise(bounds)
-        run = map if self._pool is None else self._pool.map
-        list(run(lambda span: _lowrank_update(target, *span, a, b), spans))
+        self._share(rows, lambda first, last: _lowrank_update(target, first, last, a, b))
 
     def digest(self, base, parameter, start=0):
         """The base's digest as an integer below 2^64; add over slices and parameters modulo 2^64."""
@@ -265,12 +285,32 @@ class CpuKernels:
         return sum(self._spread(base.numel(), work)) % 2**64
 
     def _spread(self, size, work):
-        if self._pool is None or size < 2 * GRAIN:
-            return [work(0, size)]
-        parts = min(self.threads, size // GRAIN)
-        step = -(-size // (parts * CHUNK)) * CHUNK
-        starts = range(0, size, step)
-        return list(self._pool.map(lambda a: work(a, min(a + step, size)), starts))
+        """Call work(a, b) on slices of whole chunks, one per thread."""
+        parts = max(1, min(self.threads, size // GRAIN))
+        step = -(-size // (parts * CHUNK)) * CHUNK or 1
+        return self._each([(a, min(a + step, size)) for a in range(0, size, step)], work)
+
+    def _share(self, count, work):
+        """Call work(a, b) on equal parts of a count, one per thread."""
+        parts = max(1, min(self.threads, count))
+        bounds = [count * part // parts for part in range(parts + 1)]
+        return self._each(list(itertools.pairwise(bounds)), work)
+
+    def _each(self, spans, work):
+        if len(spans) < 2:
+            return [work(a, b) for a, b in spans]
+        return list(self._pool.map(lambda span: work(*span), spans))
+
+
+def _keys(seeds) -> np.ndarray:
+    """Philox's key schedules: uint64 (M, 10, 2)."""
+    return _key_schedules(np.asarray(seeds, np.uint64).tobytes())
+
+
+@functools.lru_cache(maxsize=4)
+def _key_schedules(seeds: bytes) -> np.ndarray:
+    """Of raw uint64 seeds. A generation asks for the same ones for every tensor."""
+    return np.stack([round_keys(int(seed)) for seed in np.frombuffer(seeds, np.uint64)])
 
 
 def _raw(live: torch.Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Noise on a GPU: plain torch integer operations with the bits of `definition`.
+"""Noise on any torch device: plain integer operations with the bits of `definition`. Slow: see `gpu`.
 
 torch has no unsigned 32-bit arithmetic, so words travel in int64, whose products wrap modulo 2^64 as
 Philox needs. A tensor is worked through in slices of `SLICE` elements, which bounds the scratch memory.
@@ -78,20 +78,20 @@ class DeviceKernels:
                 total.add_(noise.mul_(float(coefficient)))
             base[a:b].add_(total)
 
-    def normal(self, count, seed, parameter, stream, device):
-        """A stream's first `count` numbers: float32 (count,)."""
-        return normal(seed, parameter, 0, count, device, stream)
+    def normal(self, count, seeds, parameter, stream, device):
+        """The first `count` numbers of a stream of each seed: float32 (M, count)."""
+        return torch.stack([normal(int(seed), parameter, 0, count, device, stream) for seed in seeds])
 
     def lowrank_update(self, base, seeds, coefficients, parameter, rank):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
         rows, columns = base.shape
+        a = self.normal(rank * rows, seeds, parameter, definition.STREAM_A, base.device)
+        b = self.normal(rank * columns, seeds, parameter, definition.STREAM_B, base.device)
+        scales = (np.asarray(coefficients, np.float64) / math.sqrt(rank)).astype(np.float32)
+        a *= torch.from_numpy(scales).to(base.device)[:, None]
         total = torch.zeros_like(base)
-        for seed, coefficient in zip(seeds, coefficients, strict=True):
-            a = self.normal(rank * rows, int(seed), parameter, definition.STREAM_A, base.device)
-            b = self.normal(rank * columns, int(seed), parameter, definition.STREAM_B, base.device)
-            a *= float(np.float32(float(coefficient) / math.sqrt(rank)))
-            for row, column in zip(a.view(rank, rows), b.view(rank, columns), strict=True):
-                total.add_(row[:, None] * column)
+        for row, column in zip(a.view(-1, rows), b.view(-1, columns), strict=True):
+            total.add_(row[:, None] * column)
         base.add_(total)
 
     def digest(self, base, parameter, start=0):

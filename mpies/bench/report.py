@@ -1,0 +1,120 @@
+"""From timings to figures: what is reported, in which unit, and against which target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+
+from mpies.bench.generation import SAMPLE, Work
+from mpies.bench.timing import Timings
+from mpies.phases import Phases
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value; `target` is the least or the most that it should be, `runs` what it is from."""
+
+    group: str
+    name: str
+    value: float
+    unit: str
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        if self.least is not None:
+            return f">= {self.least:g}: " + ("reached" if self.value >= self.least else "missed")
+        if self.most is not None:
+            return f"< {self.most:g}: " + ("reached" if self.value < self.most else "missed")
+        return ""
+
+
+def kernels(t: Timings, bytes_moved: int) -> Iterator[Figure]:
+    group = "kernels, one tensor"
+    yield Figure(group, "copy of a perturbation's bytes, the limit", bytes_moved / t["copy"] / 1e9, "GB/s")
+    for name in ("noise", "perturb", "update", "digest"):
+        unit = "ns per parameter" + (" and member" if name == "update" else "")
+        yield Figure(group, name, t[name] * 1e9, unit)
+    for name in ("perturb", "digest"):
+        share = t.ratio("copy", name)
+        yield Figure(group, f"{name}: speed against the copy", share, "", 0.5 if name == "perturb" else None)
+    yield Figure(group, "paper: perturb + restore", t["paper: perturb + restore"] * 1e9, "ns per parameter")
+    yield Figure(group, "paper: update", t["paper: update"] * 1e9, "ns per parameter and member")
+    yield Figure(
+        group, "perturb, against the paper's perturb + restore",
+        t.ratio("paper: perturb + restore", "perturb"), "times faster", 15,
+    )  # fmt: skip
+    yield Figure(group, "update, against the paper's", t.ratio("paper: update", "update"), "times faster", 15)
+
+
+def generations(t: Timings, phases: Phases, work: Work, rounds: int) -> Iterator[Figure]:
+    group = f"generation, {work}"
+    turns = range(len(t.seconds["plain"]))
+    n, s = work.members, t.seconds
+    full = [n * s["full: a member"][i] + s["full: update"][i] for i in turns]
+    paper = [n * (s["paper: a member"][i] + s["paper: update, a member"][i]) for i in turns]
+    yield Figure(group, "plain inference of all rows", t["plain"], "s")
+    yield Figure(group, "plain inference", n * work.prompts * work.tokens / t["plain"], "tokens/s")
+    yield Figure(group, "low rank", t["low rank"], "s")
+    for phase in ("perturb", "generate", "update"):
+        yield Figure(group, f"low rank: {phase}", phases.seconds[phase] / rounds, "s")
+    yield Figure(group, f"full ({n} x a member's time, of {SAMPLE}, + update)", median(full), "s")
+    yield Figure(group, f"paper ({n} x a member's time, of {SAMPLE}, with its update)", median(paper), "s")
+    against = [p / o for p, o in zip(paper, s["low rank"], strict=True)]
+    yield Figure(group, "low rank, against the paper's way", median(against), "times faster", 12)
+    against = [p / o for p, o in zip(paper, full, strict=True)]
+    yield Figure(group, "full, against the paper's way", median(against), "times faster", 2)
+    efficiency = t.ratio("plain", "low rank")
+    yield Figure(group, "low rank, everything: speed of plain inference", 100 * efficiency, "%", 90)
+
+
+def forecast(t: Timings, phases: Phases, work: Work, rounds: int, population: int = 1024) -> Iterator[Figure]:
+    """A generation of a large population on many ranks like this one.
+
+    Evaluating is shared by the ranks, the update is not: every rank replays all seeds. The exchange, 16
+    bytes a member, is left out.
+    """
+    n = work.members
+    ways = {
+        "full": (1, t["full: a member"], t["full: update"] / n),
+        "low rank": (
+            n,
+            (phases.seconds["perturb"] + phases.seconds["generate"]) / rounds,
+            phases.seconds["update"] / rounds / n,
+        ),
+    }
+    group = f"forecast: {population} members x {work.prompts} prompts x {work.tokens} tokens"
+    for way, (block, evaluating, updating) in ways.items():
+        for ranks in (8, 64, 256, 1024):
+            blocks = -(-population // (block * ranks))
+            update = population * updating
+            seconds = blocks * evaluating + update
+            text = f"{way}, {ranks} ranks: {100 * update / seconds:.0f} % of it the update"
+            yield Figure(group, text, seconds, "s")
+
+
+def share(t: Timings, work: Work) -> Iterator[Figure]:
+    group = f"full perturbation, {work}"
+    turns = range(len(t.seconds["generate"]))
+    parts = [{name: values[i] for name, values in t.seconds.items()} for i in turns]
+    others = [1 - part["generate"] / sum(part.values()) for part in parts]
+    for name in ("generate", "perturb", "update"):
+        yield Figure(group, f"{name}, per member", t[name], "s")
+    yield Figure(group, "share that is not inference", 100 * median(others), "%", most=5)
+
+
+def scaling(t: Timings, ranks: int, work: Work) -> Iterator[Figure]:
+    group = f"{ranks} ranks, low rank, {work}"
+    yield Figure(group, "1 rank", t["1 rank"], "s")
+    yield Figure(group, f"{ranks} ranks", t["all ranks"], "s")
+    least = 1.9 if ranks == 2 else None
+    yield Figure(group, f"{ranks} ranks against 1", t.ratio("1 rank", "all ranks"), "times faster", least)
+
+
+def memory(bytes_beyond: dict[str, int | None], largest: int) -> Iterator[Figure]:
+    most = (largest + 200e6) / 1e6
+    for name, value in bytes_beyond.items():
+        if value is not None:
+            yield Figure("peak memory beyond live and base weights", name, value / 1e6, "MB", most=most)

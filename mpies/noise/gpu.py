@@ -1,0 +1,228 @@
+"""Noise on a GPU: Triton kernels with the bits of `definition`.
+
+A program works on `CHUNKS` chunks: its Philox words never leave the registers, a number costs one
+look-up in the table, which stays in the first-level cache, and the base is read and written once per
+tensor, however many members there are. Launched with `enable_fp_fusion=False`: a fused multiplication
+and addition would round once instead of twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from mpies.noise import definition
+
+LANES = tl.constexpr(definition.LANES)
+CHUNK = tl.constexpr(definition.CHUNK)
+WORD = tl.constexpr(2 * definition.LANES)  # elements that one of Philox's four words makes in a chunk
+SHIFT = tl.constexpr(16 - definition.TABLE_BITS)
+ROUNDS = tl.constexpr(definition.PHILOX_ROUNDS)
+M0, M1 = (tl.constexpr(m) for m in definition.PHILOX_MULTIPLIERS)
+W0, W1 = (tl.constexpr(w) for w in definition.PHILOX_WEYL)
+SPREAD = tl.constexpr(definition.DIGEST_SPREAD)
+MIX0, MIX1 = (tl.constexpr(m) for m in definition.DIGEST_MIXERS)
+LOW = tl.constexpr(0xFFFFFFFF)
+
+CHUNKS = 2  # per program
+SPAN = 4096  # elements per program of the digest
+TILE = 64  # rows and columns per program of the low-rank update
+UNFUSED = {"enable_fp_fusion": False}
+
+
+@triton.jit
+def _words(chunk, low, high, parameter, stream):
+    """Philox4x32-10 for the lanes of the chunks, int64 (C,): four words, uint32 (C, LANES).
+
+    `low` and `high` are the seed's halves.
+    """
+    block = chunk[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    c0 = (block & LOW).to(tl.uint32)
+    c1 = (block >> 32).to(tl.uint32)
+    c2 = tl.zeros_like(c0) + parameter.to(tl.uint32)
+    c3 = tl.zeros_like(c0) + stream.to(tl.uint32)
+    k0, k1 = low.to(tl.uint32), high.to(tl.uint32)
+    m0 = tl.full((1, 1), M0, tl.uint32)
+    m1 = tl.full((1, 1), M1, tl.uint32)
+    for _ in tl.static_range(ROUNDS):
+        high0, high1 = tl.umulhi(c0, m0), tl.umulhi(c2, m1)
+        low0, low1 = c0 * m0, c2 * m1
+        c0 = high1 ^ c1 ^ k0
+        c1 = low1
+        c2 = high0 ^ c3 ^ k1
+        c3 = low0
+        k0 += tl.full((), W0, tl.uint32)
+        k1 += tl.full((), W1, tl.uint32)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _numbers(table, word):
+    """The numbers that a word makes, float32 (C, WORD): low halves at even, high halves at odd places."""
+    low = tl.load(table + ((word & 0xFFFF) >> SHIFT))
+    high = tl.load(table + (word >> (16 + SHIFT)))
+    return tl.interleave(low, high)
+
+
+@triton.jit
+def _place(chunk, word: tl.constexpr):
+    """Positions in the tensor of the elements that a chunk's word makes: int64 (C, WORD)."""
+    return chunk[:, None] * CHUNK + word * WORD + tl.arange(0, WORD)[None, :]
+
+
+@triton.jit
+def _chunks(start, count: tl.constexpr):
+    """The numbers of this program's chunks, int64 (count,), of a tensor's slice that begins at `start`."""
+    return start // CHUNK + tl.program_id(0).to(tl.int64) * count + tl.arange(0, count)
+
+
+@triton.jit
+def _to_bfloat16(value):
+    """A float32 rounded to bfloat16, to nearest even: its bits, int16. Not every compiler rounds so."""
+    bits = value.to(tl.uint32, bitcast=True)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return tl.where(value == value, rounded, (bits >> 16) | 0x40).to(tl.uint16).to(tl.int16, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["size", "low", "high", "parameter", "start"])
+def _perturb(base, live, table, size, low, high, parameter, scale, start, count: tl.constexpr):
+    chunk = _chunks(start, count)
+    words = _words(chunk, low, high, parameter, tl.full((), 0, tl.uint32))
+    for w in tl.static_range(4):
+        place = _place(chunk, w) - start
+        inside = (place >= 0) & (place < size)
+        value = tl.load(base + place, inside) + scale * _numbers(table, words[w])
+        if live.dtype.element_ty == tl.int16:
+            tl.store(live + place, _to_bfloat16(value), inside)
+        else:
+            tl.store(live + place, value.to(live.dtype.element_ty), inside)
+
+
+@triton.jit(do_not_specialize=["size", "directions", "parameter", "start"])
+def _update(base, table, seeds, factors, directions, size, parameter, start, count: tl.constexpr):
+    chunk = _chunks(start, count)
+    stream = tl.full((), 0, tl.uint32)
+    zeros = tl.zeros((count, WORD), tl.float32)
+    t0, t1, t2, t3 = zeros, zeros, zeros, zeros
+    for d in range(directions):
+        factor = tl.load(factors + d)
+        seed = tl.load(seeds + d)
+        w0, w1, w2, w3 = _words(chunk, seed & LOW, (seed >> 32) & LOW, parameter, stream)
+        t0 += factor * _numbers(table, w0)
+        t1 += factor * _numbers(table, w1)
+        t2 += factor * _numbers(table, w2)
+        t3 += factor * _numbers(table, w3)
+    totals = (t0, t1, t2, t3)
+    for w in tl.static_range(4):
+        place = _place(chunk, w) - start
+        inside = (place >= 0) & (place < size)
+        tl.store(base + place, tl.load(base + place, inside) + totals[w], inside)
+
+
+@triton.jit(do_not_specialize=["size", "parameter", "stream"])
+def _normal(out, table, seeds, size, parameter, stream, count: tl.constexpr):
+    chunk = _chunks(tl.full((), 0, tl.int64), count)
+    member = tl.program_id(1).to(tl.int64)
+    seed = tl.load(seeds + member)
+    words = _words(chunk, seed & LOW, (seed >> 32) & LOW, parameter, stream)
+    for w in tl.static_range(4):
+        place = _place(chunk, w)
+        tl.store(out + member * size + place, _numbers(table, words[w]), place < size)
+
+
+@triton.jit(do_not_specialize=["terms", "rows", "columns"])
+def _lowrank_update(base, a, b, terms, rows, columns, tile: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * tile + tl.arange(0, tile)
+    column = tl.program_id(1).to(tl.int64) * tile + tl.arange(0, tile)
+    total = tl.zeros((tile, tile), tl.float32)
+    for _ in range(terms):
+        left, right = tl.load(a + row, row < rows), tl.load(b + column, column < columns)
+        total += left[:, None] * right[None, :]
+        a += rows
+        b += columns
+    place = row[:, None] * columns + column[None, :]
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    tl.store(base + place, tl.load(base + place, inside) + total, inside)
+
+
+@triton.jit(do_not_specialize=["size", "parameter", "start"])
+def _digest(patterns, out, size, parameter, start, span: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * span + tl.arange(0, span)
+    position = start + place
+    spread = (position >> 32).to(tl.uint32) * tl.full((), SPREAD, tl.uint32)
+    w = (position & LOW).to(tl.uint32) ^ spread ^ parameter.to(tl.uint32)
+    w = (w ^ (w >> 16)) * tl.full((), MIX0, tl.uint32)
+    w = (w ^ (w >> 13)) * tl.full((), MIX1, tl.uint32)
+    w = (w ^ (w >> 16)) | 1
+    bits = tl.load(patterns + place, place < size, other=0).to(tl.uint32, bitcast=True)
+    tl.atomic_add(out, tl.sum((w.to(tl.uint64) * bits.to(tl.uint64)).to(tl.int64)))
+
+
+@functools.lru_cache
+def _table(device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(definition.TABLE.copy()).to(device)
+
+
+def _signed(seeds, device: torch.device) -> torch.Tensor:
+    """Seeds below 2^64 as int64 with the same bits."""
+    return torch.from_numpy(np.asarray(seeds, dtype=np.uint64).view(np.int64).copy()).to(device)
+
+
+def _programs(size: int, start: int = 0) -> int:
+    chunks = -(-(start + size) // definition.CHUNK) - start // definition.CHUNK
+    return -(-chunks // CHUNKS)
+
+
+class GpuKernels:
+    """The kernel set for GPUs that Triton compiles for."""
+
+    def perturb(self, base, live, seed, parameter, scale, start=0):
+        """live <- cast(base + scale * noise). Flat contiguous tensors; base float32, live any float."""
+        if base.numel():
+            live = live.view(torch.int16) if live.dtype == torch.bfloat16 else live
+            _perturb[(_programs(base.numel(), start),)](
+                base, live, _table(base.device), base.numel(), seed & 0xFFFFFFFF, seed >> 32, parameter,
+                float(np.float32(scale)), start, CHUNKS, **UNFUSED,
+            )  # fmt: skip
+
+    def update(self, base, seeds, coefficients, parameter, start=0):
+        """base += sum_i coefficients_i * noise(seeds_i), summed in float32 in the order given."""
+        if base.numel():
+            factors = torch.from_numpy(np.asarray(coefficients, np.float32)).to(base.device)
+            _update[(_programs(base.numel(), start),)](
+                base, _table(base.device), _signed(seeds, base.device), factors, len(seeds),
+                base.numel(), parameter, start, CHUNKS, **UNFUSED,
+            )  # fmt: skip
+
+    def normal(self, count, seeds, parameter, stream, device):
+        """The first `count` numbers of a stream of each seed: float32 (M, count)."""
+        out = torch.empty(len(seeds), count, dtype=torch.float32, device=device)
+        if out.numel():
+            _normal[(_programs(count), len(seeds))](
+                out, _table(out.device), _signed(seeds, device), count, parameter, stream, CHUNKS
+            )
+        return out
+
+    def lowrank_update(self, base, seeds, coefficients, parameter, rank):
+        """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
+        rows, columns = base.shape
+        a = self.normal(rank * rows, seeds, parameter, definition.STREAM_A, base.device)
+        b = self.normal(rank * columns, seeds, parameter, definition.STREAM_B, base.device)
+        scales = (np.asarray(coefficients, np.float64) / math.sqrt(rank)).astype(np.float32)
+        a *= torch.from_numpy(scales).to(base.device)[:, None]
+        grid = (-(-rows // TILE), -(-columns // TILE))
+        _lowrank_update[grid](base, a, b, len(seeds) * rank, rows, columns, TILE, **UNFUSED)
+
+    def digest(self, base, parameter, start=0):
+        """The base's digest as an integer below 2^64; add over slices and parameters modulo 2^64."""
+        total = torch.zeros(1, dtype=torch.int64, device=base.device)
+        if base.numel():
+            _digest[(-(-base.numel() // SPAN),)](
+                base.view(torch.int32), total, base.numel(), parameter, start, SPAN
+            )
+        return int(total) % 2**64
