@@ -133,15 +133,17 @@ class Screen:
         self.console.print(table)
 
     def _rewards(self, evaluations) -> None:
-        rows = zip(evaluations["split"].asstr()[:], evaluations["reward_mean"][:], strict=True)
-        rewards: dict[str, list[float]] = {}
-        for split, reward in rows:
-            rewards.setdefault(split, []).append(reward)
-        for split, values in rewards.items():
-            self.say(
-                f"mean reward, {split.replace('_', '-')} prompts:"
-                f" {values[0]:.4g} before, {values[-1]:.4g} after"
-            )
+        columns = (evaluations[name][:] for name in ("reward_mean", "accuracy", "answer_tokens"))
+        splits: dict[str, list[tuple[float, ...]]] = {}
+        for split, *row in zip(evaluations["split"].asstr()[:], *columns, strict=True):
+            splits.setdefault(split, []).append(row)
+        for split, rows in splits.items():
+            (reward, right, tokens), (reward_after, right_after, tokens_after) = rows[0], rows[-1]
+            name = split.replace("_", "-")
+            text = f"mean reward, {name} prompts: {reward:.4g} before, {reward_after:.4g} after"
+            if not np.isnan([right, right_after]).any():
+                text += f"; right answers: {100 * right:.3g} %, {100 * right_after:.3g} %"
+            self.say(f"{text}; tokens an answer: {tokens:.3g}, {tokens_after:.3g}")
 
     def _times(self, generations, committed: int) -> None:
         seconds = {phase: np.nansum(generations[f"seconds_{phase}"][:committed]) for phase in PHASES}

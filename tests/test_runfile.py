@@ -37,10 +37,13 @@ START = {"world_size": 2, "hosts": "a,b", "devices": "cpu,cpu", "versions": "{}"
 SCHEMA = {
     "start": "generation:i8 utc:text world_size:i4 hosts:text devices:text versions:text reason:text",
     "generation": "reward_mean:f8 reward_std:f8 reward_min:f8 reward_max:f8 unscored:i4 sigma:f8 alpha:f8"
+    " anchor_decay:f8"
     " digest:u8 seconds:f8 seconds_perturb:f8 seconds_generate:f8 seconds_reward:f8 seconds_communicate:f8"
     " seconds_wait:f8 seconds_update:f8 seconds_log:f8 imbalance:f8 tokens:i8 bytes_communicated:i8",
     "member": "seed:u8 sign:i1 reward:f8 coefficient:f4 rank:i4 tokens:i8 seconds:f4",
-    "evaluation": "generation:i8 split:text reward_mean:f8 accuracy:f8 kl:f8 tokens:i8 drift_l2:f8",
+    "evaluation": "generation:i8 split:text reward_mean:f8 accuracy:f8 kl:f8 tokens:i8 drift_l2:f8"
+    " answer_tokens:f8",
+    "metric": "generation:i8 split:text name:text mean:f8",
     "sample": "generation:i8 split:text prompt:text completion:text reward:f8",
 }
 
@@ -50,6 +53,7 @@ DIMENSIONS = {
     "generation": ["generations"],
     "member": ["generations", "members"],
     "evaluation": ["evaluations"],
+    "metric": ["metrics"],
     "sample": ["samples"],
 }
 
@@ -85,7 +89,11 @@ def assert_whole(file: h5py.File, committed: int) -> None:
 
 def evaluation_of(generation: int, split: str = "train") -> dict:
     row = {"reward_mean": -1.5, "accuracy": math.nan, "kl": math.nan, "tokens": 7, "drift_l2": math.nan}
-    return {"generation": generation, "split": split, **row}
+    return {"generation": generation, "split": split, "answer_tokens": 3.5, **row}
+
+
+def metric_of(generation: int, name: str = "format") -> dict:
+    return {"generation": generation, "split": "train", "name": name, "mean": 0.25}
 
 
 def sample_of(text: str, generation: int = 0) -> dict:
@@ -608,3 +616,41 @@ def test_a_file_without_dimensions_gets_them(create, path):
     with open_for_reading(path) as file:
         assert_whole(file, 1)
         assert_dimensions(file)
+
+
+# Files of earlier versions
+
+
+def test_a_file_of_an_earlier_version_gets_what_it_lacks_when_it_is_continued(create, path):
+    log = create()
+    log.append(*row_of(0))
+    log.add_evaluation(evaluation_of(0), [])
+    log.close()
+    with h5py.File(path, "r+") as file:
+        del file["metric"], file["evaluation/answer_tokens"], file["generation/anchor_decay"]
+        del file["member/seconds"]
+    assert read_history(path).anchor_decay.tolist() == [0]
+    log = RunFile.reopen(path, 20)
+    log.start(SETTINGS, START)
+    log.append(*row_of(1))
+    log.add_evaluation(evaluation_of(1), [], [metric_of(1)])
+    log.close()
+    with open_for_reading(path) as file:
+        for table, columns in SCHEMA.items():
+            assert set(file[table]) == {column.split(":")[0] for column in columns.split()}
+        assert np.isnan(file["generation/anchor_decay"][0]) and file["generation/anchor_decay"][1] == 2
+        assert np.isnan(file["evaluation/answer_tokens"][0]) and file["evaluation/answer_tokens"][1] == 3.5
+        assert file["member/seconds"].shape == (20, N) and file["metric/name"].asstr()[:].tolist() == [
+            "format"
+        ]
+        assert file["member/reward"][:2].tolist() == [[-0.5] * N, [-1.5] * N]
+
+
+def test_further_figures(create, path):
+    log = create()
+    log.add_evaluation(evaluation_of(0), [], [metric_of(0), metric_of(0, "normalised")])
+    log.close()
+    with open_for_reading(path) as file:
+        assert file["metric/name"].asstr()[:].tolist() == ["format", "normalised"]
+        assert file["metric/mean"][:].tolist() == [0.25, 0.25]
+        assert file["metric/split"].asstr()[:].tolist() == ["train", "train"]

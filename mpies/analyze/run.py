@@ -19,6 +19,9 @@ from mpies.runfile.reader import damage_told, open_for_reading
 if TYPE_CHECKING:
     import pandas
 
+# Tables that files of earlier versions may lack.
+ADDED = ("metric",)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -88,6 +91,11 @@ class Run:
     def evaluations(self) -> pandas.DataFrame:
         """A row per evaluation of unperturbed weights; `generation` counts their updates."""
         return self._frame("evaluation")
+
+    @cached_property
+    def metrics(self) -> pandas.DataFrame:
+        """A row per evaluation, split and further figure of the task."""
+        return self._frame("metric")
 
     @cached_property
     def samples(self) -> pandas.DataFrame:
@@ -177,7 +185,7 @@ def _parts(path: Path) -> tuple[str, ...]:
 
 
 def _tables(file: h5py.File, committed: int, population: int) -> dict[str, dict[str, np.ndarray]]:
-    tables = {table: _columns(file[table]) for table in TABLES}
+    tables = {table: _columns(file, table) for table in TABLES}
     shapes = {"generation": (committed,), "member": (committed, population)}
     for table, columns in tables.items():
         if table in shapes:
@@ -194,10 +202,14 @@ def _tables(file: h5py.File, committed: int, population: int) -> dict[str, dict[
     return tables
 
 
-def _columns(table: h5py.Group) -> dict[str, np.ndarray]:
+def _columns(file: h5py.File, name: str) -> dict[str, np.ndarray]:
     """All columns that the file has, those of the schema first, in its order."""
-    known = [column.name for column in TABLES[table.name.strip("/")] if column.name in table]
-    return {name: _array(table[name]) for name in dict.fromkeys([*known, *table])}
+    schema = [column.name for column in TABLES[name]]
+    if name in ADDED and name not in file:
+        return {column: np.zeros(0) for column in schema}
+    table = file[name]
+    known = [column for column in schema if column in table]
+    return {column: _array(table[column]) for column in dict.fromkeys([*known, *table])}
 
 
 def _array(dataset: h5py.Dataset) -> np.ndarray:

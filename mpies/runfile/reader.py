@@ -25,7 +25,8 @@ class History:
     """The committed part of a run file that determines the weights, and where they began.
 
     seed uint64, sign int8, reward float64, coefficient float32: (G, N).
-    alpha float64, digest uint64, seconds float64: (G,). `settings` is the YAML of the first start.
+    alpha float64, anchor_decay float64, digest uint64, seconds float64: (G,). `settings` is the YAML of
+    the first start.
     """
 
     run_uuid: str
@@ -38,10 +39,15 @@ class History:
     reward: np.ndarray
     coefficient: np.ndarray
     alpha: np.ndarray
+    anchor_decay: np.ndarray
     digest: np.ndarray
     seconds: np.ndarray
     held_out: dict[int, float]
     """Mean held-out reward of the generations that were evaluated."""
+    fitness: str
+    """How rewards became coefficients; see fitness.py."""
+    data_digest: str = ""
+    """SHA-256 of the task's rows; empty in files of versions that did not write it."""
 
     @property
     def generations(self) -> int:
@@ -53,11 +59,11 @@ class History:
 
     def coefficients(self, generation: int) -> np.ndarray:
         """float32 (N,), from the rewards; `coefficient` is what was logged."""
-        return fitness.coefficients(self.reward[generation], float(self.alpha[generation]))
+        return fitness.coefficients(self.reward[generation], float(self.alpha[generation]), self.fitness)
 
     def first(self, generations: int) -> History:
         """The history up to there."""
-        rows = ("seed", "sign", "reward", "coefficient", "alpha", "digest", "seconds")
+        rows = ("seed", "sign", "reward", "coefficient", "alpha", "anchor_decay", "digest", "seconds")
         held_out = {g: reward for g, reward in self.held_out.items() if g <= generations}
         return replace(self, held_out=held_out, **{row: getattr(self, row)[:generations] for row in rows})
 
@@ -108,10 +114,21 @@ def history_of(file: h5py.File, evaluations: bool = True) -> History:
         model_digest=int(file.attrs["model_digest"]),
         dtype=str(file.attrs["dtype"]),
         settings=file["config/000"].asstr()[()],
+        anchor_decay=_anchor_decay(file, committed),
+        fitness=str(file.attrs.get("fitness", "zscore")),
+        data_digest=str(file.attrs.get("data_digest", "")),
         held_out=_held_out(file, committed) if evaluations else {},
         **{row: file[f"member/{row}"][:committed] for row in ("seed", "sign", "reward", "coefficient")},
         **{row: file[f"generation/{row}"][:committed] for row in ("alpha", "digest", "seconds")},
     )
+
+
+def _anchor_decay(file: h5py.File, committed: int) -> np.ndarray:
+    """0 for generations that were written by a version without it."""
+    table = file["generation"]
+    if "anchor_decay" not in table:
+        return np.zeros(committed)
+    return np.nan_to_num(table["anchor_decay"][:committed])
 
 
 def _held_out(file: h5py.File, committed: int) -> dict[int, float]:

@@ -112,6 +112,7 @@ class RunFile:
     def start(self, settings_yaml: str, row: dict[str, Any]) -> None:
         """Note that a job starts to write: its settings and where it runs."""
         with self._restructured() as file:
+            _complete(file)
             _add_start(file, settings_yaml, row)
             _allocate(file, self.generations)
 
@@ -136,10 +137,14 @@ class RunFile:
         with self._storage_errors():
             self.file["generation/seconds_log"][self.committed - 1] = seconds
 
-    def add_evaluation(self, row: dict[str, Any], samples: list[dict[str, Any]]) -> None:
-        """Add an evaluation and the answers kept of it."""
+    def add_evaluation(
+        self, row: dict[str, Any], samples: list[dict[str, Any]], metrics: list[dict[str, Any]] | None = None
+    ) -> None:
+        """Add an evaluation, its further figures and the answers kept of it."""
         with self._restructured() as file:
             _append(file, "evaluation", row)
+            for metric in metrics or []:
+                _append(file, "metric", metric)
             for sample in samples:
                 _append(file, "sample", sample)
 
@@ -195,12 +200,24 @@ def _lay_out(file: h5py.File, population: int, attributes: dict[str, Any]) -> No
         **attributes,
     )
     file.create_group("config")
-    for table, columns in TABLES.items():
-        width = (population,) if table == "member" else ()
-        for column in columns:
-            _create_dataset(file, f"{table}/{column.name}", column, width)
+    _complete(file)
     # Before there are rows, so that the structure stays at the front, where a truncated file has it.
     _name_dimensions(file)
+
+
+def _complete(file: h5py.File) -> None:
+    """Create the tables and columns that are not there: all, or what an earlier version did not have.
+
+    Rows that are there get the fill value: NaN, 0 or an empty text.
+    """
+    population = int(file.attrs["population"])
+    for table, columns in TABLES.items():
+        width = (population,) if table == "member" else ()
+        rows = max((len(dataset) for dataset in file.get(table, {}).values()), default=0)
+        for column in columns:
+            if f"{table}/{column.name}" not in file:
+                _create_dataset(file, f"{table}/{column.name}", column, width)
+                file[table][column.name].resize(rows, axis=0)
 
 
 def _create_dataset(file: h5py.File, name: str, column: Column, width: tuple[int, ...]) -> None:
