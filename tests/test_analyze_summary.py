@@ -51,7 +51,7 @@ def test_the_best_generation_is_what_replay_takes():
 
 def test_what_was_measured_besides_is_told(tmp_path):
     path = made_up.write_run(tmp_path / "run", generations=20, kl=0.5)
-    assert summarize(open_run(path), "name").measured == {"kl": (0.0, 0.5)}
+    assert summarize(open_run(path), "name").measured == {"kl": (0.0, 0.5), "answer_tokens": (12.5, 12.5)}
 
 
 def test_a_run_without_a_generation(tmp_path):
