@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 KILLS ?= 300
 
 comma := ,
-EXTRAS := $(if $(MPI),$(MPI)$(comma))quickstart,test,dev
+EXTRAS := $(if $(MPI),$(MPI)$(comma))quickstart,analyze,test,dev
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest $(PYTEST_ARGS)
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
@@ -59,8 +59,8 @@ test-mpi test test-slurm: export PRTE_MCA_rmaps_default_mapping_policy := :overs
 # So that tests which start mpirun or python by name get this environment's.
 test-quick test-mpi test test-slurm: export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-test-quick: $(INSTALLED) ## the tests that need neither the model nor mpirun
-	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "not slow and not launch"
+test-quick: $(INSTALLED) ## the tests that need neither the model nor mpirun nor a browser
+	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "not slow and not launch and not render"
 
 # `timeout`, because MPI's own limit on the run time may end a hung run with exit code 0.
 test-mpi: $(INSTALLED) ## the tests that run under MPI, on 1, 2, 3 and 4 ranks
@@ -73,12 +73,12 @@ test: $(INSTALLED) ## everything that this machine can test
 	-@$(RUN) -m mpies.quickstart.fetch # without the model, the tests that use it are skipped
 	@$(MAKE) --no-print-directory test-quick
 	@$(MAKE) --no-print-directory test-mpi
-	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "slow or launch"
+	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "slow or launch or render"
 
 # `timeout` sends SIGTERM first, on which the tests take their Slurm down.
 test-slurm: $(INSTALLED) ## batch jobs on a Slurm of their own (root; installs Debian's slurm-wlm)
 	@if tests/slurm/install; then \
-	  timeout -k 60 $(SLURM_TEST_SECONDS) $(PYTEST) tests/slurm; \
+	  timeout --foreground -k 60 $(SLURM_TEST_SECONDS) $(PYTEST) tests/slurm; \
 	fi
 
 torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one left alone

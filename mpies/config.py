@@ -55,11 +55,83 @@ class Model(Section):
     )
 
 
+def _weights(given: Any) -> dict[str, Any]:
+    """`task.reward` as a mapping function -> weight; a name or a list of names weigh 1 each."""
+    names = [given] if isinstance(given, str) and given else given
+    made = dict.fromkeys(names, 1.0) if isinstance(names, list) else names
+    wanted = "FILE.py:FUNCTION, a list of such, or a mapping FILE.py:FUNCTION: weight"
+    good = isinstance(made, dict) and all(
+        isinstance(name, str) and all(name.rpartition(":")) and type(weight) in (int, float)
+        for name, weight in made.items()
+    )
+    if not good:
+        raise ValueError(f"task.reward: given {given!r}, allowed is {wanted}")
+    return {name: float(weight) for name, weight in made.items()}
+
+
 class Task(Section):
     """The prompts and the reward."""
 
-    name: Literal["conciseness"] = Field("conciseness", description="the task")
-    chat_template: bool = Field(True, description="wrap prompts in the model's chat template")
+    name: Literal["conciseness", "countdown", "math", "custom"] = Field(
+        "conciseness", description="the task; custom: your own task.reward and task.train_data"
+    )
+    train_data: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+        "",
+        description="training prompts: a .json, .jsonl or .parquet file, or a folder written by"
+        " datasets.save_to_disk; empty: the task's own",
+    )
+    eval_data: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+        "", description="held-out prompts, which are evaluated only; in the same formats"
+    )
+    train_size: int = Field(
+        0, ge=0, description="training prompts: the data's first; 0: all, or 200 that countdown makes up"
+    )
+    eval_size: int = Field(
+        0,
+        ge=0,
+        description="held-out prompts: the first of task.eval_data, else of task.train_data after"
+        " task.train_size; 0: all of the former, none of the latter, or 2000 that countdown makes up",
+    )
+    prompts_per_generation: int = Field(
+        0,
+        ge=0,
+        description="prompts that the members of a generation answer, drawn without replacement in an"
+        " epoch; 0: all",
+    )
+    prompt_column: str = Field("prompt", min_length=1, description="the data's column with the prompts")
+    reward: Annotated[dict[str, float], BeforeValidator(_weights)] = Field(
+        {},
+        description="your reward, with TRL's signature: FILE.py:FUNCTION, a list of such, or a mapping"
+        " FILE.py:FUNCTION: weight; empty: the task's own",
+    )
+    chat_template: bool = Field(
+        True,
+        description="wrap prompts that are text in the model's chat template; for countdown, if not"
+        " set, false",
+    )
+    numbers: list[Literal[3, 4]] = Field(
+        [3, 4], min_length=1, description="how many numbers the problems have that countdown makes up"
+    )
+    seed: int = Field(42, ge=0, lt=2**64, description="of the problems that countdown makes up")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_task(cls, given: Any) -> Any:
+        """A reward without a task's name means one's own task; Countdown's prompts are raw text."""
+        if not isinstance(given, dict):
+            return given
+        name = given.get("name", "custom" if given.get("reward") else "conciseness")
+        return {"name": name, "chat_template": name != "countdown", **given}
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if self.name == "custom":
+            for key in ("reward", "train_data"):
+                if not getattr(self, key):
+                    raise ValueError(f"task.{key}: missing; task.name=custom needs it")
+        if self.eval_data and not self.train_data and self.name != "countdown":
+            raise ValueError("task.train_data: missing; task.eval_data alone makes no task")
+        return self
 
 
 class Es(Section):
@@ -80,7 +152,32 @@ class Es(Section):
     block: int = Field(
         8, ge=1, description="members that one rank evaluates in one batch (lowrank only; full: 1)"
     )
-    fitness: Literal["zscore"] = Field("zscore", description="how rewards become coefficients")
+    fitness: Literal["zscore", "centered_rank"] = Field(
+        "zscore",
+        description="how rewards become coefficients. zscore: distance from the mean in standard deviations;"
+        " centered_rank: rank among the members, from -1/2 to 1/2",
+    )
+    sigma_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="how sigma goes to es.sigma_end over the generations"
+    )
+    sigma_end: float = Field(
+        0.1, gt=0, description="what a linear or cosine schedule ends at, as a share of es.sigma"
+    )
+    sigma_warmup: int = Field(0, ge=0, description="generations in which sigma rises to es.sigma")
+    alpha_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="how alpha goes to es.alpha_end over the generations"
+    )
+    alpha_end: float = Field(
+        0.1, ge=0, description="what a linear or cosine schedule ends at, as a share of es.alpha"
+    )
+    alpha_warmup: int = Field(0, ge=0, description="generations in which alpha rises to es.alpha")
+    anchor_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the distance to the initial weights that every update takes back; the"
+        " initial weights are read from disk each time. 0: none",
+    )
 
     @property
     def block_size(self) -> int:
@@ -153,13 +250,15 @@ class Run(Section):
         return self
 
 
-# What may differ when a run goes on. The model's path may, since its digest is compared; its live
-# dtype, too, as long as 'auto' comes to the same (see replica.py).
+# What may differ when a run goes on. The paths of model and data may, since digests are compared; the
+# live dtype, too, as long as 'auto' comes to the same (see replica.py).
 CHANGEABLE = (
     "model.path",
     "model.dtype",
     "model.device",
     "model.allow_download",
+    "task.train_data",
+    "task.eval_data",
     "es.generations",
     *(f"run.{key}" for key in Run.model_fields if key != "threads"),
 )

@@ -6,6 +6,7 @@ Sums are exact (`math.fsum`), so that every machine gets the same bits whatever 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 
 import numpy as np
 
@@ -34,10 +35,27 @@ def zscore(rewards: np.ndarray) -> np.ndarray:
     return np.array([next(z) if math.isfinite(r) else 0.0 for r in rewards])
 
 
-def coefficients(rewards: np.ndarray, alpha: float) -> np.ndarray:
+def centered_rank(rewards: np.ndarray) -> np.ndarray:
+    """rank / (S - 1) - 1/2 among the S scored members: from -1/2 to 1/2, float64, shape (N,).
+
+    Equal rewards share their mean rank, NaN rewards get 0 (Salimans et al. 2017, arXiv 1703.03864,
+    section 2.1). Whole numbers until one correctly rounded division, so any order of members gives the
+    same bits.
+    """
+    scored = sorted(float(r) for r in rewards if math.isfinite(r))
+    # Twice the mean rank of equals, which is whole: the ranks of the first and of the last of them.
+    twice = {r: bisect_left(scored, r) + bisect_right(scored, r) - 1 for r in scored}
+    last = len(scored) - 1
+    return np.array([(twice[r] - last) / (2 * last) if last > 0 and r in twice else 0.0 for r in rewards])
+
+
+FITNESS = {"zscore": zscore, "centered_rank": centered_rank}
+
+
+def coefficients(rewards: np.ndarray, alpha: float, fitness: str = "zscore") -> np.ndarray:
     """alpha / N * Z_n as float32, shape (N,): theta <- theta + sum_n coefficient_n * eps_n.
 
     alpha has the estimator's 1/sigma absorbed (paper, section 3). N counts unscored members too,
     so that a generation with few scores takes a smaller step, not a larger one.
     """
-    return (alpha / len(rewards) * zscore(rewards)).astype(np.float32)
+    return (alpha / len(rewards) * FITNESS[fitness](rewards)).astype(np.float32)

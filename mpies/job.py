@@ -12,15 +12,18 @@ import numpy as np
 
 from mpies import checkpoint, parallel, resume, tasks
 from mpies import replica as replicas
+from mpies.anchor import Anchor
 from mpies.config import Settings
 from mpies.evaluate import evaluate
+from mpies.guard import Guard
 from mpies.phases import Phases
 from mpies.population import Population
 from mpies.replica import Replica
-from mpies.runfile import RunFile
+from mpies.runfile import History, RunFile
 from mpies.screen import Screen
 from mpies.stopping import Stop, seconds_of
-from mpies.tasks.base import Task
+from mpies.tasks import rewards
+from mpies.tasks.base import Task, TrainerState
 from mpies.weights import save
 
 if TYPE_CHECKING:
@@ -39,6 +42,8 @@ class Job:
     phases: Phases
     stop: Stop
     screen: Screen
+    guard: Guard
+    anchor: Anchor | None
     log: RunFile | None
     first: int
     """Generations that were committed when this job began."""
@@ -65,15 +70,20 @@ def set_up(comm: Comm, settings: Settings) -> Job:
     stop.listen()
     path = Path(settings.run.directory) / "run.h5"
     log, history = resume.find(comm, settings, path)
-    task = parallel.together(comm, tasks.make, settings.task.name)
+    task = shared_task(comm, settings, history)
     screen = Screen(comm.rank != 0, settings.run.progress)
     screen.say(f"loading {settings.model.path} ...")
     replica = replicas.build(comm, settings)
+    parallel.together(comm, tasks.refuse_messages_without_template, task, replica.tokenizer)
     places = parallel.allgather_objects(comm, replicas.place(replica.device))
     facts = {**replica.facts, "run_file": path, "train": len(task.train), "held_out": len(task.held_out)}
     screen.banner(settings, facts, places)
+    anchor = None
+    if settings.es.anchor_decay:
+        digest = replica.facts["model_digest"]
+        anchor = parallel.together(comm, Anchor, settings.model.path, replica.weights, digest)
     if history:
-        resume.restore(comm, replica.weights, history, replica.facts, path.parent, screen.say)
+        resume.restore(comm, replica.weights, history, replica.facts, path.parent, anchor, screen.say)
     es = settings.es
     job = Job(
         comm=comm,
@@ -84,6 +94,8 @@ def set_up(comm: Comm, settings: Settings) -> Job:
         phases=Phases(replica.synchronize),
         stop=stop,
         screen=screen,
+        guard=Guard(screen.say),
+        anchor=anchor,
         log=log,
         first=history.generations if history else 0,
         evaluated=set(),
@@ -92,6 +104,16 @@ def set_up(comm: Comm, settings: Settings) -> Job:
         job.recent.extend(history.seconds[-5:].tolist())
     job.evaluated = parallel.on_root(comm, open_log, job, path, places)
     return job
+
+
+def shared_task(comm: Comm, settings: Settings, history: History | None) -> Task:
+    """The task, after a check that it is the same on all ranks, and the run's. Collective."""
+    task = parallel.together(comm, tasks.make, settings.task, settings.es.seed)
+    facts = {"task.train_data": task.digest, **parallel.together(comm, rewards.digests, settings.task.reward)}
+    parallel.require_equal(comm, facts, "the files of task")
+    if history:
+        resume.refuse_other_data(history, task.digest)
+    return task
 
 
 def open_log(job: Job, path: Path, places: list[dict[str, Any]]) -> set[tuple[int, str]]:
@@ -118,6 +140,8 @@ def open_log(job: Job, path: Path, places: list[dict[str, Any]]) -> set[tuple[in
             model_digest=np.uint64(facts["model_digest"]),
             parameters=facts["parameters"],
             dtype=facts["dtype"],
+            data_digest=job.task.digest,
+            fitness=job.settings.es.fitness,
         )
     return job.log.evaluated()
 
@@ -139,11 +163,13 @@ def evaluate_if_due(job: Job, generation: int) -> None:
     if generation not in (0, last) and not (every and generation % every == 0):
         return
     job.replica.perturbation.clear()
-    for split, rows in {"train": job.task.train, "held_out": job.task.held_out}.items():
+    for split, rows in job.task.splits.items():
         if (generation, split) in job.evaluated:
             continue
         batch = job.settings.engine.batch_size
-        result = evaluate(job.comm, job.replica.engine, job.task, rows, batch)
+        result = evaluate(job.comm, job.replica.engine, job.task, rows, batch, TrainerState(generation, last))
+        if split == "train":
+            job.guard.unperturbed = result.reward_mean
         if job.log:
             job.log.add_evaluation(*result.table_rows(generation, split, job.settings.run.keep_samples))
 

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from mpies import blockwise
 from mpies.errors import InputError
 from mpies.linear import linear
 from mpies.noise.definition import STREAM_A, STREAM_B, STREAM_NOISE
@@ -36,6 +39,10 @@ class Factors:
 
     a: torch.Tensor
     b: torch.Tensor
+
+    @cached_property
+    def raw(self) -> tuple[np.ndarray, np.ndarray]:
+        return blockwise.raw(self.a), blockwise.raw(self.b)
 
 
 class LowRank:
@@ -78,6 +85,7 @@ class LowRank:
         if not self.members:
             return
         self._row_members = members
+        self._members_array = members.cpu().numpy()
         everyone = torch.arange(self.members, device=members.device).repeat_interleave(self.rank)
         # (rows, 1, M rank): of all members' numbers, each row keeps its own member's.
         dtype = next(iter(self.vectors.values()), members).dtype
@@ -137,10 +145,15 @@ class LowRank:
 
         def forward(x):
             noise = self.matrices[names["weight"]]
-            into, out = (noise.a, noise.b) if transposed else (noise.b, noise.a)
             y = linear(x, module.weight.t() if transposed else module.weight)
-            own = linear(x, into) * self._own
-            y.view(-1, y.shape[-1]).addmm_(own.view(-1, own.shape[-1]), out)
+            if blockwise.knows(x):
+                out, into = noise.raw[::-1] if transposed else noise.raw
+                share = self.weights.kernels.share
+                blockwise.add(y, x.contiguous(), self._members_array, out, into, self.rank, share)
+            else:
+                out, into = (noise.b, noise.a) if transposed else (noise.a, noise.b)
+                own = functional.linear(x, into) * self._own
+                y.view(-1, y.shape[-1]).addmm_(own.view(-1, own.shape[-1]), out)
             if "bias" in names:
                 y += self._row_vectors[names["bias"]]
             return y

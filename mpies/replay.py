@@ -24,6 +24,7 @@ from mpies.errors import InputError, OrderlyError
 from mpies.runfile import History, TruncatedError, read_history, salvage_history
 
 if TYPE_CHECKING:
+    from mpies.anchor import Anchor
     from mpies.weights import Weights
 
 
@@ -33,25 +34,34 @@ def replay(
     first: int,
     last: int,
     *,
+    anchor: Anchor | None = None,
     every_digest: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> list[int]:
     """Apply the updates of generations [first, last) to the base, tensor by tensor.
 
     Returns the digest after the last of them, or with `every_digest` after each. `progress` is
-    called with the share of the work that each step was.
+    called with the share of the work that each step was. `anchor` is needed if `needs_anchor` says so.
     """
-    steps = [history.directions(g) for g in range(first, last)]
+    steps = [(*history.directions(g), float(history.anchor_decay[g])) for g in range(first, last)]
     totals = [0] * (len(steps) if every_digest else 1)
     for name, base in weights.base.items():
-        for i, (seeds, factors) in enumerate(steps):
+        initial = anchor.initial(name, base) if anchor else None
+        for i, (seeds, factors, decay) in enumerate(steps):
             weights.update_one(name, seeds, factors)
+            if decay:
+                anchor.pull_one(base, initial.clone(), decay)
             if every_digest:
                 totals[i] += weights.digest_of(name, base)
             progress(base.numel() / weights.size / len(steps))
         if not every_digest:
             totals[0] += weights.digest_of(name, base)
     return [total % 2**64 for total in totals]
+
+
+def needs_anchor(history: History, first: int, last: int) -> bool:
+    """Did any of the generations [first, last) decay towards the initial weights?"""
+    return bool(history.anchor_decay[first:last].any())
 
 
 def main(arguments: list[str]) -> int:
@@ -65,8 +75,15 @@ def main(arguments: list[str]) -> int:
     first = 0
     if not options.verify and options.output:
         first = _from_checkpoint(options, weights, history, generation)
+    anchor = None
+    if needs_anchor(history, first, last):
+        from mpies.anchor import Anchor
+
+        anchor = Anchor(options.model or history.model_path, weights, history.model_digest)
     with _progress(last - first) as progress:
-        digests = replay(weights, history, first, last, every_digest=options.verify, progress=progress)
+        digests = replay(
+            weights, history, first, last, anchor=anchor, every_digest=options.verify, progress=progress
+        )
     if options.verify:
         return _report(history, digests)
     expected = int(history.digest[generation - 1]) if generation else history.model_digest

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpies import checkpoint, config, parallel
+from mpies.anchor import Anchor
 from mpies.errors import InputError, RefusedError
 from mpies.replay import replay
 from mpies.runfile import History, RunFile
@@ -43,8 +44,24 @@ def find(comm: Comm, settings: config.Settings, path: Path) -> tuple[RunFile | N
     return log, history
 
 
+def refuse_other_data(history: History, digest: str) -> None:
+    """Raise RefusedError if the task's data are not those that the run began with."""
+    if history.data_digest not in ("", digest):  # none in files of earlier versions
+        raise RefusedError(
+            f"task.train_data: the data, held-out ones included, have digest {digest[:16]}, but the run"
+            f" began with {history.data_digest[:16]}; for other data, begin a new run in another"
+            " run.directory"
+        )
+
+
 def restore(
-    comm: Comm, weights: Weights, history: History, facts: dict[str, Any], folder: Path, say=print
+    comm: Comm,
+    weights: Weights,
+    history: History,
+    facts: dict[str, Any],
+    folder: Path,
+    anchor: Anchor | None = None,
+    say=print,
 ) -> None:
     """Bring the initial base to the history's last generation: a checkpoint, then replay. Collective.
 
@@ -66,13 +83,13 @@ def restore(
     if last == 0:
         return
     first = checkpoint.restore(folder, weights, history.run_uuid, history.digest, last, say)
-    parallel.together(comm, _replay, weights, history, first, last)
+    parallel.together(comm, _replay, weights, history, first, last, anchor)
     origin = f"checkpoint {first}" if first else "the initial model"
     say(f"resuming after generation {last}, replayed from {origin} in {time.perf_counter() - start:.1f} s")
 
 
-def _replay(weights: Weights, history: History, first: int, last: int) -> None:
-    (digest,) = replay(weights, history, first, last)
+def _replay(weights: Weights, history: History, first: int, last: int, anchor: Anchor | None) -> None:
+    (digest,) = replay(weights, history, first, last, anchor=anchor)
     if digest != history.digest[-1]:
         raise InputError(
             f"run.directory: replaying {last} generations gives digest {digest:016x}, not the run file's"

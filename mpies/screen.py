@@ -23,6 +23,7 @@ from rich.text import Text
 import mpies
 from mpies.config import Settings
 from mpies.phases import PHASES
+from mpies.readable import clip, count, duration
 from mpies.runfile import open_for_reading
 
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
@@ -56,7 +57,7 @@ class Screen:
         pairs = f" in {es.population // 2} antithetic pairs" if es.antithetic else ""
         table = Table.grid(padding=(0, 2))
         for key, value in {
-            "model": f"{facts['model_name']}, {_count(facts['parameters'])} parameters,"
+            "model": f"{facts['model_name']}, {count(facts['parameters'])} parameters,"
             f" digest {facts['model_digest']:016x}",
             "weights": f"base float32, live {facts['dtype']} ({facts['dtype_reason']})",
             "task": f"{settings.task.name}: {facts['train']} training, {facts['held_out']} held-out prompts",
@@ -107,7 +108,7 @@ class Screen:
             f"generation {self._done}/{self._total}  reward {row['reward_mean']:.4g}"
             f" +- {row['reward_std']:.3g}  best {row['reward_max']:.4g}  {row['seconds']:.1f} s"
             f"  {row['tokens'] / row['seconds']:.0f} tokens/s"
-            f"  {left} left, {_duration(left * row['seconds'])}"
+            f"  {left} left, {duration(left * row['seconds'])}"
         )
 
     def result(self, path: Path) -> None:
@@ -128,19 +129,21 @@ class Screen:
         for i in kept:
             if generation[i] == 0:
                 cells = (prompts[i], answers[i], last[prompts[i]])
-                table.add_row(*(Text(_clip(text)) for text in cells))
+                table.add_row(*(Text(clip(text)) for text in cells))
         self.console.print(table)
 
     def _rewards(self, evaluations) -> None:
-        rows = zip(evaluations["split"].asstr()[:], evaluations["reward_mean"][:], strict=True)
-        rewards: dict[str, list[float]] = {}
-        for split, reward in rows:
-            rewards.setdefault(split, []).append(reward)
-        for split, values in rewards.items():
-            self.say(
-                f"mean reward, {split.replace('_', '-')} prompts:"
-                f" {values[0]:.4g} before, {values[-1]:.4g} after"
-            )
+        columns = (evaluations[name][:] for name in ("reward_mean", "accuracy", "answer_tokens"))
+        splits: dict[str, list[tuple[float, ...]]] = {}
+        for split, *row in zip(evaluations["split"].asstr()[:], *columns, strict=True):
+            splits.setdefault(split, []).append(row)
+        for split, rows in splits.items():
+            (reward, right, tokens), (reward_after, right_after, tokens_after) = rows[0], rows[-1]
+            name = split.replace("_", "-")
+            text = f"mean reward, {name} prompts: {reward:.4g} before, {reward_after:.4g} after"
+            if not np.isnan([right, right_after]).any():
+                text += f"; right answers: {100 * right:.3g} %, {100 * right_after:.3g} %"
+            self.say(f"{text}; tokens an answer: {tokens:.3g}, {tokens_after:.3g}")
 
     def _times(self, generations, committed: int) -> None:
         seconds = {phase: np.nansum(generations[f"seconds_{phase}"][:committed]) for phase in PHASES}
@@ -162,6 +165,7 @@ class Screen:
         self.say("next:")
         self.say(f"  {launch} -n {ranks} {python} -m mpies.train {again}    # go on from here")
         self.say(f"  {python} -m mpies.replay {path} --generation {middle} --output gen{middle}")
+        self.say(f"  {python} -m mpies.analyze summary {path}    # also plot, compare, report, watch, ...")
         self.say(f"  {python} -m mpies.train --help    # all settings")
 
 
@@ -184,26 +188,6 @@ def _places(places: list[dict[str, Any]]) -> str:
     ]
     more = f" and {len(hosts) - 4} more hosts" if len(hosts) > 4 else ""
     return ", ".join(shown) + more
-
-
-def _count(n: int) -> str:
-    """A number of parameters: 134.5 M, 7.62 B."""
-    for unit, size in (("B", 1e9), ("M", 1e6)):
-        if n >= size:
-            return f"{n / size:.4g} {unit}"
-    return str(n)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d} min"
-
-
-def _clip(text: str, limit: int = 160) -> str:
-    # An answer is not to be trusted with the terminal: no escape sequences.
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
 def _terminal_behind() -> int | None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpies import config, parallel
+from mpies import parallel
 from mpies.phases import PHASES, Phases
 from mpies.population import Plan
+from mpies.schedule import Step
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -31,7 +32,7 @@ def gather(
 
 
 def rows(
-    es: config.Es,
+    step: Step,
     plan: Plan,
     rewards: np.ndarray,
     coefficients: np.ndarray,
@@ -49,8 +50,9 @@ def rows(
         "reward_min": min(scored),
         "reward_max": max(scored),
         "unscored": rewards.size - len(scored),
-        "sigma": es.sigma,
-        "alpha": es.alpha,
+        "sigma": step.sigma,
+        "alpha": step.alpha,
+        "anchor_decay": step.anchor_decay,
         "digest": digest,
         **{f"seconds_{phase}": mean for phase, mean in zip(PHASES, seconds.mean(axis=0), strict=True)},
         "imbalance": evaluation.max() / evaluation.mean(),

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpies import config, fitness, parallel, telemetry
+from mpies import config, fitness, parallel, schedule, telemetry
 from mpies.errors import DivergedError, RefusedError
 from mpies.population import Member, Plan, directions
-from mpies.tasks.base import member_reward
+from mpies.tasks.base import TrainerState, member_reward
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -75,17 +75,20 @@ def evolve(job: Job, generation: int) -> tuple[bool, bool]:
     start = time.perf_counter()
     weights = job.replica.weights
     plan = job.population.plan(generation, job.comm.size)
+    step = schedule.step(job.settings.es, generation)
 
-    mine = list(evaluate_members(job, plan.blocks[job.comm.rank]))
+    mine = list(evaluate_members(job, plan.blocks[job.comm.rank], generation, step.sigma))
     rewards = exchange(job, plan, mine)
     if rewards is None:  # a rank had to leave before its last block
         return False, True
     if np.isnan(rewards).all():
         raise RefusedError("no answer of this generation could be scored; see the reward function")
 
-    coefficients = fitness.coefficients(rewards, job.settings.es.alpha)
+    coefficients = fitness.coefficients(rewards, step.alpha, job.settings.es.fitness)
     with job.phases("update"):
         weights.update(*directions(plan.seeds, plan.signs, coefficients))  # every seed is replayed
+        if job.anchor:
+            job.anchor.pull(weights, step.anchor_decay)
         digest = weights.digest()
     job.recent.append(time.perf_counter() - start)
     with job.phases("wait"):
@@ -95,30 +98,35 @@ def evolve(job: Job, generation: int) -> tuple[bool, bool]:
 
     cost = telemetry.gather(job.comm, plan, job.phases, mine)
     if job.log:
-        row, members = telemetry.rows(job.settings.es, plan, rewards, coefficients, digest, cost)
+        row, members = telemetry.rows(step, plan, rewards, coefficients, digest, cost)
         row["seconds"] = time.perf_counter() - start
         row["bytes_communicated"] = rewards.size * PAIR.itemsize + job.comm.size * WORDS.itemsize
         with job.phases("log"):
             job.log.append(row, members)
         job.log.log_seconds(job.phases.seconds["log"])
         job.screen.generation(row)
+        job.guard.look(generation, rewards, coefficients)
     return True, stop
 
 
-def evaluate_members(job: Job, blocks: list[list[Member]]) -> Iterator[Evaluated]:
+def evaluate_members(
+    job: Job, blocks: list[list[Member]], generation: int, sigma: float
+) -> Iterator[Evaluated]:
     """Perturb, generate, score each block of members."""
-    phases, rows, replica = job.phases, job.task.train, job.replica
+    phases, rows, replica = job.phases, job.task.rows(generation), job.replica
+    state = TrainerState(generation, job.settings.es.generations)
     prompts = [row["prompt"] for row in rows]
     for done, block in enumerate(blocks):
         if not job.stop.fits(max(job.recent_blocks, default=0.0) * (len(blocks) - done)):
             return
         start = time.perf_counter()
         with phases("perturb"):  # the model computes with base + sigma * sign * noise(seed)
-            replica.perturbation.set(block, job.settings.es.sigma)
+            replica.perturbation.set(block, sigma)
         with phases("generate"):
             answers = replica.engine.generate_block(prompts, len(block))
         with phases("reward"):
-            rewards = [member_reward(job.task.score(rows, answer.texts)) for answer in answers]
+            scores = [job.task.score(rows, answer.texts, answer.ids, state) for answer in answers]
+            rewards = [member_reward(score) for score in scores]
         seconds = time.perf_counter() - start
         job.recent_blocks.append(seconds)
         for member, reward, answer in zip(block, rewards, answers, strict=True):

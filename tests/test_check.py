@@ -112,31 +112,29 @@ def test_bad_settings_are_told_without_a_table(tmp_path, tiny_model):
     assert problems[0].startswith("es.sigma: given -1")
 
 
-FAILING = """
-import sys
-from mpies import parallel, tasks
-from mpies.check import __main__ as check
-from mpies.tasks.base import Task
+REWARD = """
+from mpi4py import MPI
 
-def reward(prompts, completions, **columns):
-    from mpi4py import MPI
+def judge(prompts, completions, **columns):
     if MPI.COMM_WORLD.rank == 1:
         raise ConnectionError("the judge does not answer")
     return [0.0 for c in completions]
-
-rows = [{"prompt": "3 + 5 ="}]
-tasks.make = lambda *_, **__: Task("test", rows, rows, reward)
-parallel.run(check.main, sys.argv[1:])
 """
 
 
 @pytest.mark.launch
 def test_a_reward_function_that_fails(tmp_path, tiny_model):
-    (tmp_path / "failing.py").write_text(FAILING)
-    words = arguments(tiny_model(), tmp_path / "run", 4)
-    result = check(2, *words, program=(tmp_path / "failing.py",))
+    (tmp_path / "rewards.py").write_text(REWARD)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "3 + 5 ="}\n')
+    words = [
+        *arguments(tiny_model(), tmp_path / "run", 4),
+        f"task.reward={tmp_path}/rewards.py:judge",
+        f"task.train_data={tmp_path}/prompts.jsonl",
+    ]
+    result = check(2, *words)
     assert_fails(result, "evaluation", "rank 1 with ConnectionError: the judge does not answer")
     assert result[3].count("Traceback (most recent call last)") == 1
+    assert_fails(check(2, *words, f"task.reward={tmp_path}/rewards.py:jugde"), "task", "judge")
 
 
 @pytest.mark.launch

@@ -71,7 +71,7 @@ def test_without_a_file_the_quickstart(write):
     settings = config.load([])
     assert settings.model.path == "quickstart"
     assert settings.task.name == "conciseness"
-    assert (settings.es.population, settings.es.antithetic) == (16, True)
+    assert (settings.es.population, settings.es.perturbation) == (32, "lowrank")
     assert config.load(["es.sigma=0.5"]).es.sigma == 0.5
     assert config.load(["es.sigma=0.5"]).es.alpha == settings.es.alpha
     # Its values are no defaults of other runs.

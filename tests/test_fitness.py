@@ -7,8 +7,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 
-from mpies.fitness import coefficients, zscore
+from mpies.fitness import centered_rank, coefficients, zscore
 
 NAN, INF = math.nan, math.inf
 
@@ -129,3 +130,46 @@ def test_coefficients_sum_up_to_zero():
 
 def test_no_step_without_alpha():
     assert not coefficients(random_rewards(), 0.0).any()
+
+
+# Centered ranks
+
+
+@pytest.mark.parametrize(
+    "rewards, expected",
+    [
+        ([3.0, 1.0, 2.0], [0.5, -0.5, 0]),
+        ([-1e300, 1e300], [-0.5, 0.5]),
+        ([1.0, 2.0, 2.0, 3.0], [-0.5, 0, 0, 0.5]),
+        ([1.0, 1.0, 3.0], [-0.25, -0.25, 0.5]),
+        ([5.0, 5.0, 5.0], [0, 0, 0]),
+        ([NAN, 1.0, 2.0], [0, -0.5, 0.5]),
+        ([NAN, 1.0, INF, 2.0, -INF], [0, -0.5, 0, 0.5, 0]),
+        ([7.0], [0]),
+        ([NAN, 7.0], [0, 0]),
+        ([NAN, NAN], [0, 0]),
+        ([0.0, -0.0, 1.0], [-0.25, -0.25, 0.5]),
+    ],
+)
+def test_centered_ranks(rewards, expected):
+    made = centered_rank(np.array(rewards))
+    assert made.dtype == np.float64 and made.tolist() == expected
+
+
+def test_centered_ranks_are_those_of_scipy():
+    rewards = np.random.default_rng(0).integers(0, 20, 31).astype(float)
+    expected = (rankdata(rewards) - 1) / 30 - 0.5
+    np.testing.assert_allclose(centered_rank(rewards), expected, atol=1e-15)
+    assert abs(centered_rank(rewards).sum()) < 1e-12
+
+
+def test_centered_ranks_do_not_depend_on_the_order_or_the_scale():
+    rewards = random_rewards(30)
+    order = np.random.default_rng(1).permutation(30)
+    assert np.array_equal(centered_rank(rewards[order]), centered_rank(rewards)[order])
+    assert np.array_equal(centered_rank(rewards * 1000 - 5), centered_rank(rewards))
+
+
+def test_coefficients_of_centered_ranks():
+    made = coefficients(np.array([1.0, 3.0, 2.0, NAN]), 8.0, "centered_rank")
+    assert made.dtype == np.float32 and made.tolist() == [-1, 1, 0, 0]

@@ -50,12 +50,13 @@ TABLES = {
     " seconds_generate seconds_reward seconds_communicate seconds_wait seconds_update seconds_log"
     " imbalance tokens bytes_communicated",
     "member": "seed sign reward coefficient rank tokens seconds",
-    "evaluation": "generation split reward_mean accuracy kl tokens drift_l2",
+    "evaluation": "generation split reward_mean accuracy kl tokens drift_l2 answer_tokens",
+    "metric": "generation split name mean",
     "sample": "generation split prompt completion reward",
     "start": "generation utc world_size hosts devices versions reason",
     "config": "000",
 }
-UNMEASURED = {"evaluation/accuracy", "evaluation/kl", "evaluation/drift_l2"}
+UNMEASURED = {"evaluation/kl", "evaluation/drift_l2"}
 
 # All cases in one launch, since most of a launch is imports.
 SEVERAL_JOBS = """
@@ -176,9 +177,16 @@ def test_every_dataset_is_filled(runs):
         "generation": (GENERATIONS,),
         "member": (GENERATIONS, members),
         "evaluation": (evaluations,),
+        "metric": (evaluations,),  # one each
         "sample": (3 * (2 + 3),),  # two training prompts, and three of eight held-out ones
         "start": (1,),
         "config": (),
+        # The dimensions' row numbers.
+        "generations": (GENERATIONS,),
+        "members": (members,),
+        "evaluations": (evaluations,),
+        "samples": (3 * (2 + 3),),
+        "starts": (1,),
     }
     for table, columns in TABLES.items():
         assert {f"{table}/{column}" for column in columns.split()} <= data.keys()
@@ -336,6 +344,7 @@ def test_what_a_job_shows(job, tiny_model):
         assert f"{name} prompts: {rewards[0]:.4g} before, {rewards[-1]:.4g} after" in rest
     assert "next:" in rest
     assert "out/model" in rest
+    assert "-m mpies.analyze summary out/run.h5" in rest
 
 
 def test_on_a_terminal_there_is_a_bar(job):

@@ -28,6 +28,7 @@ SETTINGS = [
     "model.device=cpu",
     "es.population=6",
     "es.antithetic=true",
+    "es.perturbation=full",
     f"es.generations={GENERATIONS}",
     "es.sigma=0.3",
     "es.alpha=0.3",

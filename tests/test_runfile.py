@@ -37,11 +37,24 @@ START = {"world_size": 2, "hosts": "a,b", "devices": "cpu,cpu", "versions": "{}"
 SCHEMA = {
     "start": "generation:i8 utc:text world_size:i4 hosts:text devices:text versions:text reason:text",
     "generation": "reward_mean:f8 reward_std:f8 reward_min:f8 reward_max:f8 unscored:i4 sigma:f8 alpha:f8"
+    " anchor_decay:f8"
     " digest:u8 seconds:f8 seconds_perturb:f8 seconds_generate:f8 seconds_reward:f8 seconds_communicate:f8"
     " seconds_wait:f8 seconds_update:f8 seconds_log:f8 imbalance:f8 tokens:i8 bytes_communicated:i8",
     "member": "seed:u8 sign:i1 reward:f8 coefficient:f4 rank:i4 tokens:i8 seconds:f4",
-    "evaluation": "generation:i8 split:text reward_mean:f8 accuracy:f8 kl:f8 tokens:i8 drift_l2:f8",
+    "evaluation": "generation:i8 split:text reward_mean:f8 accuracy:f8 kl:f8 tokens:i8 drift_l2:f8"
+    " answer_tokens:f8",
+    "metric": "generation:i8 split:text name:text mean:f8",
     "sample": "generation:i8 split:text prompt:text completion:text reward:f8",
+}
+
+# Row numbers at the root, which name the dimensions of the tables' datasets.
+DIMENSIONS = {
+    "start": ["starts"],
+    "generation": ["generations"],
+    "member": ["generations", "members"],
+    "evaluation": ["evaluations"],
+    "metric": ["metrics"],
+    "sample": ["samples"],
 }
 
 
@@ -76,7 +89,11 @@ def assert_whole(file: h5py.File, committed: int) -> None:
 
 def evaluation_of(generation: int, split: str = "train") -> dict:
     row = {"reward_mean": -1.5, "accuracy": math.nan, "kl": math.nan, "tokens": 7, "drift_l2": math.nan}
-    return {"generation": generation, "split": split, **row}
+    return {"generation": generation, "split": split, "answer_tokens": 3.5, **row}
+
+
+def metric_of(generation: int, name: str = "format") -> dict:
+    return {"generation": generation, "split": "train", "name": name, "mean": 0.25}
 
 
 def sample_of(text: str, generation: int = 0) -> dict:
@@ -128,7 +145,7 @@ def read(path: Path, committed: int, locking: bool | None = None) -> None:
 def test_every_dataset_of_the_schema_is_there(create, path):
     create().close()
     with open_for_reading(path) as file:
-        assert set(file) == {*SCHEMA, "config"}
+        assert set(file) == {*SCHEMA, "config", *itertools.chain(*DIMENSIONS.values())}
         for table, columns in SCHEMA.items():
             kinds = dict(column.split(":") for column in columns.split())
             assert set(file[table]) == set(kinds)
@@ -552,3 +569,88 @@ def test_only_the_run_file_is_left(create, path):
     log.add_evaluation(evaluation_of(0), [sample_of("x")])
     log.close()
     assert set(os.listdir(path.parent)) <= {"run.h5", "run.lock"}
+
+
+# Dimensions
+
+
+def assert_dimensions(file: h5py.File) -> None:
+    """Every dataset's dimensions are named by scales of its length, which count rows."""
+    for table, columns in SCHEMA.items():
+        for column in (column.split(":")[0] for column in columns.split()):
+            dataset = file[table][column]
+            assert [dims.keys() for dims in dataset.dims] == [[name] for name in DIMENSIONS[table]], (
+                dataset.name
+            )
+            for name, length in zip(DIMENSIONS[table], dataset.shape, strict=True):
+                assert file[name][:].tolist() == list(range(length)), dataset.name
+
+
+def test_dimensions_are_named_and_grow_with_the_tables(create, path):
+    log = create(generations=6)
+    for generation in range(3):
+        log.append(*row_of(generation))
+    log.add_evaluation(evaluation_of(3), [sample_of("a"), sample_of("b")])
+    log.close()
+    with open_for_reading(path) as file:
+        assert_dimensions(file)
+        assert [len(file[name]) for name in ("starts", "generations", "members")] == [1, 6, N]
+        assert [len(file[name]) for name in ("evaluations", "samples")] == [1, 2]
+
+
+def test_a_file_without_dimensions_gets_them(create, path):
+    """As the first version 0.1.0 wrote them."""
+    create().close()
+    with h5py.File(path, "r+") as file:
+        for table in SCHEMA:
+            for dataset in file[table].values():
+                for dims in dataset.dims:
+                    for scale in dims.values():
+                        dims.detach_scale(scale)
+        for name in {*itertools.chain(*DIMENSIONS.values())}:
+            del file[name]
+    log = RunFile.reopen(path, 20)
+    log.start(SETTINGS, START)
+    log.append(*row_of(0))
+    log.close()
+    with open_for_reading(path) as file:
+        assert_whole(file, 1)
+        assert_dimensions(file)
+
+
+# Files of earlier versions
+
+
+def test_a_file_of_an_earlier_version_gets_what_it_lacks_when_it_is_continued(create, path):
+    log = create()
+    log.append(*row_of(0))
+    log.add_evaluation(evaluation_of(0), [])
+    log.close()
+    with h5py.File(path, "r+") as file:
+        del file["metric"], file["evaluation/answer_tokens"], file["generation/anchor_decay"]
+        del file["member/seconds"]
+    assert read_history(path).anchor_decay.tolist() == [0]
+    log = RunFile.reopen(path, 20)
+    log.start(SETTINGS, START)
+    log.append(*row_of(1))
+    log.add_evaluation(evaluation_of(1), [], [metric_of(1)])
+    log.close()
+    with open_for_reading(path) as file:
+        for table, columns in SCHEMA.items():
+            assert set(file[table]) == {column.split(":")[0] for column in columns.split()}
+        assert np.isnan(file["generation/anchor_decay"][0]) and file["generation/anchor_decay"][1] == 2
+        assert np.isnan(file["evaluation/answer_tokens"][0]) and file["evaluation/answer_tokens"][1] == 3.5
+        assert file["member/seconds"].shape == (20, N) and file["metric/name"].asstr()[:].tolist() == [
+            "format"
+        ]
+        assert file["member/reward"][:2].tolist() == [[-0.5] * N, [-1.5] * N]
+
+
+def test_further_figures(create, path):
+    log = create()
+    log.add_evaluation(evaluation_of(0), [], [metric_of(0), metric_of(0, "normalised")])
+    log.close()
+    with open_for_reading(path) as file:
+        assert file["metric/name"].asstr()[:].tolist() == ["format", "normalised"]
+        assert file["metric/mean"][:].tolist() == [0.25, 0.25]
+        assert file["metric/split"].asstr()[:].tolist() == ["train", "train"]

@@ -147,7 +147,7 @@ def differences(attacked: Path, alone: Path) -> list[str]:
     """The datasets and values in which two run files differ, those that may vary left out."""
     found = []
     with h5py.File(attacked, "r") as a, h5py.File(alone, "r") as b:
-        for table in ("generation", "member", "evaluation", "sample"):
+        for table in ("generation", "member", "evaluation", "metric", "sample"):
             for name in a[table]:
                 if name.startswith(VARYING):
                     continue

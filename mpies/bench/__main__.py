@@ -98,6 +98,7 @@ def measure(comm, given: argparse.Namespace, device: torch.device, dtype: torch.
     if "generation" in rest and first:
         timings, phases = generation.compare(subject, work, given.repeats, synchronize, say)
         yield from report.generations(timings, phases, work, given.repeats + 1)
+        yield from report.forecast(timings, phases, work, given.repeats + 1)
     if "share" in rest and first:
         long = Work(given.members, 64, 64)
         yield from report.share(generation.share(subject, long, given.repeats, synchronize, say), long)

@@ -70,6 +70,31 @@ def generations(t: Timings, phases: Phases, work: Work, rounds: int) -> Iterator
     yield Figure(group, "low rank, everything: speed of plain inference", 100 * efficiency, "%", 90)
 
 
+def forecast(t: Timings, phases: Phases, work: Work, rounds: int, population: int = 1024) -> Iterator[Figure]:
+    """A generation of a large population on many ranks like this one.
+
+    Evaluating is shared by the ranks, the update is not: every rank replays all seeds. The exchange, 16
+    bytes a member, is left out.
+    """
+    n = work.members
+    ways = {
+        "full": (1, t["full: a member"], t["full: update"] / n),
+        "low rank": (
+            n,
+            (phases.seconds["perturb"] + phases.seconds["generate"]) / rounds,
+            phases.seconds["update"] / rounds / n,
+        ),
+    }
+    group = f"forecast: {population} members x {work.prompts} prompts x {work.tokens} tokens"
+    for way, (block, evaluating, updating) in ways.items():
+        for ranks in (8, 64, 256, 1024):
+            blocks = -(-population // (block * ranks))
+            update = population * updating
+            seconds = blocks * evaluating + update
+            text = f"{way}, {ranks} ranks: {100 * update / seconds:.0f} % of it the update"
+            yield Figure(group, text, seconds, "s")
+
+
 def share(t: Timings, work: Work) -> Iterator[Figure]:
     group = f"full perturbation, {work}"
     turns = range(len(t.seconds["generate"]))

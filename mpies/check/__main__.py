@@ -32,13 +32,13 @@ def main(comm: Comm, arguments: list[str]) -> int:
     report.check("devices", ranks.devices, comm, settings, share_gpus)
     report.check("clocks", ranks.clocks, comm)
     report.check("exchange", ranks.exchange, comm, settings)
-    done = report.obtain("directory", storage.directory, comm, settings)
-    task = report.obtain("task", load.task, comm, settings)
+    history = report.obtain("directory", storage.directory, comm, settings)
+    task = report.obtain("task", load.task, comm, settings, history)
     there = report.obtain("memory", memory.reckon, comm, settings)
     if report.problems:
         return report.verdict()
 
-    loaded = report.obtain("model", load.replica, comm, settings)
+    loaded = report.obtain("model", load.replica, comm, settings, task)
     if report.problems:
         return report.verdict()
 
@@ -49,6 +49,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
         limit = parallel.on_root(comm, seconds_of, settings.run.time_limit)
         report.check("generation", forecast.generation, expected)
         report.check("cache", forecast.memory, cost, replica.weights, there)
+        done = history.generations if history else 0
         report.check("time", forecast.run, settings, expected, limit, done)
     return report.verdict()
 

@@ -5,28 +5,31 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from mpies import job as jobs
 from mpies import parallel, tasks
 from mpies import replica as replicas
 from mpies.check.report import Finding, duration
 from mpies.config import Settings
 from mpies.replica import Replica
+from mpies.runfile import History
 from mpies.tasks.base import Task
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
 
-def task(comm: Comm, settings: Settings) -> tuple[Task, list[Finding]]:
+def task(comm: Comm, settings: Settings, history: History | None) -> tuple[Task, list[Finding]]:
     """Prompts and the reward function."""
-    made = parallel.together(comm, tasks.make, settings.task.name)
+    made = jobs.shared_task(comm, settings, history)
     rows = f"{len(made.train)} training, {len(made.held_out)} held-out prompts"
     return made, [Finding("task", f"{made.name}: {rows}")]
 
 
-def replica(comm: Comm, settings: Settings) -> tuple[tuple[Replica, float], list[Finding]]:
+def replica(comm: Comm, settings: Settings, task: Task) -> tuple[tuple[Replica, float], list[Finding]]:
     """The replica, and the seconds that the slowest rank took to load it."""
     start = time.perf_counter()
     built = replicas.build(comm, settings)
+    parallel.together(comm, tasks.refuse_messages_without_template, task, built.tokenizer)
     seconds = max(parallel.allgather_objects(comm, time.perf_counter() - start))
     facts = built.facts
     value = (

@@ -45,15 +45,17 @@ def rehearse(comm: Comm, settings: Settings, replica: Replica, task: Task) -> tu
     members = min(es.block_size, es.population)
     (block,) = Population(members * comm.size, es.seed, block=members).blocks_of(comm.rank, comm.size, 0)
 
+    rows = task.rows(0)
+
     def measured() -> tuple[float, int, int | None]:
         # What is compiled and loaded at the first call is no part of a generation.
-        _evaluate(replica, task, task.train[:1], block, es.sigma)
+        _evaluate(replica, task, rows[:1], block, es.sigma)
         start, tokens = time.perf_counter(), 0
 
         def evaluate() -> None:
             nonlocal start, tokens
             start = time.perf_counter()
-            tokens = _evaluate(replica, task, task.train, block, es.sigma)
+            tokens = _evaluate(replica, task, rows, block, es.sigma)
 
         memory = beyond(replica.device, evaluate)
         return time.perf_counter() - start, tokens, memory
@@ -76,7 +78,7 @@ def _evaluate(replica: Replica, task: Task, rows: list[Row], block: list[Member]
     replica.perturbation.set(block, sigma)
     answers = replica.engine.generate_block([row["prompt"] for row in rows], len(block))
     for answer in answers:
-        task.score(rows, answer.texts)
+        task.score(rows, answer.texts, answer.ids)
     replica.synchronize()
     return sum(sum(answer.tokens) for answer in answers)
 

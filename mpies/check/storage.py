@@ -15,7 +15,7 @@ from mpies import parallel, resume
 from mpies.check.report import Finding, duration, size
 from mpies.config import Settings
 from mpies.errors import InputError, StorageError, reason
-from mpies.runfile import TABLES, RunFile, open_for_reading
+from mpies.runfile import TABLES, History, RunFile, open_for_reading
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -25,21 +25,20 @@ SLOW_COMMIT = 1.0  # seconds
 SHOWN_WITHIN = 10.0  # seconds that another node may take to see a file; NFS caches
 
 
-def directory(comm: Comm, settings: Settings) -> tuple[int, list[Finding]]:
-    """Generations that the directory's run has already, and what a run file does there."""
+def directory(comm: Comm, settings: Settings) -> tuple[History | None, list[Finding]]:
+    """The run that the directory has already, and what a run file does there."""
     path = Path(settings.run.directory) / "run.h5"
     log, history = resume.find(comm, settings, path)
     if log:
         log.close()
-    done = history.generations if history else 0
     probe = Path(parallel.on_root(comm, _probe_folder, path.parent))
     try:
         findings = _try_out(comm, settings, probe / "run.h5")
     finally:
         if comm.rank == 0:
             shutil.rmtree(probe, ignore_errors=True)
-    begun = f"goes on after generation {done}" if history else "a new run"
-    return done, [Finding("directory", f"{path.parent}: {begun}"), *findings]
+    begun = f"goes on after generation {history.generations}" if history else "a new run"
+    return history, [Finding("directory", f"{path.parent}: {begun}"), *findings]
 
 
 def _probe_folder(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 # Text, or chat messages: [{"role": "user", "content": "..."}, ...].
@@ -21,6 +21,8 @@ class Completions:
     texts: list[str]
     tokens: list[int]
     """Generated tokens of each answer, the end of sequence included."""
+    ids: list[list[int]] = field(default_factory=list)
+    """Those tokens."""
 
 
 class Engine(Protocol):

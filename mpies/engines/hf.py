@@ -71,7 +71,7 @@ class HfEngine:
 
     def _completions(self, answers: list[list[int]]) -> Completions:
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
-        return Completions(texts, [len(tokens) for tokens in answers])
+        return Completions(texts, [len(tokens) for tokens in answers], answers)
 
     def encode(self, prompt: Prompt) -> list[int]:
         key = repr(prompt)

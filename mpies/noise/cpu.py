@@ -76,7 +76,7 @@ def _bits(words, first_block, parameter, stream, keys):
 
 
 @njit(nogil=True, cache=True)
-def _to_bfloat16(bits):
+def to_bfloat16(bits):
     """Round a float32's bits to bfloat16, to nearest even, NaN staying NaN."""
     if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
         return np.uint16((bits >> np.uint32(16)) | np.uint32(0x40))
@@ -124,7 +124,7 @@ def _perturb(base, live, live_format, keys, parameter, stream, scale, start):
         if live_format == BFLOAT16:
             for e in range(count):
                 value = np.float32(base[done + e] + scale * TABLE[integers[skip + e] >> SHIFT])
-                live[done + e] = _to_bfloat16(value.view(np.uint32))
+                live[done + e] = to_bfloat16(value.view(np.uint32))
         elif live_format == FLOAT32:
             for e in range(count):
                 value = np.float32(base[done + e] + scale * TABLE[integers[skip + e] >> SHIFT])
@@ -261,7 +261,7 @@ class CpuKernels:
         def work(a, b):
             _normal(out[a:b], keys[a:b], np.uint64(parameter), np.uint64(stream))
 
-        self._share(len(seeds), work)
+        self.share(len(seeds), work)
         return torch.from_numpy(out)
 
     def lowrank_update(self, base, seeds, coefficients, parameter, rank):
@@ -273,7 +273,7 @@ class CpuKernels:
         a *= scales[:, None]
         a, b = a.reshape(-1, rows), b.reshape(-1, columns)
         target = base.numpy()
-        self._share(rows, lambda first, last: _lowrank_update(target, first, last, a, b))
+        self.share(rows, lambda first, last: _lowrank_update(target, first, last, a, b))
 
     def digest(self, base, parameter, start=0):
         """The base's digest as an integer below 2^64; add over slices and parameters modulo 2^64."""
@@ -290,7 +290,7 @@ class CpuKernels:
         step = -(-size // (parts * CHUNK)) * CHUNK or 1
         return self._each([(a, min(a + step, size)) for a in range(0, size, step)], work)
 
-    def _share(self, count, work):
+    def share(self, count, work):
         """Call work(a, b) on equal parts of a count, one per thread."""
         parts = max(1, min(self.threads, count))
         bounds = [count * part // parts for part in range(parts + 1)]

@@ -38,6 +38,8 @@ PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 STREAM_NOISE = 0
 STREAM_SEEDS = 1
 STREAM_A, STREAM_B = 2, 3
+STREAM_PROMPTS = 4  # the order of the prompts in an epoch
+STREAM_PROBLEMS = 5  # problems that a task makes up
 
 DIGEST_SPREAD = 0x9E3779B1
 # The two multipliers of MurmurHash3's 32-bit finaliser.

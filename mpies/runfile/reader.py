@@ -25,7 +25,8 @@ class History:
     """The committed part of a run file that determines the weights, and where they began.
 
     seed uint64, sign int8, reward float64, coefficient float32: (G, N).
-    alpha float64, digest uint64, seconds float64: (G,). `settings` is the YAML of the first start.
+    alpha float64, anchor_decay float64, digest uint64, seconds float64: (G,). `settings` is the YAML of
+    the first start.
     """
 
     run_uuid: str
@@ -38,10 +39,15 @@ class History:
     reward: np.ndarray
     coefficient: np.ndarray
     alpha: np.ndarray
+    anchor_decay: np.ndarray
     digest: np.ndarray
     seconds: np.ndarray
     held_out: dict[int, float]
     """Mean held-out reward of the generations that were evaluated."""
+    fitness: str
+    """How rewards became coefficients; see fitness.py."""
+    data_digest: str = ""
+    """SHA-256 of the task's rows; empty in files of versions that did not write it."""
 
     @property
     def generations(self) -> int:
@@ -53,11 +59,11 @@ class History:
 
     def coefficients(self, generation: int) -> np.ndarray:
         """float32 (N,), from the rewards; `coefficient` is what was logged."""
-        return fitness.coefficients(self.reward[generation], float(self.alpha[generation]))
+        return fitness.coefficients(self.reward[generation], float(self.alpha[generation]), self.fitness)
 
     def first(self, generations: int) -> History:
         """The history up to there."""
-        rows = ("seed", "sign", "reward", "coefficient", "alpha", "digest", "seconds")
+        rows = ("seed", "sign", "reward", "coefficient", "alpha", "anchor_decay", "digest", "seconds")
         held_out = {g: reward for g, reward in self.held_out.items() if g <= generations}
         return replace(self, held_out=held_out, **{row: getattr(self, row)[:generations] for row in rows})
 
@@ -78,7 +84,7 @@ def salvage_history(path: Path | str) -> History:
     end = int.from_bytes(data[END_OF_FILE : END_OF_FILE + 8], "little")
     if 2 * len(data) < end:
         raise InputError(f"{path}: too little is left of it to salvage, {len(data)} of {end} bytes")
-    with _damage_told(path), h5py.File(io.BytesIO(data + bytes(end - len(data))), "r") as file:
+    with damage_told(path), h5py.File(io.BytesIO(data + bytes(end - len(data))), "r") as file:
         _require_run_file(path, file)
         history = history_of(file, evaluations=False)
     whole = (history.seed != 0).all(axis=1) & (abs(history.sign) == 1).all(axis=1) & (history.digest != 0)
@@ -86,7 +92,7 @@ def salvage_history(path: Path | str) -> History:
 
 
 @contextlib.contextmanager
-def _damage_told(path: Path | str):
+def damage_told(path: Path | str):
     """h5py's many errors for damaged files as an InputError."""
     try:
         yield
@@ -96,7 +102,7 @@ def _damage_told(path: Path | str):
 
 def checked_history(path: Path | str, file: h5py.File) -> History:
     """The history in an open run file. Raises InputError if it is damaged."""
-    with _damage_told(path):
+    with damage_told(path):
         return history_of(file)
 
 
@@ -108,10 +114,21 @@ def history_of(file: h5py.File, evaluations: bool = True) -> History:
         model_digest=int(file.attrs["model_digest"]),
         dtype=str(file.attrs["dtype"]),
         settings=file["config/000"].asstr()[()],
+        anchor_decay=_anchor_decay(file, committed),
+        fitness=str(file.attrs.get("fitness", "zscore")),
+        data_digest=str(file.attrs.get("data_digest", "")),
         held_out=_held_out(file, committed) if evaluations else {},
         **{row: file[f"member/{row}"][:committed] for row in ("seed", "sign", "reward", "coefficient")},
         **{row: file[f"generation/{row}"][:committed] for row in ("alpha", "digest", "seconds")},
     )
+
+
+def _anchor_decay(file: h5py.File, committed: int) -> np.ndarray:
+    """0 for generations that were written by a version without it."""
+    table = file["generation"]
+    if "anchor_decay" not in table:
+        return np.zeros(committed)
+    return np.nan_to_num(table["anchor_decay"][:committed])
 
 
 def _held_out(file: h5py.File, committed: int) -> dict[int, float]:
@@ -131,7 +148,7 @@ class TruncatedError(InputError):
 def open_for_reading(path: Path | str) -> h5py.File:
     """Open a run file read-only, also while a job writes it. Raises InputError if it is none."""
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = _open(path)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -139,12 +156,22 @@ def open_for_reading(path: Path | str) -> h5py.File:
             raise TruncatedError(f"{path}: its end is missing; mpies.replay can salvage the rest") from None
         raise InputError(f"{path}: not a readable HDF5 file ({reason(error)})") from None
     try:
-        with _damage_told(path):
+        with damage_told(path):
             _require_run_file(path, file)
     except InputError:
         file.close()
         raise
     return file
+
+
+def _open(path: Path | str) -> h5py.File:
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        # In a notebook that has the file open already, in h5py's or xarray's own way.
+        if "locking flag values don't match" not in str(error):
+            raise
+        return h5py.File(path, "r")
 
 
 def _require_run_file(path: Path | str, file: h5py.File) -> None:

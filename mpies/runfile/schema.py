@@ -31,6 +31,17 @@ SECONDS = {
     "log": "writing this file, which only rank 0 does; known with the next row",
 }
 
+# The dimensions of each table's datasets. A dimension is a dataset of row numbers at the root, an HDF5
+# dimension scale, so that xarray and netCDF programs know how datasets belong together.
+DIMENSIONS: dict[str, tuple[str, ...]] = {
+    "start": ("starts",),
+    "generation": ("generations",),
+    "member": ("generations", "members"),
+    "evaluation": ("evaluations",),
+    "metric": ("metrics",),
+    "sample": ("samples",),
+}
+
 TABLES: dict[str, list[Column]] = {
     "start": [
         Column("generation", "i8", "1", "generations committed when this start began"),
@@ -49,6 +60,7 @@ TABLES: dict[str, list[Column]] = {
         Column("unscored", "i4", "members", "members whose reward is NaN; their coefficient is 0"),
         Column("sigma", "f8", "1", "standard deviation of the perturbations"),
         Column("alpha", "f8", "1", "learning rate"),
+        Column("anchor_decay", "f8", "1", "share of the way to the initial weights; NaN: none, as 0"),
         Column("digest", "u8", "1", "digest of the base weights after this generation's update"),
         Column("seconds", "f8", "s", "the whole generation, on rank 0"),
         *(Column(f"seconds_{p}", "f8", "s", f"{SECONDS[p]}; mean over ranks") for p in PHASES),
@@ -73,6 +85,13 @@ TABLES: dict[str, list[Column]] = {
         Column("kl", "f8", "nat/token", "KL divergence to the initial model; NaN: not measured"),
         Column("tokens", "i8", "tokens", "tokens generated"),
         Column("drift_l2", "f8", "1", "L2 distance to the initial weights; NaN: not measured"),
+        Column("answer_tokens", "f8", "tokens", "mean length of an answer"),
+    ],
+    "metric": [
+        Column("generation", "i8", "1", "updates in the evaluated weights"),
+        Column("split", TEXT, "", "train or held_out"),
+        Column("name", TEXT, "", "which figure; see docs/tasks.md"),
+        Column("mean", "f8", "1", "mean over the answers that have it"),
     ],
     "sample": [
         Column("generation", "i8", "1", "updates in the weights that answered"),

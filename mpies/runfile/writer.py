@@ -26,7 +26,7 @@ import numpy as np
 import mpies
 from mpies.errors import InputError, StorageError, reason
 from mpies.runfile.reader import History, checked_history, open_for_reading
-from mpies.runfile.schema import SCHEMA_VERSION, TABLES, TEXT, Column
+from mpies.runfile.schema import DIMENSIONS, SCHEMA_VERSION, TABLES, TEXT, Column
 
 # Rows are allocated for all generations at once, or for this many bytes and then twice as many.
 ALLOCATION = 4 * 2**20
@@ -71,6 +71,7 @@ class RunFile:
                 _lay_out(file, population, attributes)
                 _add_start(file, settings_yaml, start)
                 _allocate(file, generations)
+                _name_dimensions(file)
             _replace(path, image)
             return cls(path, h5py.File(path, "r+", locking=False), generations, lock)
         except (OSError, RuntimeError) as error:
@@ -111,6 +112,7 @@ class RunFile:
     def start(self, settings_yaml: str, row: dict[str, Any]) -> None:
         """Note that a job starts to write: its settings and where it runs."""
         with self._restructured() as file:
+            _complete(file)
             _add_start(file, settings_yaml, row)
             _allocate(file, self.generations)
 
@@ -135,10 +137,14 @@ class RunFile:
         with self._storage_errors():
             self.file["generation/seconds_log"][self.committed - 1] = seconds
 
-    def add_evaluation(self, row: dict[str, Any], samples: list[dict[str, Any]]) -> None:
-        """Add an evaluation and the answers kept of it."""
+    def add_evaluation(
+        self, row: dict[str, Any], samples: list[dict[str, Any]], metrics: list[dict[str, Any]] | None = None
+    ) -> None:
+        """Add an evaluation, its further figures and the answers kept of it."""
         with self._restructured() as file:
             _append(file, "evaluation", row)
+            for metric in metrics or []:
+                _append(file, "metric", metric)
             for sample in samples:
                 _append(file, "sample", sample)
 
@@ -159,6 +165,7 @@ class RunFile:
             image = io.BytesIO(self.path.read_bytes())
             with h5py.File(image, "r+") as file:
                 yield file
+                _name_dimensions(file)
             _replace(self.path, image)
             self.file.close()
             self.file = h5py.File(self.path, "r+", locking=False)
@@ -193,10 +200,24 @@ def _lay_out(file: h5py.File, population: int, attributes: dict[str, Any]) -> No
         **attributes,
     )
     file.create_group("config")
+    _complete(file)
+    # Before there are rows, so that the structure stays at the front, where a truncated file has it.
+    _name_dimensions(file)
+
+
+def _complete(file: h5py.File) -> None:
+    """Create the tables and columns that are not there: all, or what an earlier version did not have.
+
+    Rows that are there get the fill value: NaN, 0 or an empty text.
+    """
+    population = int(file.attrs["population"])
     for table, columns in TABLES.items():
         width = (population,) if table == "member" else ()
+        rows = max((len(dataset) for dataset in file.get(table, {}).values()), default=0)
         for column in columns:
-            _create_dataset(file, f"{table}/{column.name}", column, width)
+            if f"{table}/{column.name}" not in file:
+                _create_dataset(file, f"{table}/{column.name}", column, width)
+                file[table][column.name].resize(rows, axis=0)
 
 
 def _create_dataset(file: h5py.File, name: str, column: Column, width: tuple[int, ...]) -> None:
@@ -240,6 +261,33 @@ def _append(file: h5py.File, table: str, row: dict[str, Any]) -> None:
             value = str(value).replace("\0", "\ufffd").encode(errors="replace").decode()
         dataset.resize(dataset.shape[0] + 1, axis=0)
         dataset[-1] = value
+
+
+def _name_dimensions(file: h5py.File) -> None:
+    """Bring the dimension scales to their datasets' length, and attach them where they are not.
+
+    This changes the file's structure, so it belongs to the changes that are made on a copy in memory.
+    A file of a writer that knew no dimensions gets them, too.
+    """
+    for table, columns in TABLES.items():
+        for column in columns:
+            dataset = file[table][column.name]
+            for axis, name in enumerate(DIMENSIONS[table]):
+                if name not in file:
+                    _create_scale(file, name)
+                scale = file[name]
+                if scale.shape[0] != dataset.shape[axis]:
+                    scale.resize(dataset.shape[axis], axis=0)
+                    scale[:] = np.arange(dataset.shape[axis])
+                if not h5py.h5ds.get_num_scales(dataset.id, axis):
+                    dataset.dims[axis].attach_scale(scale)
+
+
+def _create_scale(file: h5py.File, name: str) -> None:
+    scale = file.create_dataset(name, shape=(0,), maxshape=(None,), chunks=(1024,), dtype="i8")
+    scale.attrs["description"] = "row numbers, from 0; names this dimension of other datasets"
+    scale.attrs["units"] = "1"
+    scale.make_scale(name)
 
 
 def _commit(file: h5py.File) -> None:

@@ -1,44 +1,172 @@
 """A task: rows with prompts for training and for evaluation, and a reward function.
 
-A row is a dictionary with `prompt` and any other columns. The reward function has the signature that
-TRL's GRPOTrainer expects, reward(prompts, completions, **columns) -> list[float | None].
+A row is a dictionary with `prompt` (text, or chat messages) and any other columns. The reward function
+is called as TRL's GRPOTrainer calls it, so that either program's functions work in the other:
+
+    reward(prompts=, completions=, completion_ids=, trainer_state=, log_extra=, log_metric=, **columns)
+        -> list[float | None]
+
+Completions are texts where prompts are texts, and lists with one assistant message where prompts are
+chat messages.
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from mpies.tasks import sampling
+
 Row = dict[str, Any]
-Reward = Callable[..., list[float | None]]
+Reward = Callable[..., Sequence[float | None]]
+Metrics = Callable[[list[Row], list[str]], dict[str, Sequence[float]]]
+
+# Columns that TRL does not pass on either.
+NOT_PASSED = ("prompt", "completion", "completion_ids")
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What reward functions see of transformers' TrainerState: updates made so far, and in all."""
+
+    global_step: int = 0
+    max_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of each answer: its reward and its metrics, float64 (answers,), NaN where it has none."""
+
+    rewards: np.ndarray
+    metrics: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Task:
-    """`train` rows give the members' rewards; `held_out` rows are evaluated only."""
+    """`train` rows give the members' rewards; `held_out` rows are evaluated only.
+
+    `metrics(rows, texts)` gives further figures of each answer for evaluations, by name; `accuracy`
+    is the one that says whether it is right (1 or 0). They are no part of the reward.
+    """
 
     name: str
     train: list[Row]
     held_out: list[Row]
     reward: Reward
+    metrics: Metrics | None = None
+    prompts_per_generation: int = 0
+    seed: int = 0
+    """Of the prompts' order, if a generation uses some of them only."""
 
-    def score(self, rows: list[Row], completions: list[str]) -> np.ndarray:
-        """A reward per row: float64, shape (rows,); NaN where an answer could not be scored."""
-        columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
-        rewards = self.reward([row["prompt"] for row in rows], completions, **columns)
-        if len(rewards) != len(rows):
-            raise ValueError(
-                f"the reward function of task {self.name} returned {len(rewards)} rewards"
-                f" for {len(rows)} completions"
-            )
+    def rows(self, generation: int) -> list[Row]:
+        """The training rows that all members of a generation answer."""
+        if not self.prompts_per_generation:
+            return self.train
+        chosen = sampling.sample(self.seed, generation, len(self.train), self.prompts_per_generation)
+        return [self.train[i] for i in chosen]
+
+    @cached_property
+    def splits(self) -> dict[str, list[Row]]:
+        """What evaluations evaluate.
+
+        Where a generation uses some of the training rows only, there may be very many of them: then
+        as many as are held out, or as a generation uses, whichever is more.
+        """
+        shown = max(self.prompts_per_generation, len(self.held_out))
+        train = self.train[:shown] if self.prompts_per_generation else self.train
+        return {name: rows for name, rows in (("train", train), ("held_out", self.held_out)) if rows}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all rows: the same for the same rows, whatever kind of file they came from."""
+        total = hashlib.sha256()
+        for table in (self.train, self.held_out):
+            for row in table:
+                total.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+            total.update(b"\n")
+        return total.hexdigest()
+
+    def score(
+        self,
+        rows: list[Row],
+        completions: list[str],
+        ids: list[list[int]] | None = None,
+        state: TrainerState | None = None,
+    ) -> np.ndarray:
+        """A reward per row: float64, shape (rows,); NaN where an answer could not be scored.
+
+        `completions` are the answers' texts, `ids` their tokens.
+        """
+        return self._rewards(rows, completions, ids, state, {})
+
+    def judge(
+        self,
+        rows: list[Row],
+        completions: list[str],
+        ids: list[list[int]] | None = None,
+        state: TrainerState | None = None,
+    ) -> Scores:
+        """Rewards and metrics, the numbers that the reward function logs itself included."""
+        logged: dict[str, np.ndarray] = {}
+        rewards = self._rewards(rows, completions, ids, state, logged)
+        found = self.metrics(rows, completions) if self.metrics else {}
+        return Scores(rewards, logged | {name: np.array(v, dtype=float) for name, v in found.items()})
+
+    def _rewards(self, rows, completions, ids, state, logged: dict[str, np.ndarray]) -> np.ndarray:
+        # Copies, because a function that changed them would change them on its rank only.
+        rows = copy.deepcopy(rows)
+        rewards = self.reward(
+            prompts=[row["prompt"] for row in rows],
+            completions=[_as_trl(row, text) for row, text in zip(rows, completions, strict=True)],
+            completion_ids=ids,
+            trainer_state=state or TrainerState(),
+            log_extra=lambda name, values: logged.update(_per_answer(name, values, len(rows))),
+            log_metric=lambda name, value: logged.update(_per_answer(name, [value] * len(rows), len(rows))),
+            **{key: [row[key] for row in rows] for key in rows[0] if key not in NOT_PASSED},
+        )
+        return checked(rewards, len(rows), f"the reward function of task {self.name}")
+
+
+def checked(rewards: Any, answers: int, whose: str) -> np.ndarray:
+    """What a reward function returned as float64 (answers,); None and infinities are NaN.
+
+    Raises ValueError if it is not that many numbers.
+    """
+    try:
         values = [math.nan if r is None else float(r) for r in rewards]
-        return np.array([r if math.isfinite(r) else math.nan for r in values])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{whose} returned {rewards!r:.80}, not a list of numbers ({error})") from None
+    if len(values) != answers:
+        raise ValueError(f"{whose} returned {len(values)} rewards for {answers} completions")
+    return np.array([r if math.isfinite(r) else math.nan for r in values], dtype=np.float64)
+
+
+def answer_text(completion: str | list[dict[str, str]]) -> str:
+    """The text of a completion as reward functions get it."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def member_reward(rewards: np.ndarray) -> float:
     """A member's reward: the mean over its answers, exactly rounded; NaN if any was not scored."""
     return math.fsum(rewards.tolist()) / len(rewards)
+
+
+def _as_trl(row: Row, text: str) -> str | list[dict[str, str]]:
+    return text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+
+
+def _per_answer(name: str, values: Sequence[Any], answers: int) -> dict[str, np.ndarray]:
+    """What a reward function logs, if it is a number for each answer; else nothing."""
+    try:
+        made = np.array([float(value) for value in values])
+    except (TypeError, ValueError):
+        return {}
+    return {name: made} if len(made) == answers else {}

@@ -45,36 +45,27 @@ def starts(folder: Path) -> int:
         return len(file["start/generation"])
 
 
-# The program on a task of the test's own.
-TASK = """
-import sys, time
-
-from mpies import parallel, tasks, train
-from mpies.tasks.base import Task
+# A reward as slow, or as unreliable, as a judge elsewhere may be.
+REWARD = """
+import os, time
+from mpi4py import MPI
 
 calls = []
 
-def rank():
-    from mpi4py import MPI
-    return MPI.COMM_WORLD.rank
-
-def reward(prompts, completions, **columns):
+def judge(prompts, completions, **columns):
     calls.append(1)
-    {trouble}
+    time.sleep(float(os.environ.get("JUDGE_SECONDS", 0)))
+    if MPI.COMM_WORLD.rank == 1 and len(calls) == int(os.environ.get("JUDGE_FAILS", 0)):
+        raise ConnectionError("the judge does not answer")
     return [-float(sum(map(ord, c)) % 100) for c in completions]
-
-rows = [{{"prompt": "3 + 5 ="}}, {{"prompt": "Can penguins fly?"}}]
-tasks.make = lambda *_, **__: Task("test", rows, rows, reward)
-parallel.run(train.main, sys.argv[1:])
 """
 
 
-def script_with(site, trouble: str) -> str:
-    """The name of a job script that trains on that task."""
-    (site.folder / "task.py").write_text(TASK.format(trouble=trouble))
-    text = (site.folder / "jobs" / "quickstart.sbatch").read_text()
-    (site.folder / "jobs" / "task.sbatch").write_text(text.replace("-m mpies.train", "task.py"))
-    return "task.sbatch"
+def judged(site) -> list[str]:
+    """Settings of a task with that reward."""
+    (site.folder / "rewards.py").write_text(REWARD)
+    (site.folder / "prompts.jsonl").write_text('{"prompt": "3 + 5 ="}\n{"prompt": "Can penguins fly?"}\n')
+    return ["task.name=custom", "task.train_data=prompts.jsonl", "task.reward=rewards.py:judge"]
 
 
 def test_the_same_run_by_mpirun_and_by_srun_on_two_nodes(site, tiny_model):
@@ -95,12 +86,11 @@ def test_the_same_run_by_mpirun_and_by_srun_on_two_nodes(site, tiny_model):
 def test_a_run_longer_than_its_wall_time_ends_as_if_it_had_none(site, tiny_model):
     """A minute's job is signalled, ends with 75, is requeued, goes on, and ends with 0."""
     generations, parts, whole = 75, site.folder / "parts", site.folder / "whole"
-    # Two members a rank and generation, so this takes more than the minute, however fast the machine is.
-    script = script_with(site, "time.sleep(0.5)")
+    # Two members a rank and generation, so it takes more than the minute, however fast the machine is.
+    words = [*arguments(tiny_model(), parts, generations, es__population=4), *judged(site)]
     # Half a minute before its end or more: Slurm looks at its jobs' time twice a minute.
     wall = ("--time=1", "--signal=B:USR1@5")
-    words = arguments(tiny_model(), parts, generations, es__population=4)
-    job = site.submit(script, *words, options=wall)
+    job = site.submit("quickstart.sbatch", *words, options=wall, JUDGE_SECONDS="0.5")
     assert job.end(400) == [("COMPLETED", "0:0")], job.output
     hops = job.restarts
     assert hops >= 1
@@ -109,8 +99,7 @@ def test_a_run_longer_than_its_wall_time_ends_as_if_it_had_none(site, tiny_model
     assert "stopped by signal SIGUSR1" in job.output
     assert job.output.count("resuming after generation") == hops
     assert starts(parts) == hops + 1
-    words = arguments(tiny_model(), whole, generations, es__population=4)
-    job = site.submit(script_with(site, "pass"), *words)
+    job = site.submit("quickstart.sbatch", *words, f"run.directory={whole}")
     assert job.end() == [("COMPLETED", "0:0")], job.output
     assert starts(whole) == 1
     assert_same_run(parts, whole, generations)
@@ -202,9 +191,8 @@ def test_a_node_that_goes_down_costs_a_restart_and_scancel_ends_it_for_good(site
 @pytest.mark.parametrize("launcher", ["mpirun", pytest.param(SRUN, marks=needs_pmi2)])
 def test_a_failing_reward_function_ends_the_job_with_its_traceback(site, tiny_model, launcher):
     folder = site.folder / "run"
-    trouble = "if rank() == 1 and len(calls) == 9: raise ConnectionError('the judge does not answer')"
-    words = arguments(tiny_model(), folder, ENDLESS)
-    job = site.submit(script_with(site, trouble), *words, LAUNCHER=launcher)
+    words = [*arguments(tiny_model(), folder, ENDLESS), *judged(site)]
+    job = site.submit("quickstart.sbatch", *words, LAUNCHER=launcher, JUDGE_FAILS="9")
     ((state, code),) = job.end()
     assert state == "FAILED" and code not in ("0:0", "2:0", "75:0"), job.output
     assert job.restarts == 0

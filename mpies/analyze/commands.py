@@ -1,0 +1,174 @@
+"""The commands: each reads run files, computes, and shows or writes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mpies.analyze.extras import need
+from mpies.analyze.parser import parser
+from mpies.analyze.run import Run, names, open_run, open_runs
+from mpies.errors import InputError, OrderlyError, reason
+
+FORMS = ("png", "svg", "pdf")
+BAD_INPUT = InputError.status
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command. Returns the exit code: 0; 2 for bad input, each file's fault told in a line."""
+    options = parser().parse_args(arguments)
+    try:
+        status = COMMANDS[options.command](options)
+        sys.stdout.flush()
+        return status
+    except OrderlyError as error:
+        _tell(error)
+        return error.status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has had enough. What is left must not fail when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def summary(options: argparse.Namespace) -> int:
+    from mpies.analyze import terminal
+    from mpies.analyze.summary import summarize
+
+    runs, status = _read(options.runs)
+    summaries = [summarize(run, name) for run, name in zip(runs, names(runs))]
+    if options.json:
+        print(json.dumps([_strict(dataclasses.asdict(s)) for s in summaries], indent=2))
+        return status
+    screen = terminal.console()
+    if len(runs) == 1 or options.detail:
+        for run, s in zip(runs, summaries):
+            screen.print(terminal.detail(run, s, screen))
+    else:
+        screen.print(terminal.overview(runs, summaries, screen))
+    return status
+
+
+def plot(options: argparse.Namespace) -> int:
+    form = _form_of(options.output)
+    if not 1 <= options.dpi <= 1200:
+        raise InputError(f"--dpi: given {options.dpi}, allowed is 1 to 1200")
+    runs, status = _read(options.runs)
+    need("matplotlib", "plot")
+    from mpies.analyze import figures
+
+    panels = options.panels.split(",") if options.panels else []
+    unknown = [panel for panel in panels if panel not in figures.PANELS]
+    if unknown:
+        raise InputError(f"--panels: no panel {unknown[0]!r}; there are {', '.join(figures.PANELS)}")
+    figure = figures.draw(runs, panels)
+    _write(options.output, lambda path: figures.save(figure, path, form, options.dpi))
+    return status
+
+
+def compare(options: argparse.Namespace) -> int:
+    from mpies.analyze import terminal
+    from mpies.analyze.compare import compare as compared
+
+    if options.generation is not None and options.generation < 1:
+        raise InputError(f"--generation: given {options.generation}, allowed is 1 or more")
+    runs, status = _read(options.runs)
+    result = compared(runs, options.metric, options.generation)
+    terminal.console().print(terminal.comparison(result))
+    return status
+
+
+def samples(options: argparse.Namespace) -> int:
+    from mpies.analyze import answers, terminal
+
+    run = open_run(options.run)
+    screen = terminal.console()
+    if options.list:
+        screen.print(terminal.prompts(answers.prompts(run)))
+        return 0
+    split, prompt = answers.choose(run, options.prompt)
+    found = answers.answers(run, split, prompt)
+    screen.print(terminal.answers(split, prompt, found, full=options.full))
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    from mpies.analyze.export import export as exported
+
+    run = open_run(options.run)
+    for path in exported(run, names([run])[0], options.to or options.format, Path(options.output)):
+        print(f"wrote {path}")
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    from mpies.analyze.report import report as page
+
+    runs, status = _read(options.runs)
+    text = page(runs)
+    _write(options.output, lambda path: path.write_text(text, encoding="utf-8"))
+    return status
+
+
+def watch(options: argparse.Namespace) -> int:
+    from mpies.analyze import terminal
+    from mpies.analyze.watch import watch as watched
+
+    if not (math.isfinite(options.interval) and options.interval > 0):
+        raise InputError(f"--interval: given {options.interval:g}, allowed is a number of seconds above 0")
+    with contextlib.suppress(KeyboardInterrupt):  # how one leaves it
+        watched(Path(options.run), terminal.console(), options.interval)
+    return 0
+
+
+def _read(paths: list[str]) -> tuple[list[Run], int]:
+    """The readable runs and the exit code to end with. Raises InputError if none can be read."""
+    runs, problems = open_runs(paths)
+    if not runs:
+        for problem in problems[:-1]:
+            _tell(problem)
+        raise problems[-1]
+    for problem in problems:
+        _tell(problem)
+    return runs, BAD_INPUT if problems else 0
+
+
+def _tell(error: Exception) -> None:
+    print(f"mpies: {error}", file=sys.stderr)
+
+
+def _form_of(output: str) -> str:
+    form = Path(output).suffix.lower().removeprefix(".")
+    if form not in FORMS:
+        endings = ", ".join(f".{form}" for form in FORMS)
+        raise InputError(f"--output: given {output}, allowed is a name that ends in {endings}")
+    return form
+
+
+def _write(output: str, write: Callable[[Path], Any]) -> None:
+    path = Path(output)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    except OSError as error:
+        raise InputError(f"--output: cannot write {path} ({reason(error)})") from None
+    print(f"wrote {path}")
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN: null."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+COMMANDS = {command.__name__: command for command in (summary, plot, compare, samples, export, report, watch)}

@@ -1,0 +1,50 @@
+"""The panels of a figure: each draws one thing, for one run or many, into Matplotlib axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mpies.analyze.figures import effort, images, rewards, weights
+from mpies.analyze.figures.view import View
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    draw: Callable[[Axes, View], None]
+    applies: Callable[[View], bool]
+    """Is there anything to draw?"""
+
+
+def _any_generation(view: View) -> bool:
+    return any(run.committed for run in view.runs)
+
+
+def _has_accuracy(view: View) -> bool:
+    return any(run.evaluated("held_out", "accuracy")[1].size for run in view.runs)
+
+
+def _has_kl(view: View) -> bool:
+    return any(run.evaluated("held_out", "kl")[1].size for run in view.runs)
+
+
+def _has_ranks(view: View) -> bool:
+    return any(run.committed and run.tables["start"]["world_size"].max() > 1 for run in view.runs)
+
+
+PANELS = {
+    "learning": Panel("Learning curve", rewards.learning, _any_generation),
+    "answers": Panel("Reward against answers", rewards.answers, _any_generation),
+    "time": Panel("Reward against time", rewards.time, _any_generation),
+    "members": Panel("Rewards of all members", images.members, _any_generation),
+    "ranks": Panel("Balance of the ranks", effort.ranks, _has_ranks),
+    "phases": Panel("Where the time goes", effort.phases, _any_generation),
+    "drift": Panel("Drift of the weights", weights.drift, _any_generation),
+    "accuracy": Panel("Accuracy", weights.accuracy, _has_accuracy),
+    "kl": Panel("Reward and KL divergence", weights.kl_plane, _has_kl),
+}

@@ -1,0 +1,62 @@
+"""Panels of what the weights became: accuracy, distance to the initial model in behaviour and in L2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mpies.analyze import series
+from mpies.analyze.figures.view import View, weight
+from mpies.analyze.figures.view import label as called
+from mpies.analyze.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def accuracy(axes: Axes, view: View) -> None:
+    for shown in view.shown:
+        generations, shares = shown.run.evaluated("held_out", "accuracy")
+        style = {**weight(shown), "marker": "" if shown.thin else "o", "ms": 4, "mfc": "white"}
+        axes.plot(generations, 100 * shares, color=shown.colour, label=shown.label, **style)
+    axes.set_xlabel("generation")
+    axes.set_ylabel("accuracy, held-out prompts [%]")
+
+
+def kl_plane(axes: Axes, view: View) -> None:
+    for shown in view.shown:
+        generations, kl = shown.run.evaluated("held_out", "kl")
+        reward = dict(zip(*(column.tolist() for column in shown.run.evaluated("held_out"))))
+        y = np.array([reward.get(g, np.nan) for g in generations.tolist()])
+        axes.plot(kl, y, "-", color=shown.colour, alpha=0.5, lw=0.8 if shown.thin else 1.2)
+        # Later generations are larger; of one run among many, there is room for the last only.
+        size = 8 + 40 * np.arange(1, len(kl) + 1) / max(1, len(kl))
+        first = -1 if shown.thin else 0
+        axes.scatter(kl[first:], y[first:], size[first:], color=shown.colour, label=shown.label, lw=0)
+    axes.set_xlabel("KL divergence to the initial model [nat/token]")
+    axes.set_ylabel("reward, held-out prompts")
+
+
+def drift(axes: Axes, view: View) -> None:
+    for shown in view.shown:
+        if not shown.run.settings.get("es", {}).get("anchor_decay"):  # which draws the weights back
+            expected = series.expected_drift(shown.run)
+            label = called(shown, view, "expected")
+            axes.plot(np.arange(len(expected)), expected, color=shown.colour, label=label, **weight(shown))
+        generations, measured = _drift(shown.run)
+        if measured.size:
+            axes.plot(generations, measured, "o", color=shown.colour, ms=4, mfc="white",
+                      label="measured" if view.single else None)  # fmt: skip
+    axes.set_xlabel("generation")
+    axes.set_ylabel("L2 distance to the initial weights")
+    if view.single:
+        axes.legend(loc="lower right")
+
+
+def _drift(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Measured distances, whichever split they were noted with."""
+    both = [run.evaluated(split, "drift_l2") for split in ("train", "held_out")]
+    generations = np.concatenate([g for g, _ in both])
+    first = np.unique(generations, return_index=True)[1]
+    return generations[first], np.concatenate([values for _, values in both])[first]

@@ -1,0 +1,199 @@
+"""Summaries on a terminal."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mpies.analyze.answers import Answer
+from mpies.analyze.chart import chart, sparkline
+from mpies.analyze.compare import Comparison
+from mpies.analyze.groups import text
+from mpies.analyze.run import Run
+from mpies.analyze.summary import Summary
+from mpies.readable import clip, count, duration, printable
+
+WIDTH = 100  # of what goes to a file or a pipe
+
+
+class Screen(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would exit with 1; that nobody reads on is no failure, as main() knows."""
+        raise BrokenPipeError
+
+
+def console() -> Console:
+    """Prints to standard output, whatever its encoding."""
+    return Screen(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+
+
+def is_plain(screen: Console) -> bool:
+    """Does the screen show ASCII only?"""
+    return not screen.encoding.lower().startswith("utf")
+
+
+def number(value: float | None) -> str:
+    """A reward or a ratio; a dash where nothing was measured."""
+    return "-" if value is None or math.isnan(value) else f"{value:.4g}"
+
+
+def detail(run: Run, summary: Summary, screen: Console) -> RenderableType:
+    """All of a run's summary, its curves included."""
+    table = Table.grid(padding=(0, 2))
+    for key, value in facts(summary).items():
+        table.add_row(f"  {key}", Text(value))
+    curves = _curves(run, min(screen.width, WIDTH) - 4, is_plain(screen))
+    return Group(Text(summary.name, style="bold"), table, *curves, *_warnings(summary))
+
+
+def overview(runs: list[Run], summaries: list[Summary], screen: Console) -> RenderableType:
+    """A line for each of several runs, and their anomalies. A narrow screen gets fewer columns."""
+    columns = [column for column in COLUMNS if screen.width >= column.from_width]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", overflow="fold", min_width=14)
+    for column in columns:
+        table.add_column(column.heading, justify="right", no_wrap=True)
+    for run, s in zip(runs, summaries, strict=True):
+        cells = (Text(column.cell(run, s, is_plain(screen))) for column in columns)
+        table.add_row(Text(s.name), *cells)
+    lines = [Text(f"  {s.name}: {line}", style="yellow") for s in summaries for line in s.anomalies]
+    return Group(table, *([Text("to look at:"), *lines] if lines else []))
+
+
+@dataclass(frozen=True)
+class Column:
+    heading: str
+    cell: Callable[[Run, Summary, bool], str]
+    """From the run, its summary, and whether the screen shows ASCII only."""
+    from_width: int = 0
+    """Characters of a screen that has room for it."""
+
+
+COLUMNS = [
+    Column("done", lambda run, s, plain: f"{s.generations}/{s.target}"),
+    Column("reward", lambda run, s, plain: f"{_brief(s.reward_first)} > {_brief(s.reward_last)}"),
+    Column("", lambda run, s, plain: sparkline(run.column("generation/reward_mean"), 10, plain), 90),
+    Column("held-out", lambda run, s, plain: f"{_brief(s.held_out_first)} > {_brief(s.held_out_last)}"),
+    Column("best at", lambda run, s, plain: number(s.best_generation), 75),
+    Column("members", lambda run, s, plain: str(run.population), 115),
+    Column("s/gen", lambda run, s, plain: _brief(s.seconds / max(1, s.generations)), 110),
+    Column("tokens/s", lambda run, s, plain: _brief(s.tokens_per_second), 85),
+    Column("inference", lambda run, s, plain: _percent(s.efficiency), 95),
+]
+
+
+def _brief(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}"
+
+
+def facts(s: Summary) -> dict[str, str]:
+    """What is said of a run, by heading."""
+    settings = " ".join(f"{_short(key)}={text(value)}" for key, value in s.settings.items())
+    hosts = ", ".join(f"{clip(host, 40)} ({n})" for host, n in list(s.hosts.items())[:4])
+    more = f" and {len(s.hosts) - 4} more hosts" if len(s.hosts) > 4 else ""
+    devices = ", ".join(clip(device, 60) for device in list(s.devices)[:4])
+    software = " ".join(f"{name} {version}" for name, version in list(s.versions.items())[:4])
+    facts = {
+        "model": f"{clip(s.model)}, {count(s.parameters)} parameters, live weights {s.dtype}",
+        "settings": settings,
+        "where": f"{s.ranks} ranks: {hosts}{more}; {devices}",
+        "software": clip(software),
+        "begun": s.created_utc,
+        "progress": f"{s.generations} of {s.target} generations in {duration(s.seconds)}",
+    }
+    if not s.generations:
+        return facts
+    shares = sorted(s.time_shares.items(), key=lambda item: -item[1])
+    facts["reward"] = f"{number(s.reward_first)} in the first generation, {number(s.reward_last)} lately"
+    facts["held-out"] = _held_out(s)
+    if s.measured:
+        values = (f"{name} {number(a)} > {number(b)}" for name, (a, b) in s.measured.items())
+        facts["measured"] = f"on held-out prompts, first > last: {', '.join(values)}"
+    facts["time"] = ", ".join(f"{phase} {_percent(share)}" for phase, share in shares if share >= 0.0005)
+    facts["speed"] = (
+        f"{s.seconds / s.generations:.3g} s a generation, {number(s.tokens_per_second)} tokens/s,"
+        f" {_percent(s.efficiency)} of the time in inference, imbalance {number(s.imbalance)}"
+    )
+    return facts
+
+
+def _short(key: str) -> str:
+    """es.sigma is sigma, but task.name is task."""
+    section, name = key.split(".")
+    return section if name == "name" else name
+
+
+def _held_out(s: Summary) -> str:
+    if s.best_generation is None:
+        return "not evaluated"
+    return (
+        f"{number(s.held_out_first)} at first, {number(s.held_out_last)} at last,"
+        f" best {number(s.held_out_best)} at generation {s.best_generation}"
+    )
+
+
+def _curves(run: Run, width: int, plain: bool) -> list[RenderableType]:
+    points = {mark: run.evaluated(split) for mark, split in (("x", "train"), ("o", "held_out"))}
+    curve = run.column("generation/reward_mean")
+    lines = chart(np.asarray(curve), points, width, 10, plain)
+    if not lines:
+        return []
+    marks = "line: mean of the members; x: unperturbed weights on training prompts, o: on held-out prompts"
+    return [Text(""), *(Text(f"  {line}", no_wrap=True) for line in lines), Text(f"  {marks}", style="dim")]
+
+
+def _warnings(s: Summary) -> list[RenderableType]:
+    return [Text(f"  ! {line}", style="yellow") for line in s.anomalies]
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def comparison(result: Comparison) -> RenderableType:
+    """Groups, best first, and what to make of them."""
+    title = Text(result.title, style="bold")
+    table = Table("settings", box=None, pad_edge=False)
+    for heading in ("seeds", "mean", "std", "generation", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in result.rows:
+        low, high = row.generations
+        at = "-" if not row.values else str(low) if low == high else f"{low} to {high}"
+        columns = (str(row.seeds), number(row.mean), number(row.deviation), at, number(row.p))
+        table.add_row(Text(row.group.label, overflow="fold"), *columns)
+    legend = "std: over seeds. p: against the first row, permutation test over seeds, Holm-corrected"
+    notes = [Text(f"! {note}", style="yellow") for note in result.notes]
+    return Group(title, table, Text(legend, style="dim"), *notes)
+
+
+def prompts(known: list[tuple[str, str]]) -> RenderableType:
+    """The prompts of which there are answers, with their numbers."""
+    table = Table("", "split", "prompt", box=None, pad_edge=False)
+    for i, (split, prompt) in enumerate(known, 1):
+        table.add_row(str(i), split.replace("_", "-"), Text(clip(prompt, 200)))
+    return table
+
+
+def answers(split: str, prompt: str, found: list[Answer], full: bool) -> RenderableType:
+    """A prompt's answers, one below the other."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("generation", justify="right")
+    table.add_column("reward", justify="right")
+    table.add_column("answer")
+    for answer in found:
+        shown = _lines(answer.completion) if full else clip(answer.completion)
+        table.add_row(str(answer.generation), number(answer.reward), Text(shown))
+    title = Text(f"{_lines(prompt) if full else clip(prompt, 300)} ({split.replace('_', '-')})", style="bold")
+    return Group(title, table)
+
+
+def _lines(text: str) -> str:
+    """The text with its line breaks, but no other control characters."""
+    return "\n".join(printable(line) for line in text.splitlines())

@@ -1,0 +1,160 @@
+"""Rows from data files: JSON, JSON Lines, parquet, or a folder written by `datasets.save_to_disk`.
+
+What is wrong with them is told in one line: the setting, the file, the line, what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mpies import config
+from mpies.errors import InputError, reason
+from mpies.tasks.base import Row
+
+KINDS = "a .json, .jsonl or .parquet file, or a folder written by datasets.save_to_disk"
+
+Placed = Iterator[tuple[str, Any]]
+"""(where it is in the file: "line 3", what is there)"""
+
+
+def splits(settings: config.Task, checked: Callable[[Row], Row]) -> tuple[list[Row], list[Row]]:
+    """Training and held-out rows from the files that are set.
+
+    Without a file of their own, `task.eval_size` held-out rows are those that follow the
+    `task.train_size` training rows.
+    """
+    size, held_out = settings.train_size, settings.eval_size
+    wanted = size and size + (0 if settings.eval_data else held_out)
+    train = rows(settings.train_data, "task.train_data", checked, wanted)
+    if len(train) < size:
+        raise InputError(f"task.train_size: given {size}, but {settings.train_data} has {len(train)} rows")
+    if settings.eval_data:
+        return train, rows(settings.eval_data, "task.eval_data", checked, held_out)
+    return (train[:size], train[size:]) if size else (train, [])
+
+
+def rows(path: str, setting: str, checked: Callable[[Row], Row], wanted: int = 0) -> list[Row]:
+    """The first `wanted` rows of a data file, or all, each passed through `checked`.
+
+    `checked` raises InputError for a bad one.
+
+    All get the same columns: where one is missing, it is None. Raises InputError.
+    """
+    try:
+        given = islice(_read(Path(path).expanduser()), wanted or None)
+        found = [_checked(checked, place, row) for place, row in given]
+        if not found:
+            raise InputError("it has no rows")
+    except InputError as error:
+        raise InputError(f"{setting}: {path}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{setting}: {path}: cannot be read ({reason(error)})") from None
+    columns = dict.fromkeys(key for row in found for key in row)
+    return [{key: row.get(key) for key in columns} for row in found]
+
+
+def _checked(checked: Callable[[Row], Row], place: str, given: Any) -> Row:
+    try:
+        if not isinstance(given, dict):
+            raise InputError(f'given {given!r:.40}, needed is an object such as {{"prompt": "..."}}')
+        return checked(given)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+
+
+def _read(path: Path) -> Placed:
+    if not path.exists():
+        raise InputError(f"there is no such file or folder; needed is {KINDS}")
+    if path.is_dir():
+        return _saved_dataset(path)
+    readers = {".jsonl": _json, ".json": _json, ".parquet": _parquet}
+    if path.suffix not in readers:
+        raise InputError(f"cannot tell its kind; needed is {KINDS}")
+    return readers[path.suffix](path)
+
+
+def _json(path: Path) -> Placed:
+    """A list of objects, or an object per line. Both are told apart by the first character."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 text (byte {error.start})") from None
+    return _array(text) if text.lstrip().startswith("[") else _lines(text)
+
+
+def _lines(text: str) -> Placed:
+    # Not splitlines(), for which a line also ends at characters that JSON texts may contain.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = f"line {number}"
+            try:
+                yield place, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{place} is not JSON ({_why(error)})") from None
+
+
+def _array(text: str) -> Placed:
+    """The items of a JSON list with the lines that they begin on."""
+    decoder, position, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
+
+    def skip(position: int) -> int:
+        while position < len(text) and text[position] in " \t\r\n":
+            position += 1
+        return position
+
+    position = skip(position)
+    while position < len(text) and text[position] != "]":
+        line += text.count("\n", counted, position)
+        counted = position
+        try:
+            item, position = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"line {line} is not JSON ({_why(error)})") from None
+        yield f"line {line}", item
+        position = skip(position)
+        if text[position : position + 1] == ",":
+            position = skip(position + 1)
+        elif text[position : position + 1] != "]":
+            break
+    if text[position : position + 1] != "]" or text[position + 1 :].strip():
+        line += text.count("\n", counted, position)
+        raise InputError(f"line {line} is not JSON (a list of objects ends wrongly)")
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "msg", None) or reason(error)
+
+
+def _parquet(path: Path) -> Placed:
+    parquet = _optional("pyarrow.parquet", f"reading {path.name}", "pyarrow")
+    return _numbered(parquet.read_table(path).to_pylist())
+
+
+def _saved_dataset(path: Path) -> Placed:
+    datasets = _optional("datasets", f"reading the folder {path.name}", "datasets")
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    except FileNotFoundError:
+        raise InputError(f"this folder was not written by datasets.save_to_disk; needed is {KINDS}") from None
+    if isinstance(dataset, dict):
+        names = ", ".join(dataset)
+        raise InputError(f"it holds the splits {names}; name one of them: {path / next(iter(dataset))}")
+    return _numbered(dataset.to_list())
+
+
+def _numbered(found: list[Row]) -> Placed:
+    return ((f"row {number}", row) for number, row in enumerate(found, 1))
+
+
+def _optional(module: str, purpose: str, package: str) -> Any:
+    """A library that is needed for some kinds of data only."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(f"{purpose} needs {package}: pip install {package}") from None

@@ -1,0 +1,180 @@
+"""Mathematics with a final answer that can be checked: 1 if it is right, else 0 (paper, section 4.4).
+
+Rows as in GSM8K (`question`, `answer` with the final answer after ####) or MATH (`problem`, `solution`
+with it in \\boxed{}), or `prompt` and `answer`. math-verify compares them, in a process of its own (see
+math_worker.py). An answer that it cannot compare in time counts as wrong.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.util
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import mpies
+from mpies import config
+from mpies.errors import InputError
+from mpies.tasks import custom, data
+from mpies.tasks.base import Row, Task, answer_text
+from mpies.tasks.math_worker import final_answer
+
+SAMPLE = Path(__file__).with_name("math_sample.jsonl")
+SAMPLE_TRAIN_SIZE = 20
+
+INSTRUCTION = "\n\nReason step by step, and put the final answer in \\boxed{}."
+
+# Seconds that the worker may take for an answer by the clock. It limits itself by CPU time: this is
+# for a machine that stands still.
+PATIENCE = 120
+
+
+def reward(prompts, completions, answer: list[str], **_) -> list[float | None]:
+    """1 for a right final answer, else 0; None if the machine failed to compare it."""
+    return [_score(answer_text(c), gold) for c, gold in zip(completions, answer, strict=True)]
+
+
+def metrics(rows: list[Row], completions: list[str]) -> dict[str, list[float]]:
+    """accuracy: the reward; boxed: 1 if there is an answer in \\boxed{}."""
+    scores = reward(None, completions, [row["answer"] for row in rows])
+    return {
+        "accuracy": [float("nan") if s is None else s for s in scores],
+        "boxed": [float("\\boxed" in c) for c in completions],
+    }
+
+
+def task(settings: config.Task) -> Task:
+    """From the files that are set, or a small sample of our own. Raises InputError."""
+    if importlib.util.find_spec("math_verify") is None:
+        raise InputError("task.name: math needs math-verify: pip install 'mpies[math]'")
+
+    def row(given: Row) -> Row:
+        return _row(given, settings.prompt_column)
+
+    if settings.train_data:
+        return Task("math", *data.splits(settings, row), reward, metrics)
+    rows = data.rows(str(SAMPLE), "task.train_data", row)
+    train, held_out = rows[:SAMPLE_TRAIN_SIZE], rows[SAMPLE_TRAIN_SIZE:]
+    train, held_out = train[: settings.train_size or None], held_out[: settings.eval_size or None]
+    return Task("math", train, held_out, reward, metrics)
+
+
+def _row(given: Row, prompt_column: str) -> Row:
+    """A row of any of the three kinds as prompt and gold answer. Raises InputError with what is wrong."""
+    column = next((c for c in (prompt_column, "question", "problem") if c in given), prompt_column)
+    kept = custom.row(given, column)
+    if column != prompt_column and isinstance(kept["prompt"], str):
+        kept["prompt"] += INSTRUCTION
+    gold = _gold(given)
+    if gold is None:
+        raise InputError(
+            "no final answer; needed is a column `answer`, with it alone or after ####, or `solution`, with"
+            " it in \\boxed{}"
+        )
+    if not _checker.ask(gold=gold):
+        raise InputError(f"answer: {gold!r:.60} cannot be compared, not even with itself")
+    return {**kept, "answer": gold}
+
+
+def _gold(given: Row) -> str | None:
+    if given.get("answer") is not None:
+        text = str(given["answer"])
+        return final_answer(text) or text.strip() or None
+    return final_answer(str(given.get("solution", ""))) or None
+
+
+def _score(text: str, gold: str) -> float | None:
+    try:
+        return _compared(text, gold)
+    except _WorkerFailedError:
+        return None
+
+
+@lru_cache(maxsize=10_000)
+def _compared(text: str, gold: str) -> float:
+    """Members often give the same answer as their neighbours."""
+    return float(_checker.ask(gold=gold, text=text))
+
+
+class _WorkerFailedError(Exception):
+    pass
+
+
+class _Checker:
+    """The worker, started when it is needed first, and again when an answer was its end."""
+
+    def __init__(self):
+        self._process: subprocess.Popen | None = None
+        self._lock = threading.Lock()
+
+    def ask(self, **request: str) -> bool:
+        """What the worker says; False if it used up its CPU time. Raises _WorkerFailedError."""
+        with self._lock:
+            try:
+                return self._asked(request)
+            except _WorkerFailedError:
+                return self._asked(request)  # by a new one: the machine's fault, perhaps
+
+    def _asked(self, request: dict[str, str]) -> bool:
+        self._process = self._process or self._start()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        line = self._line(PATIENCE)
+        if line:
+            return json.loads(line)
+        if self.stop() == -signal.SIGXCPU:
+            return False
+        raise _WorkerFailedError
+
+    def _start(self) -> subprocess.Popen:
+        package = str(Path(mpies.__file__).parents[1])
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        program = "from mpies.tasks.math_worker import main; main()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C is for the ranks
+        )
+        if not self._line(PATIENCE):
+            raise RuntimeError(f"the process that checks answers did not start (status {self.stop()})")
+        return self._process
+
+    def _line(self, seconds: float) -> bytes:
+        """The worker's next line; empty if it ended, or took too long."""
+        found, deadline = b"", time.monotonic() + seconds
+        while not found.endswith(b"\n"):
+            left = max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select([self._process.stdout], [], [], left)
+            piece = self._process.stdout.read(4096) if ready else b""
+            if not piece:
+                return b""
+            found += piece
+        return found
+
+    def stop(self) -> int | None:
+        """End the worker, if there is one; its exit status."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        if not select.select([process.stdout], [], [], 0)[0]:
+            process.kill()  # unless it ended by itself, in which case there is an end of file to read
+        status = process.wait()
+        process.stdin.close()
+        process.stdout.close()
+        return status
+
+
+_checker = _Checker()
+atexit.register(_checker.stop)

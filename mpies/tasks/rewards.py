@@ -1,0 +1,131 @@
+"""The user's reward functions: found, loaded, weighted.
+
+Their signature is that of TRL's GRPOTrainer; so is what becomes of several: the weighted sum of those
+that do not return None for an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import math
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from mpies.errors import InputError, reason
+from mpies.tasks.base import Reward, checked
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Several reward functions as one, which logs each one's rewards under its name."""
+
+    functions: dict[str, Reward]
+    weights: dict[str, float]
+
+    def __call__(self, **columns: Any) -> list[float]:
+        answers = len(columns["completions"])
+        made = {
+            name: checked(_called(function, columns), answers, name)
+            for name, function in self.functions.items()
+        }
+        if len(made) > 1:
+            for name, rewards in made.items():
+                columns["log_extra"](name.rpartition(":")[2], rewards)
+        terms = np.array([self.weights[name] * rewards for name, rewards in made.items()])
+        return [_sum([term for term in answer if not math.isnan(term)]) for answer in terms.T.tolist()]
+
+
+def load(weights: dict[str, float]) -> Weighted:
+    """The functions that `task.reward` names, as FILE.py:FUNCTION or MODULE:FUNCTION. Raises InputError."""
+    return Weighted({name: _function(name) for name in weights}, weights)
+
+
+def digests(weights: dict[str, float]) -> dict[str, str]:
+    """SHA-256 of the files with the functions, by the functions' names."""
+    files = {name: Path(name.rpartition(":")[0]).expanduser() for name in weights}
+    return {n: hashlib.sha256(f.read_bytes()).hexdigest() for n, f in files.items() if f.is_file()}
+
+
+def _sum(terms: list[float]) -> float:
+    return math.fsum(terms) if terms else math.nan
+
+
+def _called(function: Reward, columns: dict[str, Any]) -> Any:
+    """What the function returns; TRL takes functions that are `async`, too."""
+    made = function(**columns)
+    return asyncio.run(_awaited(made)) if inspect.isawaitable(made) else made
+
+
+async def _awaited(made: Awaitable[Any]) -> Any:
+    return await made
+
+
+def _function(name: str) -> Callable[..., Any]:
+    place, _, attribute = name.rpartition(":")
+    module = _module(place)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        near = difflib.get_close_matches(attribute, known, n=1) or known[:1]
+        hint = f"; did you mean {place}:{near[0]}?" if near else ""
+        raise InputError(f"task.reward: {place} has no function {attribute!r}{hint}")
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        raise InputError(
+            f"task.reward: {name} does not take every column; its signature has to end with **columns,"
+            f" as in TRL: def {attribute}(prompts, completions, **columns)"
+        )
+    return function
+
+
+def _module(place: str) -> ModuleType:
+    """The module at FILE.py, beside which it may import others, or of that name."""
+    path = Path(place).expanduser()
+    if path.suffix == ".py" and not path.is_file():
+        raise InputError(f"task.reward: there is no file {place}")
+    try:
+        if path.suffix != ".py":
+            return importlib.import_module(place)
+        return _from_file(path.resolve())
+    except ModuleNotFoundError as error:
+        raise InputError(f"task.reward: {place}: no module named {error.name!r}") from None
+    except Exception as error:
+        raise InputError(f"task.reward: {place} cannot be imported: {_told(error)}") from None
+
+
+def _told(error: Exception) -> str:
+    """An error of the user's code in one line, with the place where it happened."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    file, line = last.filename, last.lineno
+    if isinstance(error, SyntaxError):
+        file, line = error.filename, error.lineno
+    text = error.msg if isinstance(error, SyntaxError) else reason(error)
+    return f"{type(error).__name__}: {text} ({file} line {line})"
+
+
+def _from_file(path: Path) -> ModuleType:
+    name = f"mpies_reward_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if name in sys.modules:  # by another function of the same file
+        return sys.modules[name]
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs, as dataclasses and pickle expect
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -1,0 +1,71 @@
+"""Warnings about runs that do not learn: one line each, once, and none about runs that do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_resume import arguments, train
+
+from mpies.fitness import coefficients
+from mpies.guard import Guard
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def guard():
+    """With the lines it says, as `said`, and generations looked at by `see`."""
+    said: list[str] = []
+    made = Guard(said.append)
+    made.said = said
+
+    def see(*generations: list[float]) -> list[str]:
+        for number, rewards in enumerate(generations):
+            made.look(number, np.array(rewards), coefficients(np.array(rewards), 1.0))
+        return said
+
+    made.see = see
+    return made
+
+
+def test_a_run_that_learns_is_not_disturbed(guard):
+    guard.unperturbed = -5.0
+    assert guard.see([-4.0, -6.0], [-8.0, -7.0], [-9.0, -6.0], [-5.0, -6.0], [-8.0, -9.0]) == []
+
+
+def test_no_spread(guard):
+    (line,) = guard.see([-1.0, -2.0], [-3.0] * 4, [-3.0] * 4)
+    assert line.startswith("warning: generation 2: all members have the reward -3")
+    assert "es.sigma" in line and "\n" not in line
+
+
+def test_no_spread_among_those_that_were_scored(guard):
+    assert len(guard.see([-1.0, NAN, -1.0])) == 1
+
+
+def test_a_single_score_is_no_spread_to_speak_of(guard):
+    assert guard.see([-1.0, NAN]) == []
+
+
+def test_members_below_the_unperturbed_model(guard):
+    guard.unperturbed = -5.0
+    (line,) = guard.see(*[[-80.0, -6.0]] * 10)
+    assert line.startswith("warning: generation 3: ") and "(-6 now)" in line and "(-5)" in line
+    assert "smaller es.sigma" in line and "\n" not in line
+
+
+def test_without_an_evaluation_there_is_nothing_to_compare_with(guard):
+    assert guard.see(*[[-80.0, -6.0]] * 10) == []
+
+
+def test_one_line_for_each_condition(guard):
+    guard.unperturbed = -5.0
+    assert len(guard.see(*[[-80.0, -6.0], [-7.0, -7.0]] * 6)) == 2
+
+
+@pytest.mark.launch
+def test_in_a_run(tmp_path, tiny_model):
+    """Perturbations that are too small to change an answer."""
+    output = train(2, *arguments(tiny_model(), tmp_path, 3, es__sigma=1e-9))
+    (line,) = [line for line in output.splitlines() if "warning: " in line]
+    assert "generation 1: all members have the reward" in line
