@@ -5,6 +5,8 @@
 # SITE: where Python and mpies are. `make install` makes .venv, which holds an MPI of its own. With the
 # site's MPI (make install MPI=), load the module that mpi4py is to find: docs/clusters.md.
 VENV=${VENV:-.venv}
+PYTHON=${PYTHON:-python}
+# PYTHON="apptainer exec --nv mpies.sif python"
 # module purge
 # module load openmpi
 

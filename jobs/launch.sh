@@ -6,8 +6,8 @@
 launch() {
     banner
     local pid interrupted code
-    # shellcheck disable=SC2086  # a command and its options
-    ranks $LAUNCHER python "$@" &
+    # shellcheck disable=SC2086  # commands with their options
+    ranks $LAUNCHER $PYTHON "$@" &
     pid=$!
     # Slurm signals this shell alone (--signal=B:...), the launcher passes it on to the ranks.
     trap 'interrupted=yes; kill -USR1 "$pid"' USR1
@@ -49,7 +49,8 @@ requeue() {
 banner() {
     echo "== $(date -Is) job $SLURM_JOB_ID $SLURM_JOB_NAME, restart ${SLURM_RESTART_COUNT:-0} of $MAX_RESTARTS"
     echo "== ${SLURM_NTASKS:-1} ranks on $SLURM_JOB_NODELIST by $LAUNCHER"
-    python - <<'END' || true
+    # shellcheck disable=SC2086
+    $PYTHON - <<'END' || true
 import platform
 from importlib.metadata import version
 import mpi4py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 
@@ -18,6 +19,26 @@ def test_shellcheck_has_nothing_to_say():
         ["shellcheck", "--external-sources", *SCRIPTS], cwd=JOBS.parent, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="no shellcheck here: apt install shellcheck")
+@pytest.mark.parametrize("section", ["post", "runscript", "test"])
+def test_shellcheck_has_nothing_to_say_of_the_container(section):
+    """Which is not built here: its shell parts are all that is checked."""
+    text = (JOBS.parent / "containers" / "mpies.def").read_text()
+    body = re.search(rf"^%{section}\n(.*?)(?=^%|\Z)", text, re.DOTALL | re.MULTILINE)[1]
+    done = subprocess.run(
+        ["shellcheck", "--shell=sh", "-"], input=body, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_container_copies_what_is_there():
+    text = (JOBS.parent / "containers" / "mpies.def").read_text()
+    files = re.search(r"^%files\n(.*?)\n\n", text, re.DOTALL | re.MULTILINE)[1]
+    for line in files.splitlines():
+        source, _ = line.split()
+        assert (JOBS.parent / source).exists(), source
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
