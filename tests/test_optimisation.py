@@ -27,6 +27,7 @@ import torch
 from scipy import stats
 
 from mpies.fitness import coefficients
+from mpies.noise import definition
 from mpies.noise.cpu import CpuKernels
 from mpies.population import Population, directions
 from mpies.weights import Weights
@@ -48,10 +49,18 @@ class Point(torch.nn.Module):
 class Es:
     """The generation loop of `mpies.train`, without ranks and language."""
 
-    def __init__(self, reward: Reward, sigma: float, alpha: float, size: int, antithetic: bool, d: int = 50):
-        self.weights = Weights(
-            Point(4, d // 5, d - 4 * (d // 5)), torch.float32, torch.device("cpu"), CpuKernels()
-        )
+    def __init__(
+        self,
+        reward: Reward,
+        sigma: float,
+        alpha: float,
+        size: int,
+        antithetic: bool,
+        d: int = 50,
+        rank: int = 0,
+    ):
+        point = Point(4, d // 5, d - 4 * (d // 5))
+        self.weights = Weights(point, torch.float32, torch.device("cpu"), CpuKernels(), rank)
         self.population = Population(size, 42, antithetic)
         self.reward, self.sigma, self.alpha = reward, sigma, alpha
 
@@ -62,13 +71,23 @@ class Es:
         self.weights.show_base()
         return self.live()
 
+    def perturb(self, seed: int, scale: float) -> None:
+        """Weights with low-rank noise are made up here: the program never holds them."""
+        self.weights.perturb(seed, scale)
+        rank, base = self.weights.rank, self.weights.base["matrix"]
+        if rank:
+            number = self.weights.ids["matrix"]
+            a, b = definition.factors(seed, number, tuple(base.shape), rank)
+            noise = torch.from_numpy(a.T @ b / np.float32(math.sqrt(rank)))
+            self.weights.live["matrix"].copy_(base + scale * noise)
+
     def step(self, generation: int) -> np.ndarray:
         """Evolve for one generation; the movement."""
         before = self.position()
         members = self.population.members(generation)
         rewards = np.zeros(len(members))
         for member in members:
-            self.weights.perturb(member.seed, self.sigma * member.sign)
+            self.perturb(member.seed, self.sigma * member.sign)
             rewards[member.index] = self.reward(self.live())
         seeds = np.array([m.seed for m in members], dtype=np.uint64)
         signs = np.array([m.sign for m in members], dtype=np.int8)
@@ -144,12 +163,13 @@ def test_mean_step_is_alpha_along_the_gradient(size, antithetic, sigma, alpha):
     assert np.linalg.norm(across.mean(axis=0)) < 2 * math.sqrt(expected / len(steps))
 
 
+@pytest.mark.parametrize("rank", [0, 1, 3], ids=["full", "rank 1", "rank 3"])
 @pytest.mark.parametrize("antithetic", [False, True])
-def test_converges_on_a_quadratic(antithetic):
+def test_converges_on_a_quadratic(antithetic, rank):
     """From distance 10 to within the reach of a step: |step| is about alpha sqrt(1 + d / directions)."""
     d, alpha, size = 20, 0.05, 16
     goal = 10 * random_direction(d)
-    es = Es(lambda x: -float(((x - goal) ** 2).sum()), 0.05, alpha, size, antithetic, d)
+    es = Es(lambda x: -float(((x - goal) ** 2).sum()), 0.05, alpha, size, antithetic, d, rank)
     distances = [np.linalg.norm(es.position() - goal)]
     for generation in range(400):
         es.step(generation)
