@@ -16,6 +16,7 @@ from mpies import parallel
 from mpies.check.report import Finding, duration, size
 from mpies.config import Settings
 from mpies.replica import place
+from mpies.train import PAIR
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 SKEW = 2.0
 SLOW_EXCHANGE = 1.0
 PROBE = 2**20  # bytes from each rank
-PAIR = 16  # bytes of a (seed, reward)
 
 
 def world(comm: Comm) -> list[Finding]:
@@ -71,7 +71,7 @@ def host_finding(name: str, ranks: list[dict[str, Any]], threads: int, share_gpu
             " (--ntasks-per-node, --gpus-per-node), or give --share-gpus if this is wanted"
         )
     least = min(len(rank["cores"]) for rank in ranks)
-    wanted = min(threads * len(ranks), max(threads * len(ranks), 1))
+    wanted = threads * len(ranks)
     if least < threads or cores < wanted:
         note = (
             f"{len(ranks)} rank(s) with run.threads={threads} want {wanted} cores, but have {cores} together"
@@ -99,12 +99,10 @@ def exchange(comm: Comm, settings: Settings) -> list[Finding]:
     """The allgather of a generation, and the bandwidth of a large one."""
     members = settings.es.population
     counts = [members // comm.size + (rank < members % comm.size) for rank in range(comm.size)]
-    pairs = _seconds_of_allgather(
-        comm, np.zeros((counts[comm.rank], PAIR), np.uint8).view(np.void(PAIR).dtype)[:, 0], counts
-    )
+    pairs = _seconds_of_allgather(comm, np.zeros(counts[comm.rank], PAIR), counts)
     probe = _seconds_of_allgather(comm, np.zeros(PROBE, np.uint8), [PROBE] * comm.size)
     value = (
-        f"{members} members' rewards, {size(members * PAIR)}: {duration(pairs)};"
+        f"{members} members' rewards, {size(members * PAIR.itemsize)}: {duration(pairs)};"
         f" {size(comm.size * PROBE / probe)}/s for {size(PROBE)} from each rank"
     )
     slow = f"this should take milliseconds: see the MPI library's network settings ({duration(pairs)})"
