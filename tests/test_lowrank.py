@@ -113,7 +113,7 @@ def test_a_block_generates_what_its_members_generate_alone(tiny_model):
     engine = HfEngine(
         model, tokenizer, max_new_tokens=12, batch_size=6, chat_template=True, on_rows=perturbation.rows
     )
-    engine.stops = set(range(0, 99, 12))  # so that rows leave the batch one after another
+    engine.stops = set(range(0, 99, 7))  # so that rows leave the batch one after another
     prompts = ["2 + 2 =", "Say something short.", "?"]
     perturbation.set(MEMBERS, SIGMA)
     together = engine.generate_block(prompts, len(MEMBERS))
