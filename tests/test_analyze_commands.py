@@ -325,12 +325,21 @@ def test_watch_is_left_by_an_interrupt(tmp_path):
         file.attrs.modify("generations_committed", 2)
     command = [sys.executable, "-m", "mpies.analyze", "watch", str(path)]
     with subprocess.Popen(
-        command, env=launching.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=launching.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, and so their children, ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
-        assert process.stdout.readline().startswith("generation 2/6")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
-        assert process.stderr.read() == ""
+        try:
+            assert process.stdout.readline().startswith("generation 2/6")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
 
 
 def _rows(path: Path, table: str) -> dict[str, np.ndarray]:
