@@ -85,9 +85,10 @@ def test_the_same_run_by_mpirun_and_by_srun_on_two_nodes(site, tiny_model):
 @pytest.mark.timeout(600)
 def test_a_run_longer_than_its_wall_time_ends_as_if_it_had_none(site, tiny_model):
     """A minute's job is signalled, ends with 75, is requeued, goes on, and ends with 0."""
-    generations, parts, whole = 75, site.folder / "parts", site.folder / "whole"
+    generations, parts, whole = 60, site.folder / "parts", site.folder / "whole"
     # Two members a rank and generation, so it takes more than the minute, however fast the machine is.
-    words = [*arguments(tiny_model(), parts, generations, es__population=4), *judged(site)]
+    es = {"es__population": 4, "es__perturbation": "full"}
+    words = [*arguments(tiny_model(), parts, generations, **es), *judged(site)]
     # Half a minute before its end or more: Slurm looks at its jobs' time twice a minute.
     wall = ("--time=1", "--signal=B:USR1@5")
     job = site.submit("quickstart.sbatch", *words, options=wall, JUDGE_SECONDS="0.5")
