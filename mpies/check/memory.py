@@ -13,6 +13,7 @@ import torch
 
 from mpies import model as models
 from mpies import parallel
+from mpies.check.ranks import gpu_of
 from mpies.check.report import Finding, size
 from mpies.config import Settings
 
@@ -71,10 +72,9 @@ def weights_of(comm: Comm, settings: Settings) -> Needed:
 def available(comm: Comm, settings: Settings) -> int:
     """Bytes of memory that this rank can have: its share of what is free on its GPU or node. Collective."""
     device = parallel.device_for(comm, settings.model.device)
-    where = (parallel.host(), device.index)
+    where = (parallel.host(), gpu_of(device))
     sharers = Counter(parallel.allgather_objects(comm, where))[where]
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_on_node()
-    free = min(parallel.allgather_objects(comm, free)) if device.type == "cpu" else free
     return free // sharers
 
 

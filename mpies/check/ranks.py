@@ -52,8 +52,12 @@ def devices(comm: Comm, settings: Settings, share_gpus: bool) -> list[Finding]:
 
 
 def _rank(device: torch.device) -> dict[str, Any]:
-    gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
-    return {**place(device), "gpu": gpu, "cores": os.sched_getaffinity(0)}
+    return {**place(device), "gpu": gpu_of(device), "cores": os.sched_getaffinity(0)}
+
+
+def gpu_of(device: torch.device) -> str | None:
+    """Which GPU a device is, whatever number this rank has for it; None for a CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
 def host_finding(name: str, ranks: list[dict[str, Any]], threads: int, share_gpus: bool) -> Finding:
