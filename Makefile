@@ -75,10 +75,11 @@ test: $(INSTALLED) ## everything that this machine can test
 	@$(MAKE) --no-print-directory test-mpi
 	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "slow or launch or render"
 
-# `timeout` sends SIGTERM first, on which the tests take their Slurm down.
+# Whatever ends the tests (SIGTERM by `timeout`, Ctrl-C, a test's own time-out) lets them take their Slurm
+# down; a time-out by a thread would not.
 test-slurm: $(INSTALLED) ## batch jobs on a Slurm of their own (root; installs Debian's slurm-wlm)
 	@if tests/slurm/install; then \
-	  timeout --foreground -k 60 $(SLURM_TEST_SECONDS) $(PYTEST) tests/slurm; \
+	  timeout --foreground -k 60 $(SLURM_TEST_SECONDS) $(PYTEST) --timeout-method=signal tests/slurm; \
 	fi
 
 torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one left alone
