@@ -13,7 +13,8 @@ ARGS ?=
 # World sizes of the MPI tests, and how many seconds each may take.
 WORLD_SIZES ?= 1 2 3 4
 MPI_TEST_SECONDS ?= 600
-SLURM_TEST_SECONDS ?= 900
+# All Slurm tests together; they take 6 minutes on two cores.
+SLURM_TEST_SECONDS ?= 1200
 PYTEST_ARGS ?=
 # SIGKILLs of `make torture`; each costs a start of the program.
 KILLS ?= 300

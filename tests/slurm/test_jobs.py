@@ -137,6 +137,9 @@ def test_a_sweep_gives_a_run_for_every_line(site, tiny_model):
             rewards.add(tuple(file["member/reward"][:].ravel()))
     assert len(rewards) == 3
     assert len(list(site.folder.glob(f"slurm-sweep-{job.number}_?.out"))) == 3
+    runs = sorted((site.folder / "runs" / "seeds").iterdir())
+    compared = launching.python("-m", "mpies.analyze", "compare", *runs)
+    assert compared.returncode == 0, compared.stderr
 
 
 def test_a_sweep_without_a_line_for_a_task_fails_with_one_line(site):
