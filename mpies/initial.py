@@ -1,13 +1,12 @@
-"""Decay towards the initial weights, against forgetting (anchored weight decay, arXiv 2605.30148).
+"""The initial weights, read again from where the model was loaded from: tensor by tensor, not kept.
 
-ES moves weights further than gradient methods do, mostly at random. After each update,
-base <- base + decay * (initial - base). The initial weights are read from the model's safetensors
-files, tensor by tensor, each time: on the way, memory for one tensor is needed.
+For decay towards them (anchor.py), the drift from them, and the KL divergence to the initial model.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import torch
@@ -20,31 +19,26 @@ from mpies.weights import Weights
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
-class Anchor:
-    """The initial weights on disk, proved to be those with the digest `digest`.
+class Files:
+    """The initial weights in the model's safetensors files, proved to be those with the digest `digest`.
 
-    Raises InputError if the files do not hold the weights under their own names and in their shapes,
-    as for models that transformers converts when it loads them.
+    On the way, memory for one tensor is needed. Raises InputError if the files do not hold the weights
+    under their own names and in their shapes, as for models that transformers converts when it loads
+    them.
     """
 
     def __init__(self, path: str, weights: Weights, digest: int):
         self._files = _files(path)
         try:
-            found = sum(
-                weights.digest_of(name, self.initial(name, base)) for name, base in weights.base.items()
-            )
+            found = sum(weights.digest_of(name, value) for name, value in self.items(weights))
         except (KeyError, ValueError, OSError, SafetensorError) as error:
             raise InputError(
-                f"es.anchor_decay: the initial weights cannot be read one by one from {path}"
-                f" ({reason(error)}); set it to 0"
+                f"the initial weights cannot be read one by one from {path} ({reason(error)})"
             ) from None
         if found % 2**64 != digest:
-            raise InputError(
-                f"es.anchor_decay: the files of {path} hold other values than the model has when it is"
-                " loaded; set it to 0"
-            )
+            raise InputError(f"the files of {path} hold other values than the model has when it is loaded")
 
-    def initial(self, name: str, base: torch.Tensor) -> torch.Tensor:
+    def read(self, name: str, base: torch.Tensor) -> torch.Tensor:
         """The initial value of a parameter: float32, a tensor of its own, on the base's device."""
         with safe_open(self._files[name], "pt") as file:
             value = file.get_tensor(name)
@@ -52,20 +46,46 @@ class Anchor:
             raise ValueError(f"{name} has another shape there")
         return torch.empty_like(base).copy_(value)
 
-    def pull(self, weights: Weights, decay: float) -> None:
-        """Move all of the base by `decay` of the way towards the initial weights."""
+    def items(
+        self, weights: Weights, names: Container[str] | None = None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, initial value) of all parameters, or of those in `names`, one at a time."""
         for name, base in weights.base.items():
-            self.pull_one(base, self.initial(name, base), decay)
+            if names is None or name in names:
+                yield name, self.read(name, base)
 
-    @staticmethod
-    def pull_one(base: torch.Tensor, initial: torch.Tensor, decay: float) -> None:
-        """base <- base + decay * (initial - base); `initial` is overwritten.
 
-        Three float32 operations, each rounded on its own, in this order on every device.
-        """
-        initial.sub_(base)
-        initial.mul_(decay)
-        base.add_(initial)
+class Loaded:
+    """The same for models whose files do not hold the weights one by one: loads the model each time.
+
+    While it is iterated over, a second copy of the model in its checkpoint's dtype is in memory.
+    """
+
+    def __init__(self, path: str, digest: int):
+        self._path, self._digest = path, digest
+
+    def items(
+        self, weights: Weights, names: Container[str] | None = None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """As `Files.items`. Raises InputError if another model is there meanwhile."""
+        model, _ = models.load(self._path, allow_download=False)
+        values = dict(model.named_parameters(remove_duplicate=True))
+        found = sum(
+            weights.digest_of(n, torch.empty_like(b).copy_(values[n])) for n, b in weights.base.items()
+        )
+        if found % 2**64 != self._digest:
+            raise InputError(f"model.path: {self._path} has changed since the job began")
+        for name, base in weights.base.items():
+            if names is None or name in names:
+                yield name, torch.empty_like(base).copy_(values[name])
+
+
+def source(path: str, weights: Weights, digest: int) -> Files | Loaded:
+    """Where to read the initial weights with the digest `digest` from."""
+    try:
+        return Files(path, weights, digest)
+    except InputError:
+        return Loaded(path, digest)
 
 
 def _files(path: str) -> dict[str, Path]:
@@ -79,9 +99,7 @@ def _files(path: str) -> dict[str, Path]:
         with safe_open(single, "pt") as file:
             return dict.fromkeys(file.keys(), single)
     except (OSError, TypeError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(
-            f"es.anchor_decay: no safetensors files of {path} ({reason(error)}); set it to 0"
-        ) from None
+        raise InputError(f"no safetensors files of {path} ({reason(error)})") from None
 
 
 def _file(path: str, name: str) -> Path | None:

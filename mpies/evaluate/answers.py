@@ -1,52 +1,107 @@
-"""Evaluating the model as it is live on a task's rows, spread over the ranks."""
+"""Answers of the model as it is live to a task's rows, with rewards and metrics, spread over the ranks."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpies import parallel
-from mpies.engines.base import Engine, prompt_text
+from mpies.engines.base import Completions, Draws, Engine, prompt_text
+from mpies.evaluate.statistics import mean
 from mpies.tasks.base import Row, Scores, Task, TrainerState
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
+# Random numbers belong to numbered prompts: training prompts count from 0, held-out ones from here.
+HELD_OUT = 2**31
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are sampled: `samples` for each prompt, with probability softmax(logits / temperature)."""
+
+    samples: int = 1
+    temperature: float = 1.0
+    seed: int = 0
+    first: int = 0
+    """The number of the first prompt; see engines/sampling.py."""
+
+    def draws(self, prompts: int) -> Draws:
+        """For every prompt's samples, one prompt after another."""
+        from mpies.engines.sampling import answer_numbers
+
+        numbers = answer_numbers(self.first + np.arange(prompts), self.samples)
+        return Draws(self.seed, self.temperature, numbers)
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Answers, rewards and metrics (float64, NaN: not scored) of a list of rows, in its order."""
+    """What a list of rows was answered, `samples` answers to each, one row's after another's.
+
+    rewards and metrics: float64 (answers,), NaN where not scored; tokens: int64 (answers,).
+    """
 
     rows: list[Row]
+    samples: int
     completions: list[str]
     rewards: np.ndarray
-    tokens: int
+    tokens: np.ndarray
     metrics: dict[str, np.ndarray] = field(default_factory=dict)
+    mine: list[Completions] = field(default_factory=list)
+    """The answers that this rank has made."""
 
     @property
     def reward_mean(self) -> float:
-        return _mean(self.rewards)
+        return mean(self.rewards)
 
-    def table_rows(self, generation: int, split: str, keep: int):
-        """The run file's evaluation row, sample rows for the first `keep` answers, and metric rows."""
+    def by_prompt(self, values: np.ndarray) -> np.ndarray:
+        """Values of the answers (answers,) as (rows, samples)."""
+        return values.reshape(len(self.rows), self.samples)
+
+    def table_rows(
+        self,
+        generation: int,
+        split: str,
+        keep: int,
+        kl: float = math.nan,
+        drift: dict[str, float] | None = None,
+    ):
+        """The run file's evaluation row, sample rows for the first `keep` prompts, and metric rows.
+
+        `kl` is the divergence from the initial model, `drift` the distances of drift.py.
+        """
+        drift = drift or {}
         where = {"generation": generation, "split": split}
-        means = {name: _mean(values) for name, values in self.metrics.items()}
+        means = {name: mean(values) for name, values in self.metrics.items()}
         row = {
             "reward_mean": self.reward_mean,
             "accuracy": means.pop("accuracy", math.nan),
-            "tokens": self.tokens,
-            "answer_tokens": self.tokens / len(self.rows),
+            "kl": kl,
+            "tokens": int(self.tokens.sum()),
+            "drift_l2": drift.get("all", math.nan),
+            "answer_tokens": mean(self.tokens),
         }
-        unmeasured = dict.fromkeys(("kl", "drift_l2"), math.nan)
-        samples = [
-            {**where, "prompt": prompt_text(r["prompt"]), "completion": c, "reward": reward}
-            for r, c, reward in zip(self.rows, self.completions, self.rewards, strict=True)
+        means |= {f"drift_l2 {group}": value for group, value in drift.items() if group != "all"}
+        samples = [{**where, **answer} for answer in self.answers(keep)]
+        metrics = [{**where, "name": name, "mean": value} for name, value in means.items()]
+        return {**where, **row}, samples, metrics
+
+    def answers(self, keep: int) -> list[dict[str, Any]]:
+        """Prompt, number of the sample, completion, tokens, reward of the first `keep` prompts' answers."""
+        return [
+            {
+                "prompt": prompt_text(self.rows[i // self.samples]["prompt"]),
+                "sample": i % self.samples,
+                "completion": self.completions[i],
+                "tokens": int(self.tokens[i]),
+                "reward": float(self.rewards[i]),
+            }
+            for i in range(min(keep, len(self.rows)) * self.samples)
         ]
-        metrics = [{**where, "name": name, "mean": mean} for name, mean in means.items()]
-        return {**where, **row, **unmeasured}, samples[:keep], metrics
 
 
 def evaluate(
@@ -56,28 +111,45 @@ def evaluate(
     rows: list[Row],
     batch_size: int,
     state: TrainerState | None = None,
+    sampling: Sampling | None = None,
 ) -> Evaluation:
-    """Greedy answers to the rows, their rewards and metrics, the same on every rank.
+    """Answers to the rows, greedy or sampled, their rewards and metrics, the same on every rank.
 
     Ranks take whole batches, so that answers do not depend on the number of ranks.
     """
-    batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    mine = [_evaluate_batch(engine, task, batch, state) for batch in batches[comm.rank :: comm.size]]
+    mine, results = [], []
+    for batch, draws in parts(rows, batch_size, sampling)[comm.rank :: comm.size]:
+        prompts = [row["prompt"] for row in batch]
+        answers = engine.sample(prompts, draws) if draws else engine.generate(prompts)
+        mine.append(answers)
+        results.append((answers.texts, task.judge(batch, answers.texts, answers.ids, state), answers.tokens))
     parallel.barrier(comm)
-    everyone = parallel.allgather_objects(comm, mine)
-    ordered = [everyone[b % comm.size][b // comm.size] for b in range(len(batches))]
+    ordered = rejoin(parallel.allgather_objects(comm, results))
     return Evaluation(
         rows=rows,
+        samples=sampling.samples if sampling else 1,
         completions=[text for texts, _, _ in ordered for text in texts],
         rewards=_joined([scores.rewards for _, scores, _ in ordered]),
-        tokens=sum(tokens for _, _, tokens in ordered),
+        tokens=np.array([n for _, _, tokens in ordered for n in tokens], dtype=np.int64),
         metrics=_joined_metrics([scores for _, scores, _ in ordered]),
+        mine=mine,
     )
 
 
-def _evaluate_batch(engine: Engine, task: Task, rows: list[Row], state: TrainerState | None):
-    answers = engine.generate([row["prompt"] for row in rows])
-    return answers.texts, task.judge(rows, answers.texts, answers.ids, state), sum(answers.tokens)
+def parts(
+    rows: list[Row], batch_size: int, sampling: Sampling | None
+) -> list[tuple[list[Row], Draws | None]]:
+    """Batches of `batch_size` answers: a row for each, and their random numbers if they are sampled."""
+    draws = sampling.draws(len(rows)) if sampling else None
+    asked = [row for row in rows for _ in range(sampling.samples)] if sampling else rows
+    cuts = [slice(i, i + batch_size) for i in range(0, len(asked), batch_size)]
+    return [(asked[cut], draws.part(cut) if draws else None) for cut in cuts]
+
+
+def rejoin(everyone: list[list[Any]]) -> list[Any]:
+    """In order again what ranks have made of every (number of ranks)-th batch."""
+    ranks, batches = len(everyone), sum(map(len, everyone))
+    return [everyone[b % ranks][b // ranks] for b in range(batches)]
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
@@ -91,9 +163,3 @@ def _joined_metrics(scores: list[Scores]) -> dict[str, np.ndarray]:
         name: _joined([batch.metrics.get(name, np.full(batch.rewards.size, np.nan)) for batch in scores])
         for name in names
     }
-
-
-def _mean(values: np.ndarray) -> float:
-    """The mean of the numbers among the values; NaN if there are none."""
-    finite = [value for value in values.tolist() if math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if finite else math.nan
