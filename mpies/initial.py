@@ -69,7 +69,7 @@ class Loaded:
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """As `Files.items`. Raises InputError if another model is there meanwhile."""
         model, _ = models.load(self._path, allow_download=False)
-        values = dict(model.named_parameters(remove_duplicate=True))
+        values = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=True)}
         found = sum(
             weights.digest_of(n, torch.empty_like(b).copy_(values[n])) for n, b in weights.base.items()
         )
