@@ -22,12 +22,14 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 class Files:
     """The initial weights in the model's safetensors files, proved to be those with the digest `digest`.
 
+    Without a digest, any weights of these names and shapes will do.
+
     On the way, memory for one tensor is needed. Raises InputError if the files do not hold the weights
     under their own names and in their shapes, as for models that transformers converts when it loads
     them.
     """
 
-    def __init__(self, path: str, weights: Weights, digest: int):
+    def __init__(self, path: str, weights: Weights, digest: int | None):
         self._files = _files(path)
         try:
             found = sum(weights.digest_of(name, value) for name, value in self.items(weights))
@@ -35,7 +37,7 @@ class Files:
             raise InputError(
                 f"the initial weights cannot be read one by one from {path} ({reason(error)})"
             ) from None
-        if found % 2**64 != digest:
+        if digest is not None and found % 2**64 != digest:
             raise InputError(f"the files of {path} hold other values than the model has when it is loaded")
 
     def read(self, name: str, base: torch.Tensor) -> torch.Tensor:
@@ -61,7 +63,7 @@ class Loaded:
     While it is iterated over, a second copy of the model in its checkpoint's dtype is in memory.
     """
 
-    def __init__(self, path: str, digest: int):
+    def __init__(self, path: str, digest: int | None):
         self._path, self._digest = path, digest
 
     def items(
@@ -73,15 +75,15 @@ class Loaded:
         found = sum(
             weights.digest_of(n, torch.empty_like(b).copy_(values[n])) for n, b in weights.base.items()
         )
-        if found % 2**64 != self._digest:
+        if self._digest is not None and found % 2**64 != self._digest:
             raise InputError(f"model.path: {self._path} has changed since the job began")
         for name, base in weights.base.items():
             if names is None or name in names:
                 yield name, torch.empty_like(base).copy_(values[name])
 
 
-def source(path: str, weights: Weights, digest: int) -> Files | Loaded:
-    """Where to read the initial weights with the digest `digest` from."""
+def source(path: str, weights: Weights, digest: int | None) -> Files | Loaded:
+    """Where to read the initial weights with the digest `digest` (None: any) from."""
     try:
         return Files(path, weights, digest)
     except InputError:
