@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import h5py
@@ -35,12 +36,13 @@ def trained(tiny_model, tmp_path_factory) -> Path:
         f"model.path={tiny_model()}",
         "model.dtype=bfloat16",
         "model.device=cpu",
-        "es.population=4",
+        "es.population=5",
+        "es.antithetic=false",
+        "es.perturbation=full",
         f"es.generations={GENERATIONS}",
         "es.sigma=0.3",
-        "es.alpha=0.2",
-        "es.block=2",
-        "engine.max_new_tokens=12",
+        "es.alpha=0.3",
+        "engine.max_new_tokens=16",
         "run.directory=out",
         "run.evaluate_every=1",
         "run.keep_samples=2",
@@ -59,11 +61,18 @@ def run(trained, tmp_path) -> Path:
     return tmp_path
 
 
+def launched(folder: Path, ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command on so many ranks; a single one without a launcher."""
+    if ranks == 1:
+        return launching.python(*EVALUATE, *arguments, cwd=folder)
+    return launching.mpirun(ranks, *EVALUATE, *arguments, cwd=folder)
+
+
 def evaluate(folder: Path, *arguments: str, ranks: int = 2) -> dict:
     """What the command writes as JSON."""
     result = folder / "result.json"
     result.unlink(missing_ok=True)
-    ended = launching.mpirun(ranks, *EVALUATE, *arguments, "--json", "result.json", cwd=folder)
+    ended = launched(folder, ranks, *arguments, "--json", "result.json")
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     return json.loads(result.read_text(), parse_constant=pytest.fail) | {"screen": ended.stdout}
@@ -118,12 +127,12 @@ def test_measuring_changes_no_weights(trained, tmp_path):
 # Runs
 
 
-@pytest.mark.parametrize("generation", ["0", "2", "best", "last"])
+@pytest.mark.parametrize("generation", ["2", "best"])
 def test_a_generation_gets_the_figures_that_training_noted(run, generation):
     path = run / "out" / "run.h5"
     found = evaluate(run, "out/run.h5", "--generation", generation, "--kl", "--drift")
     rewards = [evaluation(path, g, "held_out")["reward_mean"] for g in range(GENERATIONS + 1)]
-    number = {"best": int(np.argmax(rewards)), "last": GENERATIONS}.get(generation, generation)
+    number = int(np.argmax(rewards)) if generation == "best" else generation
     assert found["generation"] == int(number)
     for split in ("train", "held_out"):
         noted, figures = evaluation(path, int(number), split), found["splits"][split]["figures"]
@@ -140,27 +149,27 @@ def test_a_generation_gets_the_figures_that_training_noted(run, generation):
     assert not columns(path, "figure"), "only --log writes"
 
 
+SAMPLED = ("out", "--split", "held_out", "--samples", "4", "--temperature", "0.8", "--seed", "9", "--kl")
+
+
+@pytest.fixture(scope="module")
+def sampled(trained) -> dict:
+    """The run's last generation by 2 ranks; seven batches, which no other number of ranks shares evenly."""
+    return evaluate(trained, *SAMPLED, "engine.batch_size=5")
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_sampled_answers_do_not_depend_on_the_number_of_ranks(run, ranks):
-    arguments = ("out", "--samples", "4", "--temperature", "0.8", "--kl", "engine.batch_size=5")
-    expected, found = (evaluate(run, *arguments, ranks=n) for n in (2, ranks))
-    assert found["splits"] == expected["splits"]
+def test_sampled_answers_do_not_depend_on_the_number_of_ranks(run, sampled, ranks):
+    """One rank is started without a launcher."""
+    found = evaluate(run, *SAMPLED, "engine.batch_size=5", ranks=ranks)
+    assert found["splits"] == sampled["splits"]
     assert found["splits"]["held_out"]["figures"]["kl"]["mean"] > 0
     texts = [a["completion"] for a in found["splits"]["held_out"]["answers"]]
     assert len(texts) == 32 and len(set(texts)) > 20
 
 
-def test_without_a_launcher(run):
-    arguments = ("out", "--split", "held_out", "--samples", "2", "--seed", "9")
-    expected = evaluate(run, *arguments)
-    ended = launching.python(*EVALUATE, *arguments, "--json", "alone.json", cwd=run)
-    assert ended.returncode == 0, ended.stderr
-    assert json.loads((run / "alone.json").read_text())["splits"] == expected["splits"]
-
-
-def test_figures_are_those_of_the_answers(run):
-    found = evaluate(run, "out", "--split", "held_out", "--samples", "4", "--seed", "3")
-    split = found["splits"]["held_out"]
+def test_figures_are_those_of_the_answers(sampled):
+    split = sampled["splits"]["held_out"]
     rewards = np.array([a["reward"] for a in split["answers"]]).reshape(8, 4)
     shortest = conciseness.HELD_OUT
     lengths = [[abs(len(a["completion"]) - len(shortest[a["prompt"]]))] for a in split["answers"]]
@@ -171,12 +180,8 @@ def test_figures_are_those_of_the_answers(run):
     assert reward["error"] == pytest.approx(rewards.mean(axis=1).std(ddof=1) / math.sqrt(8))
     assert {"pass@1", "pass@2", "pass@4", "accuracy", "normalised"} < set(split["figures"])
     assert split["figures"]["pass@1"] == pytest.approx(split["figures"]["accuracy"])
-    table = found["screen"].split("mean +- standard error")[1]
+    table = sampled["screen"].split("mean +- standard error")[1]
     assert f"{reward['mean']:.4g} +- {reward['error']:.2g}" in table and "pass@4" in table
-    assert (
-        evaluate(run, "out", "--split", "held_out", "--samples", "4", "--seed", "4")["splits"]
-        != found["splits"]
-    )
 
 
 def test_other_settings_than_the_runs(run):
@@ -273,7 +278,7 @@ def test_while_a_job_runs(run):
 
 def test_a_model_and_another_to_compare_with(run, tiny_model, tmp_path):
     """The tuned model's folder gives what the run's last generation gives."""
-    settings = ["engine.max_new_tokens=12", "model.dtype=bfloat16", "--kl", "--drift"]
+    settings = ["engine.max_new_tokens=16", "model.dtype=bfloat16", "--kl", "--drift"]
     model = evaluate(run, "out/model", "--initial", str(tiny_model()), *settings)
     last = evaluate(run, "out", "--kl", "--drift")
     figures = [r["splits"]["held_out"]["figures"] for r in (model, last)]
@@ -293,7 +298,7 @@ def test_a_model_and_another_to_compare_with(run, tiny_model, tmp_path):
 
 
 def refused(folder: Path, arguments: list[str], says: list[str], ranks: int = 2) -> None:
-    ended = launching.mpirun(ranks, *EVALUATE, *arguments, cwd=folder)
+    ended = launched(folder, ranks, *arguments)
     assert ended.returncode == 2, ended.stderr
     (problem,) = launching.problems(ended.stderr)
     assert all(part in problem for part in says), problem
@@ -322,7 +327,7 @@ def refused(folder: Path, arguments: list[str], says: list[str], ranks: int = 2)
     ids=lambda value: " ".join(value),
 )
 def test_refused(run, arguments, says):
-    refused(run, arguments, says, ranks=1 + len(arguments) % 2)
+    refused(run, arguments, says, ranks=3 if arguments in (["out", "--samples", "0"], ["none/model"]) else 1)
 
 
 def test_help_starts_no_mpi():
