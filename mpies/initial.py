@@ -72,22 +72,34 @@ class Loaded:
         """As `Files.items`. Raises InputError if another model is there meanwhile."""
         model, _ = models.load(self._path, allow_download=False)
         values = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=True)}
-        found = sum(
-            weights.digest_of(n, torch.empty_like(b).copy_(values[n])) for n, b in weights.base.items()
-        )
-        if self._digest is not None and found % 2**64 != self._digest:
+        shapes = ({name: p.shape for name, p in held.items()} for held in (values, weights.base))
+        if next(shapes) != next(shapes):
+            raise InputError(f"{self._path}: has other parameters than the model that it is compared with")
+        if self._digest is not None and self._found(weights, values) != self._digest:
             raise InputError(f"model.path: {self._path} has changed since the job began")
         for name, base in weights.base.items():
             if names is None or name in names:
                 yield name, torch.empty_like(base).copy_(values[name])
 
+    @staticmethod
+    def _found(weights: Weights, values: dict[str, torch.Tensor]) -> int:
+        bases = weights.base.items()
+        return sum(weights.digest_of(n, torch.empty_like(b).copy_(values[n])) for n, b in bases) % 2**64
+
 
 def source(path: str, weights: Weights, digest: int | None) -> Files | Loaded:
-    """Where to read the initial weights with the digest `digest` (None: any) from."""
+    """Where to read the initial weights with the digest `digest` (None: any) from.
+
+    Raises InputError, now and not when they are needed, if they cannot be had.
+    """
+    loaded = Loaded(path, digest)
+    if digest is None:  # it might be another kind of model, with weights of the same names among others
+        next(loaded.items(weights))
     try:
         return Files(path, weights, digest)
     except InputError:
-        return Loaded(path, digest)
+        next(loaded.items(weights))
+        return loaded
 
 
 def _files(path: str) -> dict[str, Path]:

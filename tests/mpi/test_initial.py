@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mpies import config, initial, parallel, replica
+from mpies.errors import InputError
 from mpies.evaluate import Sampling
 from mpies.evaluate.drift import drift
 from mpies.evaluate.kl import estimate
@@ -148,3 +149,12 @@ def test_a_model_whose_files_have_other_names_is_loaded(world, tuned, tmp_path, 
     assert drift(world, made, loaded) == drift(world, made, files)
     run = (world, made)
     assert estimate(*run, loaded, ROWS, 4, Sampling(2)) == estimate(*run, files, ROWS, 4, Sampling(2))
+
+
+def test_another_model_to_compare_with_is_refused(world, tuned, shared_model):
+    _, made, _ = tuned(kind="llama")
+    for path, says in ((shared_model(kind="qwen2"), "has other parameters"), ("./none", "no such folder")):
+        with pytest.raises(InputError, match=says):
+            initial.source(str(path), made.weights, None)
+    with pytest.raises(InputError, match="has changed"):
+        initial.source(str(shared_model(kind="llama", seed=1)), made.weights, made.facts["model_digest"])
