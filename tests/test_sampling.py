@@ -45,11 +45,15 @@ def sampled_loop(engine: HfEngine, prompt: str, number: int, seed: int, temperat
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_answers_are_those_of_a_plain_loop(engine, temperature):
+@pytest.mark.parametrize("early", [False, True])
+def test_answers_are_those_of_a_plain_loop(engine, temperature, early):
+    """Also where rows end early and leave the batch, so that others take their place in it."""
     made = engine()
+    made.stops |= set(range(60, 75)) if early else set()
     numbers = answer_numbers(range(len(PROMPTS)), 1)
     expected = [sampled_loop(made, p, int(n), 5, temperature) for p, n in zip(PROMPTS, numbers)]
     assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)
+    assert (len({len(tokens) for tokens in expected}) > 2) or not early
     answers = made.sample(PROMPTS, draws(temperature=temperature))
     assert answers.ids == expected
     assert answers.tokens == [len(tokens) for tokens in expected]
