@@ -220,6 +220,20 @@ class Run(Section):
         description="generations between evaluations on held-out prompts; 0: first and last only",
     )
     keep_samples: int = Field(8, ge=0, description="answers kept in the run file per evaluation and split")
+    kl_samples: int = Field(
+        0,
+        ge=0,
+        description="answers sampled per prompt at every evaluation, to estimate the KL divergence from the"
+        " initial model (the paper: 20); 0: it is not measured",
+    )
+    kl_prompts: int = Field(
+        8,
+        ge=1,
+        description="prompts for that: the first held-out ones, or training ones if none are held out",
+    )
+    measure_drift: bool = Field(
+        False, description="note the distance from the initial weights at every evaluation, by layers"
+    )
     progress: Literal["auto", "bar", "lines"] = Field(
         "auto", description="bar on a terminal, else a plain line per generation"
     )
@@ -304,9 +318,12 @@ def load(arguments: list[str]) -> Settings:
     return _validate(tree, problems)
 
 
-def from_yaml(text: str) -> Settings:
-    """Settings from `Settings.to_yaml`, as the run file keeps them."""
-    return _validate(_parse(text))
+def from_yaml(text: str, overrides: Sequence[str] = ()) -> Settings:
+    """Settings from `Settings.to_yaml`, as the run file keeps them, with overrides `section.key=value`."""
+    tree, problems = _parse(text), []
+    for override in overrides:
+        problems += _set(tree, *override.split("=", 1))
+    return _validate(tree, problems)
 
 
 def refuse_changes(before: Settings, now: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpies import checkpoint, parallel, resume, tasks
+from mpies import checkpoint, initial, parallel, resume, tasks
 from mpies import replica as replicas
 from mpies.anchor import Anchor
 from mpies.config import Settings
-from mpies.evaluate import evaluate
+from mpies.evaluate import Sampling, evaluate
+from mpies.evaluate.answers import HELD_OUT
+from mpies.evaluate.drift import drift
+from mpies.evaluate.kl import estimate
 from mpies.guard import Guard
 from mpies.phases import Phases
 from mpies.population import Population
@@ -23,7 +27,7 @@ from mpies.runfile import History, RunFile
 from mpies.screen import Screen
 from mpies.stopping import Stop, seconds_of
 from mpies.tasks import rewards
-from mpies.tasks.base import Task, TrainerState
+from mpies.tasks.base import Row, Task, TrainerState
 from mpies.weights import save
 
 if TYPE_CHECKING:
@@ -44,6 +48,8 @@ class Job:
     screen: Screen
     guard: Guard
     anchor: Anchor | None
+    initial: initial.Files | initial.Loaded | None
+    """Where to read the initial weights from, if evaluations compare with them."""
     log: RunFile | None
     first: int
     """Generations that were committed when this job began."""
@@ -82,6 +88,9 @@ def set_up(comm: Comm, settings: Settings) -> Job:
     if settings.es.anchor_decay:
         digest = replica.facts["model_digest"]
         anchor = parallel.together(comm, Anchor, settings.model.path, replica.weights, digest)
+    compared = settings.run.kl_samples or settings.run.measure_drift
+    origin = settings.model.path, replica.weights, replica.facts["model_digest"]
+    initial_weights = parallel.together(comm, initial.source, *origin) if compared else None
     if history:
         resume.restore(comm, replica.weights, history, replica.facts, path.parent, anchor, screen.say)
     es = settings.es
@@ -96,6 +105,7 @@ def set_up(comm: Comm, settings: Settings) -> Job:
         screen=screen,
         guard=Guard(screen.say),
         anchor=anchor,
+        initial=initial_weights,
         log=log,
         first=history.generations if history else 0,
         evaluated=set(),
@@ -162,16 +172,29 @@ def evaluate_if_due(job: Job, generation: int) -> None:
     every, last = job.settings.run.evaluate_every, job.settings.es.generations
     if generation not in (0, last) and not (every and generation % every == 0):
         return
+    due = {s: rows for s, rows in job.task.splits.items() if (generation, s) not in job.evaluated}
     job.replica.perturbation.clear()
-    for split, rows in job.task.splits.items():
-        if (generation, split) in job.evaluated:
-            continue
+    moved = drift(job.comm, job.replica, job.initial) if due and job.settings.run.measure_drift else None
+    for split, rows in due.items():
         batch = job.settings.engine.batch_size
         result = evaluate(job.comm, job.replica.engine, job.task, rows, batch, TrainerState(generation, last))
         if split == "train":
             job.guard.unperturbed = result.reward_mean
+        kl = kl_if_due(job, split, rows)
         if job.log:
-            job.log.add_evaluation(*result.table_rows(generation, split, job.settings.run.keep_samples))
+            keep = job.settings.run.keep_samples
+            job.log.add_evaluation(*result.table_rows(generation, split, keep, kl, moved))
+
+
+def kl_if_due(job: Job, split: str, rows: list[Row]) -> float:
+    """The KL divergence from the initial model, nat/token, if it is measured on these rows; else NaN."""
+    run = job.settings.run
+    if not run.kl_samples or split != list(job.task.splits)[-1]:
+        return math.nan
+    first = HELD_OUT if split == "held_out" else 0
+    sampling = Sampling(run.kl_samples, 1.0, job.settings.es.seed, first)
+    batch, rows = job.settings.engine.batch_size, rows[: run.kl_prompts]
+    return estimate(job.comm, job.replica, job.initial, rows, batch, sampling).mean
 
 
 def finish(job: Job) -> None:

@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
     history = _history(options.run_file)
-    generation = _generation(options.generation, history)
+    generation = which_generation(options.generation, history)
     last = history.generations if options.verify else generation
 
     weights, model, tokenizer = _initial(options, history)
@@ -170,7 +170,7 @@ def _from_checkpoint(options, weights: Weights, history: History, generation: in
     return checkpoint.restore(folder, weights, history.run_uuid, history.digest, generation)
 
 
-def _generation(text: str, history: History) -> int:
+def which_generation(text: str, history: History) -> int:
     """The generation that --generation means: a number, last, or best (by held-out reward)."""
     if text == "last":
         return history.generations

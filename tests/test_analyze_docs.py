@@ -9,19 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpies.runfile import TABLES
+from mpies.runfile import COMMAND_TABLES, TABLES
+
+ALL = TABLES | COMMAND_TABLES
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "run-file.md").read_text()
 REFERENCE = Path(__file__).parent / "data" / "schema-1.h5"
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", ALL)
 def test_every_column_is_documented(table):
     section = re.search(rf"### /{table}\n(.*?)(?=\n##|\nTimes)", PAGE, re.DOTALL).group(1)
     rows = {line.split("`")[1]: line for line in section.splitlines() if line.startswith("| `")}
-    assert list(rows) == [column.name for column in TABLES[table]]
-    for column in TABLES[table]:
+    assert list(rows) == [column.name for column in ALL[table]]
+    for column in ALL[table]:
         kind = np.dtype(column.dtype).name if isinstance(column.dtype, str) else "text"
         expected = f"| `{column.name}` | {kind} | {column.units or '-'} | {column.description} |"
         assert rows[column.name] == expected

@@ -185,6 +185,7 @@ def test_every_dataset_is_filled(runs):
         "generations": (GENERATIONS,),
         "members": (members,),
         "evaluations": (evaluations,),
+        "metrics": (evaluations,),
         "samples": (3 * (2 + 3),),
         "starts": (1,),
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 # Text, or chat messages: [{"role": "user", "content": "..."}, ...].
 Prompt = str | list[dict[str, str]]
 
@@ -25,9 +27,34 @@ class Completions:
     """Those tokens."""
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Which random numbers the answers to a list of prompts are sampled with; see engines/sampling.py."""
+
+    seed: int
+    temperature: float
+    """Greater than 0: tokens have probability softmax(logits / temperature)."""
+    numbers: np.ndarray
+    """Of each answer, uint64 (prompts,). Equal numbers mean equal random numbers."""
+
+    def part(self, which: slice | list[int]) -> Draws:
+        """The draws of some of the prompts."""
+        return Draws(self.seed, self.temperature, self.numbers[which])
+
+
 class Engine(Protocol):
     def generate(self, prompts: list[Prompt]) -> Completions:
         """Greedy completions. Deterministic for a list of prompts, given weights, threads, device."""
+        ...
+
+    def sample(self, prompts: list[Prompt], draws: Draws) -> Completions:
+        """Sampled completions: a pure function of logits and draws, whatever else is in the list."""
+        ...
+
+    def log_probabilities(
+        self, prompts: list[Prompt], answers: list[list[int]], temperature: float = 1.0
+    ) -> list[np.ndarray]:
+        """Of each answer's tokens, given its prompt and the tokens before: nat, float64 (tokens,)."""
         ...
 
     def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:

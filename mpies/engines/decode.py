@@ -1,4 +1,4 @@
-"""Greedy decoding with a transformers causal model: a prefill, then a token a step for all rows.
+"""Decoding with a transformers causal model: a prefill, then a token a step for all rows.
 
 What `generate` of transformers does for this case, without what a population does not need: the
 cache's room is allocated once instead of copied at every token, rows that have ended leave the batch,
@@ -14,6 +14,10 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+# choose(logits (rows, vocabulary), rows int64 (rows,), place) -> tokens int64 (rows,): the token at that
+# place of the answers, from 0; `rows` says which prompts are still answered.
+Choose = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 # Ended rows leave once they are this share of the batch: taking them out copies the cache.
 LEAVING = 1 / 8
@@ -60,13 +64,19 @@ def cache_for(model: nn.Module, room: int) -> DynamicCache:
     return cache
 
 
+def greedy(logits: torch.Tensor, rows: torch.Tensor, place: int) -> torch.Tensor:
+    """The likeliest token of each row."""
+    return logits.max(dim=-1).indices  # argmax takes five times as long on a CPU
+
+
 @torch.inference_mode()
-def greedy(
+def decode(
     model: nn.Module,
     prompts: Sequence[list[int]],
     stops: set[int],
     limit: int,
     on_rows: Callable[[torch.Tensor], None],
+    choose: Choose = greedy,
 ) -> list[list[int]]:
     """The new tokens of each prompt, at most `limit`, up to and including its first stop token.
 
@@ -74,10 +84,8 @@ def greedy(
     int64 (rows,).
     """
     device = model.device
-    width = max(map(len, prompts))
-    starts = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
-    # Left padded, so that all rows' next tokens are in one column; what is padded with is masked.
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    ids, starts = left_padded(prompts, device)
+    width = ids.shape[1]
     ends = torch.tensor(sorted(stops), dtype=torch.int64, device=device)
     rows = torch.arange(len(prompts), device=device)
     padded = bool(starts.any())
@@ -92,8 +100,8 @@ def greedy(
         seen = positions[: width + made]
         mask = (seen >= starts[:, None]).long() if padded else None
         places = (seen[-ids.shape[1] :] - starts[:, None]).clamp(min=0)
-        logits = _forward(model, knows, cache, ids, mask, places)
-        token = logits[:, -1].max(dim=-1).indices  # argmax takes five times as long on a CPU
+        logits = forward(model, knows, cache, ids, mask, places)
+        token = choose(logits[:, -1], rows, made)
         new[rows, made] = token
         running &= ~torch.isin(token, ends)
         ended = len(running) - int(running.sum())
@@ -108,9 +116,22 @@ def greedy(
     return [_until_stop(row, stops) for row in new.tolist()]
 
 
-def _forward(model, knows, cache, ids, mask, places) -> torch.Tensor:
-    """Logits of the last token: (rows, 1 or more, vocabulary). `knows`: what the model's forward takes."""
-    optional = {"position_ids": places, "logits_to_keep": 1}
+def left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (rows, width), and where each row starts (rows,); int64.
+
+    Left padded, so that all rows' next tokens are in one column; what is padded with is to be masked.
+    """
+    width = max(map(len, prompts))
+    starts = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
+    return torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device), starts
+
+
+def forward(model, knows, cache, ids, mask, places, keep: int = 1) -> torch.Tensor:
+    """Logits of the last `keep` tokens: (rows, `keep` or more, vocabulary).
+
+    `knows`: what the model's forward takes.
+    """
+    optional = {"position_ids": places, "logits_to_keep": keep}
     given = {name: value for name, value in optional.items() if name in knows}
     return model(ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given).logits
 

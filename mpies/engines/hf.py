@@ -1,15 +1,18 @@
-"""The Hugging Face engine: greedy decoding with transformers, in batches."""
+"""The Hugging Face engine: decoding with transformers, in batches."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mpies.engines.base import Completions, Prompt
-from mpies.engines.decode import greedy
+from mpies.engines import likelihood
+from mpies.engines.base import Completions, Draws, Prompt
+from mpies.engines.decode import Choose, decode, greedy
+from mpies.engines.sampling import Sampler
 from mpies.errors import InputError
 
 
@@ -48,26 +51,42 @@ class HfEngine:
     def generate(self, prompts: list[Prompt]) -> Completions:
         return self.generate_block(prompts, 1)[0]
 
+    def sample(self, prompts: list[Prompt], draws: Draws) -> Completions:
+        encoded = [self.encode(prompt) for prompt in prompts]
+        answers: list[list[int]] = [[]] * len(prompts)
+        for chosen in _batches(encoded, self.batch_size):
+            batch = self._decode([encoded[i] for i in chosen], 1, Sampler(draws.part(chosen)))
+            for i, tokens in zip(chosen, batch, strict=True):
+                answers[i] = tokens
+        return self._completions(answers)
+
+    def log_probabilities(
+        self, prompts: list[Prompt], answers: list[list[int]], temperature: float = 1.0
+    ) -> list[np.ndarray]:
+        encoded = [self.encode(prompt) for prompt in prompts]
+        found: list[np.ndarray] = [np.zeros(0)] * len(prompts)
+        for chosen in _batches(encoded, self.batch_size):
+            pairs = [encoded[i] for i in chosen], [answers[i] for i in chosen]
+            for i, values in zip(chosen, likelihood.of(self.model, *pairs, temperature), strict=True):
+                found[i] = values
+        return found
+
     def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
         encoded = [self.encode(prompt) for prompt in prompts]
-        # Prompts of similar length together: less padding, and often none.
-        order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
-        share = max(1, self.batch_size // members)
         answers: list[list[list[int]]] = [[[]] * len(prompts) for _ in range(members)]
-        for first in range(0, len(order), share):
-            chosen = order[first : first + share]
+        for chosen in _batches(encoded, max(1, self.batch_size // members)):
             batch = self._decode([encoded[i] for i in chosen], members)
             for row, tokens in enumerate(batch):
                 answers[row // len(chosen)][chosen[row % len(chosen)]] = tokens
         return [self._completions(mine) for mine in answers]
 
-    def _decode(self, prompts: list[list[int]], members: int) -> list[list[int]]:
+    def _decode(self, prompts: list[list[int]], members: int, choose: Choose = greedy) -> list[list[int]]:
         """Every member's answers to the prompts, one member after another."""
 
         def on_rows(rows: torch.Tensor) -> None:
             self.on_rows(rows // len(prompts))
 
-        return greedy(self.model, prompts * members, self.stops, self.max_new_tokens, on_rows)
+        return decode(self.model, prompts * members, self.stops, self.max_new_tokens, on_rows, choose)
 
     def _completions(self, answers: list[list[int]]) -> Completions:
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
@@ -86,6 +105,12 @@ class HfEngine:
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         # The template writes the special tokens itself.
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _batches(encoded: list[list[int]], size: int) -> list[list[int]]:
+    """The prompts that are decoded together, by number: similar lengths, to pad less or not at all."""
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    return [order[first : first + size] for first in range(0, len(order), size)]
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

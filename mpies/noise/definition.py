@@ -40,6 +40,7 @@ STREAM_SEEDS = 1
 STREAM_A, STREAM_B = 2, 3
 STREAM_PROMPTS = 4  # the order of the prompts in an epoch
 STREAM_PROBLEMS = 5  # problems that a task makes up
+STREAM_ANSWERS = 6  # the tokens of sampled answers
 
 DIGEST_SPREAD = 0x9E3779B1
 # The two multipliers of MurmurHash3's 32-bit finaliser.

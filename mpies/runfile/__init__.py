@@ -10,6 +10,7 @@
     /evaluation       a row per evaluation and split
     /metric           a row per evaluation, split and further figure of the task
     /sample           a row per kept answer
+    /figure /answer   what `mpies.evaluate --log` measured; only there once it did
     /generations ...  row numbers: generations, members, evaluations, samples, starts, which name the
                       dimensions of the datasets above (HDF5 dimension scales)
 
@@ -25,10 +26,11 @@ from mpies.runfile.reader import (
     read_history,
     salvage_history,
 )
-from mpies.runfile.schema import SCHEMA_VERSION, TABLES
+from mpies.runfile.schema import COMMAND_TABLES, SCHEMA_VERSION, TABLES
 from mpies.runfile.writer import RunFile
 
 __all__ = [
+    "COMMAND_TABLES",
     "SCHEMA_VERSION",
     "TABLES",
     "History",

@@ -101,3 +101,32 @@ TABLES: dict[str, list[Column]] = {
         Column("reward", "f8", "reward", "its reward; NaN: not scored"),
     ],
 }
+
+# Written by `python -m mpies.evaluate RUN.h5 --log` only, so most files do not have them.
+COMMAND_DIMENSIONS: dict[str, tuple[str, ...]] = {"figure": ("figures",), "answer": ("answers",)}
+
+COMMAND_TABLES: dict[str, list[Column]] = {
+    "figure": [
+        Column("utc", TEXT, "ISO 8601", "when it was logged"),
+        Column("generation", "i8", "1", "updates in the evaluated weights"),
+        Column("split", TEXT, "", "train or held_out"),
+        Column("prompts", "i8", "prompts", "how many were answered"),
+        Column("samples", "i8", "answers", "answers to each prompt"),
+        Column("temperature", "f8", "1", "what logits were divided by; 0: greedy"),
+        Column("seed", "u8", "1", "seed of the sampled answers"),
+        Column("name", TEXT, "", "which figure; see docs/evaluation.md"),
+        Column("mean", "f8", "1", "its mean over prompts; of kl, over tokens"),
+        Column("error", "f8", "1", "the mean's standard error over prompts; NaN: a single prompt"),
+    ],
+    "answer": [
+        Column("generation", "i8", "1", "updates in the weights that answered"),
+        Column("split", TEXT, "", "train or held_out"),
+        Column("temperature", "f8", "1", "what logits were divided by; 0: greedy"),
+        Column("seed", "u8", "1", "seed of the sampled answers"),
+        Column("prompt", TEXT, "", "the prompt"),
+        Column("sample", "i8", "1", "number of the answer to this prompt, from 0"),
+        Column("completion", TEXT, "", "the answer"),
+        Column("tokens", "i8", "tokens", "its length"),
+        Column("reward", "f8", "reward", "its reward; NaN: not scored"),
+    ],
+}

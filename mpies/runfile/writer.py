@@ -26,7 +26,17 @@ import numpy as np
 import mpies
 from mpies.errors import InputError, StorageError, reason
 from mpies.runfile.reader import History, checked_history, open_for_reading
-from mpies.runfile.schema import DIMENSIONS, SCHEMA_VERSION, TABLES, TEXT, Column
+from mpies.runfile.schema import (
+    COMMAND_DIMENSIONS,
+    COMMAND_TABLES,
+    DIMENSIONS,
+    SCHEMA_VERSION,
+    TABLES,
+    TEXT,
+    Column,
+)
+
+ALL_TABLES, ALL_DIMENSIONS = TABLES | COMMAND_TABLES, DIMENSIONS | COMMAND_DIMENSIONS
 
 # Rows are allocated for all generations at once, or for this many bytes and then twice as many.
 ALLOCATION = 4 * 2**20
@@ -106,8 +116,7 @@ class RunFile:
 
     def evaluated(self) -> set[tuple[int, str]]:
         """(generation, split) of the evaluations that are there."""
-        table = self.file["evaluation"]
-        return set(zip(table["generation"][:].tolist(), table["split"].asstr()[:], strict=True))
+        return _evaluated(self.file)
 
     def start(self, settings_yaml: str, row: dict[str, Any]) -> None:
         """Note that a job starts to write: its settings and where it runs."""
@@ -147,6 +156,36 @@ class RunFile:
                 _append(file, "metric", metric)
             for sample in samples:
                 _append(file, "sample", sample)
+
+    def add_command(
+        self,
+        evaluations: list[dict[str, Any]],
+        metrics: list[dict[str, Any]],
+        samples: list[dict[str, Any]],
+        figures: list[dict[str, Any]],
+        answers: list[dict[str, Any]],
+    ) -> None:
+        """Add what `mpies.evaluate` has measured: rows of the tables of these names.
+
+        An evaluation that is there keeps its row, which only gets what it lacks of `kl` and `drift_l2`;
+        its metrics and samples are not added again. One that has no `reward_mean` makes no new row.
+        """
+        with self._restructured() as file:
+            _complete(file)
+            _complete(file, COMMAND_TABLES)
+            there = _evaluated(file)
+            for row in evaluations:
+                _fill(file, row)
+                if "reward_mean" in row and (row["generation"], row["split"]) not in there:
+                    _append(file, "evaluation", row)
+            for table, rows in (("metric", metrics), ("sample", samples)):
+                for row in rows:
+                    if (row["generation"], row["split"]) not in there:
+                        _append(file, table, row)
+            for figure in figures:
+                _append(file, "figure", {"utc": _utc_now(), **figure})
+            for answer in answers:
+                _append(file, "answer", answer)
 
     def close(self) -> None:
         with self._storage_errors():
@@ -205,13 +244,28 @@ def _lay_out(file: h5py.File, population: int, attributes: dict[str, Any]) -> No
     _name_dimensions(file)
 
 
-def _complete(file: h5py.File) -> None:
+def _evaluated(file: h5py.File) -> set[tuple[int, str]]:
+    table = file["evaluation"]
+    return set(zip(table["generation"][:].tolist(), table["split"].asstr()[:], strict=True))
+
+
+def _fill(file: h5py.File, row: dict[str, Any]) -> None:
+    """Give the evaluation of that generation and split what it lacks of KL and drift."""
+    table = file["evaluation"]
+    splits = table["split"].asstr()[:] == row["split"]
+    for i in np.flatnonzero(splits & (table["generation"][:] == row["generation"])):
+        for name in ("kl", "drift_l2"):
+            if np.isnan(table[name][i]):
+                table[name][i] = row[name]
+
+
+def _complete(file: h5py.File, tables: dict[str, list[Column]] = TABLES) -> None:
     """Create the tables and columns that are not there: all, or what an earlier version did not have.
 
     Rows that are there get the fill value: NaN, 0 or an empty text.
     """
     population = int(file.attrs["population"])
-    for table, columns in TABLES.items():
+    for table, columns in tables.items():
         width = (population,) if table == "member" else ()
         rows = max((len(dataset) for dataset in file.get(table, {}).values()), default=0)
         for column in columns:
@@ -253,7 +307,7 @@ def _allocate(file: h5py.File, generations: int) -> None:
 
 
 def _append(file: h5py.File, table: str, row: dict[str, Any]) -> None:
-    for column in TABLES[table]:
+    for column in ALL_TABLES[table]:
         dataset = file[table][column.name]
         value = row[column.name]
         if column.dtype is TEXT:
@@ -269,10 +323,10 @@ def _name_dimensions(file: h5py.File) -> None:
     This changes the file's structure, so it belongs to the changes that are made on a copy in memory.
     A file of a writer that knew no dimensions gets them, too.
     """
-    for table, columns in TABLES.items():
-        for column in columns:
+    for table in ALL_TABLES.keys() & file.keys():
+        for column in ALL_TABLES[table]:
             dataset = file[table][column.name]
-            for axis, name in enumerate(DIMENSIONS[table]):
+            for axis, name in enumerate(ALL_DIMENSIONS[table]):
                 if name not in file:
                     _create_scale(file, name)
                 scale = file[name]
