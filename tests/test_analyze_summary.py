@@ -15,7 +15,7 @@ from mpies.analyze import open_run
 from mpies.analyze.anomalies import anomalies
 from mpies.analyze.chart import binned, chart, sparkline
 from mpies.analyze.summary import summarize
-from mpies.replay import _generation as generation_of_replay
+from mpies.replay import which_generation
 from mpies.runfile import read_history
 
 DATA = Path(__file__).parent / "data"
@@ -42,7 +42,7 @@ def test_numbers_are_those_of_the_file():
 def test_the_best_generation_is_what_replay_takes():
     path = DATA / "schema-1.h5"
     summary = summarize(open_run(path), "name")
-    assert summary.best_generation == generation_of_replay("best", read_history(path))
+    assert summary.best_generation == which_generation("best", read_history(path))
     with h5py.File(path) as file:
         held_out = file["evaluation/reward_mean"][:][file["evaluation/split"].asstr()[:] == "held_out"]
     assert summary.held_out_best == held_out.max()
