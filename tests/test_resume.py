@@ -24,6 +24,7 @@ SETTINGS = {
     "model.device": "cpu",
     "es.population": 5,
     "es.antithetic": "false",
+    "es.perturbation": "full",
     "es.sigma": 0.3,
     "es.alpha": 0.3,
     "engine.max_new_tokens": 16,
