@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from concurrent.futures import ThreadPoolExecutor
 
 import llvmlite.binding as llvm
@@ -20,6 +19,7 @@ from numba import njit
 
 from mpies.noise import definition
 from mpies.noise.definition import CHUNK, LANES, round_keys
+from mpies.noise.factors import scaled_factors
 
 # LLVM prefers half of the vector width on many processors with AVX-512; these kernels gain from all of
 # it. To be said before the first of them is compiled.
@@ -110,7 +110,7 @@ def _to_float16(bits):
 
 
 @njit(nogil=True, cache=True)
-def _perturb(base, live, live_format, keys, parameter, stream, scale, start):
+def _perturb(base, live, live_format, keys, parameter, scale, start):
     words = np.empty(4 * LANES, np.uint32)
     integers = words.view(np.uint16)
     first = np.uint64(start)
@@ -120,7 +120,7 @@ def _perturb(base, live, live_format, keys, parameter, stream, scale, start):
         chunk = (first + done) // CHUNK_
         skip = (first + done) - chunk * CHUNK_
         count = min(CHUNK_ - skip, size - done)
-        _bits(words, chunk * LANES_, parameter, stream, keys)
+        _bits(words, chunk * LANES_, parameter, STREAM, keys)
         if live_format == BFLOAT16:
             for e in range(count):
                 value = np.float32(base[done + e] + scale * TABLE[integers[skip + e] >> SHIFT])
@@ -237,7 +237,7 @@ class CpuKernels:
         def work(a, b):
             _perturb(
                 source[a:b], target[a:b], LIVE_FORMATS[live.dtype], keys,
-                np.uint64(parameter), STREAM, np.float32(scale), start + a,
+                np.uint64(parameter), np.float32(scale), start + a,
             )  # fmt: skip
 
         self._spread(base.numel(), work)
@@ -266,14 +266,9 @@ class CpuKernels:
 
     def lowrank_update(self, base, seeds, coefficients, parameter, rank):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
-        rows, columns = base.shape
-        a = self.normal(rank * rows, seeds, parameter, definition.STREAM_A, None).numpy()
-        b = self.normal(rank * columns, seeds, parameter, definition.STREAM_B, None).numpy()
-        scales = (np.asarray(coefficients, np.float64) / math.sqrt(rank)).astype(np.float32)
-        a *= scales[:, None]
-        a, b = a.reshape(-1, rows), b.reshape(-1, columns)
-        target = base.numpy()
-        self.share(rows, lambda first, last: _lowrank_update(target, first, last, a, b))
+        a, b = scaled_factors(self, base, seeds, coefficients, parameter, rank)
+        target, a, b = base.numpy(), a.numpy(), b.numpy()
+        self.share(len(target), lambda first, last: _lowrank_update(target, first, last, a, b))
 
     def digest(self, base, parameter, start=0):
         """The base's digest as an integer below 2^64; add over slices and parameters modulo 2^64."""

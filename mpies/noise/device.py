@@ -8,20 +8,21 @@ Multiplications and additions are separate operations: `torch.add(..., alpha=...
 from __future__ import annotations
 
 import functools
-import math
 
 import numpy as np
 import torch
 
 from mpies.noise import definition
 from mpies.noise.definition import CHUNK, LANES, round_keys
+from mpies.noise.factors import scaled_factors
 
 LOW = 0xFFFFFFFF
 SLICE = 2**22
 
 
 @functools.lru_cache
-def _table(device: torch.device) -> torch.Tensor:
+def table(device: torch.device) -> torch.Tensor:
+    """The definition's table on a device: float32 (8192,)."""
     return torch.from_numpy(definition.TABLE.copy()).to(device)
 
 
@@ -51,7 +52,7 @@ def normal(
     halves = torch.stack([words & 0xFFFF, words >> 16], dim=-1)
     index = halves.permute(1, 0, 2, 3).reshape(-1) >> (16 - definition.TABLE_BITS)
     offset = start - first * CHUNK
-    return _table(device)[index[offset : offset + count]]
+    return table(device)[index[offset : offset + count]]
 
 
 def _slices(size: int):
@@ -84,13 +85,9 @@ class DeviceKernels:
 
     def lowrank_update(self, base, seeds, coefficients, parameter, rank):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
-        rows, columns = base.shape
-        a = self.normal(rank * rows, seeds, parameter, definition.STREAM_A, base.device)
-        b = self.normal(rank * columns, seeds, parameter, definition.STREAM_B, base.device)
-        scales = (np.asarray(coefficients, np.float64) / math.sqrt(rank)).astype(np.float32)
-        a *= torch.from_numpy(scales).to(base.device)[:, None]
+        a, b = scaled_factors(self, base, seeds, coefficients, parameter, rank)
         total = torch.zeros_like(base)
-        for row, column in zip(a.view(-1, rows), b.view(-1, columns), strict=True):
+        for row, column in zip(a, b, strict=True):
             total.add_(row[:, None] * column)
         base.add_(total)
 

@@ -8,15 +8,14 @@ and addition would round once instead of twice.
 
 from __future__ import annotations
 
-import functools
-import math
-
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 
 from mpies.noise import definition
+from mpies.noise.device import table
+from mpies.noise.factors import scaled_factors
 
 LANES = tl.constexpr(definition.LANES)
 CHUNK = tl.constexpr(definition.CHUNK)
@@ -163,11 +162,6 @@ def _digest(patterns, out, size, parameter, start, span: tl.constexpr):
     tl.atomic_add(out, tl.sum((w.to(tl.uint64) * bits.to(tl.uint64)).to(tl.int64)))
 
 
-@functools.lru_cache
-def _table(device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(definition.TABLE.copy()).to(device)
-
-
 def _signed(seeds, device: torch.device) -> torch.Tensor:
     """Seeds below 2^64 as int64 with the same bits."""
     return torch.from_numpy(np.asarray(seeds, dtype=np.uint64).view(np.int64).copy()).to(device)
@@ -186,7 +180,7 @@ class GpuKernels:
         if base.numel():
             live = live.view(torch.int16) if live.dtype == torch.bfloat16 else live
             _perturb[(_programs(base.numel(), start),)](
-                base, live, _table(base.device), base.numel(), seed & 0xFFFFFFFF, seed >> 32, parameter,
+                base, live, table(base.device), base.numel(), seed & 0xFFFFFFFF, seed >> 32, parameter,
                 float(np.float32(scale)), start, CHUNKS, **UNFUSED,
             )  # fmt: skip
 
@@ -195,7 +189,7 @@ class GpuKernels:
         if base.numel():
             factors = torch.from_numpy(np.asarray(coefficients, np.float32)).to(base.device)
             _update[(_programs(base.numel(), start),)](
-                base, _table(base.device), _signed(seeds, base.device), factors, len(seeds),
+                base, table(base.device), _signed(seeds, base.device), factors, len(seeds),
                 base.numel(), parameter, start, CHUNKS, **UNFUSED,
             )  # fmt: skip
 
@@ -204,17 +198,14 @@ class GpuKernels:
         out = torch.empty(len(seeds), count, dtype=torch.float32, device=device)
         if out.numel():
             _normal[(_programs(count), len(seeds))](
-                out, _table(out.device), _signed(seeds, device), count, parameter, stream, CHUNKS
+                out, table(out.device), _signed(seeds, device), count, parameter, stream, CHUNKS
             )
         return out
 
     def lowrank_update(self, base, seeds, coefficients, parameter, rank):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
         rows, columns = base.shape
-        a = self.normal(rank * rows, seeds, parameter, definition.STREAM_A, base.device)
-        b = self.normal(rank * columns, seeds, parameter, definition.STREAM_B, base.device)
-        scales = (np.asarray(coefficients, np.float64) / math.sqrt(rank)).astype(np.float32)
-        a *= torch.from_numpy(scales).to(base.device)[:, None]
+        a, b = scaled_factors(self, base, seeds, coefficients, parameter, rank)
         grid = (-(-rows // TILE), -(-columns // TILE))
         _lowrank_update[grid](base, a, b, len(seeds) * rank, rows, columns, TILE, **UNFUSED)
 
