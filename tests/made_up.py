@@ -72,6 +72,31 @@ def evaluation(generation: int, reward: float, kl: float | None) -> tuple[dict, 
     return row, samples
 
 
+def evaluate_later(path: Path, generation: int, samples: int = 0, **figures: float) -> None:
+    """What `mpies.evaluate --log` adds: figures with a standard error of 0.5, and answers to two prompts.
+
+    `samples`: sampled at temperature 0.7; 0: greedy, and the answers are those of `evaluation`.
+    """
+    where = {
+        "generation": generation,
+        "split": "held_out",
+        "seed": 42,
+        "temperature": 0.7 if samples else 0.0,
+    }
+    shape = {**where, "prompts": 3, "samples": samples or 1}
+    answers = [
+        {**where, "prompt": f"prompt {i}", "sample": s, "tokens": 5, "reward": -float(i)}
+        | {"completion": f"sampled {generation}.{i}.{s}" if samples else f"answer {generation}.{i}"}
+        for i in range(2)
+        for s in range(samples or 1)
+    ]
+    log = RunFile.reopen(path, generation)
+    log.add_command(
+        [], [], [], [{**shape, "name": n, "mean": m, "error": 0.5} for n, m in figures.items()], answers
+    )
+    log.close()
+
+
 def _evaluate(file: h5py.File, generation: int, reward: float, kl: float | None) -> None:
     row, samples = evaluation(generation, reward, kl)
     _append(file["evaluation"], {**row, "split": "train", "kl": np.nan})

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from mpies.analyze.commands import main
+from mpies.analyze.export import scalars
 from mpies.analyze.run import open_run
 from mpies.runfile import RunFile
 
@@ -83,6 +84,25 @@ def test_summary_as_json(run, tmp_path):
     first, second = json.loads(out, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
     assert (status, first["name"], first["generations"]) == (0, "schema-1", 5)
     assert second["tokens_per_second"] is None, "nothing is measured yet"
+
+
+@pytest.fixture
+def later(tmp_path) -> Path:
+    """A run that was evaluated once more, by sampling, at its end."""
+    path = made_up.write_run(tmp_path / "run", generations=10)
+    made_up.evaluate_later(path, 10, reward=-3.0)
+    made_up.evaluate_later(path, 10, samples=2, **{"pass@2": 0.75, "kl": float("nan")})
+    return path
+
+
+def test_summary_of_a_run_that_was_evaluated_later(run, later):
+    _, out, _ = run("summary", later)
+    line = next(line for line in out.splitlines() if "2 samples at T=0.7" in line)
+    assert line.split()[:4] == ["generation", "10", "held-out", "(3)"] and "pass@2 0.75 +- 0.5" in line
+    assert "reward -3 +- 0.5" in out
+    _, out, _ = run("summary", later, "--json")
+    (summary,) = json.loads(out, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
+    assert summary["evaluations"][1]["figures"] == {"pass@2": [0.75, 0.5], "kl": [None, 0.5]}
 
 
 def test_summary_in_ascii():
@@ -176,6 +196,17 @@ def test_samples_of_a_prompt(run):
     assert [(int(g), answer) for g, _, answer in shown] == list(zip(rows.generation, rows.completion))
 
 
+def test_samples_of_later_evaluations(run, later):
+    """Greedy answers are there already; sampled ones are marked."""
+    _, out, _ = run("samples", later, "--prompt", "prompt 1")
+    shown = [line.strip() for line in out.splitlines()[2:]]
+    assert [line.split()[0] for line in shown] == ["0", "10", "10", "10"]
+    assert [line.endswith(("answer 0.1", "answer 10.1")) for line in shown] == [True, True, False, False]
+    for s in (0, 1):
+        assert shown[2 + s].startswith(f"10 (sample {s} at T=0.7, seed 42)")
+        assert shown[2 + s].endswith(f"sampled 10.1.{s}")
+
+
 def test_prompts_have_numbers(run):
     _, out, _ = run("samples", REFERENCE, "--list")
     assert out.splitlines()[1].split(maxsplit=2)[0] == "1"
@@ -228,6 +259,22 @@ def test_csv_and_parquet_come_back(run, tmp_path):
                 same = np.array_equal(left, right, equal_nan=True) if kind == "f" else left == right
                 assert same, f"{form}: {table}.{name}"
         assert (tmp_path / form / "settings.yaml").read_text() == original.configs[-1]
+
+
+def test_tables_of_later_evaluations_are_exported(run, later, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    run("export", REFERENCE, "--format", "csv", "--output", tmp_path / "without")
+    assert not list((tmp_path / "without").glob("figures*"))
+    run("export", later, "--format", "csv", "--output", tmp_path / "csv")
+    figures, answers = (pandas.read_csv(tmp_path / f"csv/{t}.csv") for t in ("figures", "answers"))
+    assert figures.name.tolist() == ["reward", "pass@2", "kl"] and figures.error.tolist() == [0.5] * 3
+    assert answers.completion.tolist()[:3] == ["answer 10.0", "answer 10.1", "sampled 10.0.0"]
+    run("export", later, "--format", "json", "--output", tmp_path / "run.json")
+    whole = json.loads((tmp_path / "run.json").read_text())
+    assert whole["figure"]["mean"] == [-3.0, 0.75, None]
+    steps = {step: values for step, _, values in scalars(open_run(later))}
+    assert steps[10]["held_out, greedy/reward"] == -3
+    assert steps[10]["held_out, 2 samples at T=0.7, seed 42/pass@2"] == 0.75
 
 
 def test_json_holds_everything_and_no_nan(run, tmp_path):

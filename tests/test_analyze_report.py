@@ -104,6 +104,19 @@ def test_a_run_that_just_began(tmp_path):
     assert "0 of 0 generations" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.render
+def test_a_run_that_was_evaluated_later(tmp_path):
+    path = made_up.write_run(tmp_path / "run", generations=20, evaluate_every=1)
+    for generation in (10, 20):
+        made_up.evaluate_later(path, generation, samples=2, **{"pass@2": 0.75})
+    assert main(["report", str(path), "--output", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("<td>2 samples at T=0.7, seed 42</td><td>pass@2 0.75 +- 0.5</td>") == 2
+    for g, i, s in ((g, i, s) for g in (10, 20) for i in (0, 1) for s in (0, 1)):
+        assert f"<pre>sampled {g}.{i}.{s}</pre>" in text
+    assert "<pre>answer 0.0</pre>" in text and "<pre>answer 20.0</pre>" in text
+
+
 def test_thinned_keeps_first_and_last():
     assert thinned(list(range(5))) == list(range(5))
     kept = thinned(list(range(1000)))

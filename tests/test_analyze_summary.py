@@ -54,6 +54,24 @@ def test_what_was_measured_besides_is_told(tmp_path):
     assert summarize(open_run(path), "name").measured == {"kl": (0.0, 0.5), "answer_tokens": (12.5, 12.5)}
 
 
+def test_later_evaluations_are_told(tmp_path):
+    path = made_up.write_run(tmp_path / "run", generations=20)
+    assert summarize(open_run(path), "name").evaluations == []
+    made_up.evaluate_later(path, 20, reward=-3.0, accuracy=0.25, drift_l2=4.0, **{"drift_l2 layer 0": 1.0})
+    made_up.evaluate_later(path, 10, samples=4, **{"pass@4": 0.75})
+    made_up.evaluate_later(path, 20, reward=-2.0)
+    sampled, greedy = summarize(open_run(path), "name").evaluations
+    assert (sampled.generation, sampled.split, sampled.prompts) == (10, "held_out", 3)
+    assert sampled.decoding == "4 samples at T=0.7, seed 42"
+    assert sampled.figures == {"pass@4": (0.75, 0.5)}
+    assert (greedy.generation, greedy.decoding, greedy.figures["drift_l2 layer 0"]) == (
+        20,
+        "greedy",
+        (1, 0.5),
+    )
+    assert greedy.text() == "reward -2 +- 0.5, accuracy 0.25 +- 0.5, drift_l2 4 +- 0.5", "the latest"
+
+
 def test_a_run_without_a_generation(tmp_path):
     summary = summarize(open_run(made_up.write_run(tmp_path / "run", generations=0)), "name")
     assert summary.generations == 0 and np.isnan(summary.tokens_per_second)

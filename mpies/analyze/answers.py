@@ -1,14 +1,15 @@
-"""One prompt's answers through the generations."""
+"""One prompt's answers through the generations: training's, and those of `mpies.evaluate --log`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
+from mpies.analyze.evaluations import rows
 from mpies.analyze.run import Run
 from mpies.errors import InputError
 from mpies.readable import clip
+
+TABLES = ("sample", "answer")
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,13 @@ class Answer:
     completion: str
     reward: float
     """NaN: not scored."""
+    sampled: str = ""
+    """Which sample at which temperature; empty: greedy."""
 
 
 def prompts(run: Run) -> list[tuple[str, str]]:
     """(split, prompt) of all kept answers; held-out prompts first, in the order of the file."""
-    table = run.tables["sample"]
-    pairs = dict.fromkeys(zip(table["split"], table["prompt"]))
+    pairs = dict.fromkeys((row["split"], row["prompt"]) for t in TABLES for row in rows(run, t))
     return sorted(pairs, key=lambda pair: pair[0] != "held_out")
 
 
@@ -48,11 +50,18 @@ def choose(run: Run, wanted: str | None) -> tuple[str, str]:
 
 
 def answers(run: Run, split: str, prompt: str) -> list[Answer]:
-    """The answers to a prompt, by generation."""
-    table = run.tables["sample"]
-    rows = np.flatnonzero((table["split"] == split) & (table["prompt"] == prompt))
+    """The answers to a prompt, by generation; greedy ones first, once where they are in both tables."""
     found = [
-        Answer(int(table["generation"][i]), str(table["completion"][i]), float(table["reward"][i]))
-        for i in rows
+        Answer(row["generation"], row["completion"], row["reward"], _sampled(row))
+        for table in TABLES
+        for row in rows(run, table)
+        if (row["split"], row["prompt"]) == (split, prompt)
     ]
-    return sorted(found, key=lambda answer: answer.generation)
+    once = {(a.generation, a.completion, a.sampled): a for a in reversed(found)}
+    return sorted(reversed(once.values()), key=lambda answer: (answer.generation, answer.sampled != ""))
+
+
+def _sampled(row: dict) -> str:
+    if not row.get("temperature"):
+        return ""
+    return f"sample {row['sample']} at T={row['temperature']:g}, seed {row['seed']}"

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from mpies.analyze import series
+from mpies.analyze.evaluations import evaluations as later_evaluations
 from mpies.analyze.extras import need
 from mpies.analyze.run import Run
 from mpies.analyze.summary import summarize
 from mpies.errors import InputError, reason
 
 FRAMES = ("generations", "members", "evaluations", "samples", "starts")
+OPTIONAL_FRAMES = ("metrics", "figures", "answers")  # where there are any
 
 
 def export(run: Run, name: str, form: str, output: Path) -> list[Path]:
@@ -44,8 +46,10 @@ def _tables(run: Run, output: Path, suffix: str, write: Callable[..., Any]) -> l
     need("pandas", "export")
     output.mkdir(parents=True, exist_ok=True)
     written = []
-    for table in FRAMES:
+    for table in FRAMES + OPTIONAL_FRAMES:
         frame = getattr(run, table)
+        if table in OPTIONAL_FRAMES and frame.empty:
+            continue
         written.append(output / f"{table}.{suffix}")
         write(frame, written[-1], table in ("generations", "members"))
     written.append(output / "settings.yaml")
@@ -83,6 +87,11 @@ def scalars(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:
     for i, (generation, split) in enumerate(zip(table["generation"].tolist(), table["split"])):
         values = {f"{split}/{column}": float(table[column][i]) for column in measured}
         evaluations.setdefault(generation, {}).update(_finite(values))
+    for later in later_evaluations(run):
+        values = {
+            f"{later.split}, {later.decoding}/{name}": mean for name, (mean, _) in later.figures.items()
+        }
+        evaluations.setdefault(later.generation, {}).update(_finite(values))
     columns = {c: v for c, v in run.tables["generation"].items() if c != "digest"}
     ended = series.finished_at(run).tolist()
     for g in range(run.committed + 1):

@@ -85,7 +85,8 @@ def _answers(run: Run) -> list[tuple[str, str, list[answering.Answer]]]:
     shown = []
     for split, prompt in answering.prompts(run)[:PROMPTS]:
         found = answering.answers(run, split, prompt)
-        shown.append((split, prompt, thinned(found)))
+        greedy, sampled = ([a for a in found if bool(a.sampled) is kind] for kind in (False, True))
+        shown.append((split, prompt, thinned(greedy) + thinned(sampled)))
     return shown
 
 

@@ -13,14 +13,16 @@ import numpy as np
 from ruamel.yaml import YAML, YAMLError
 
 from mpies.errors import InputError
-from mpies.runfile import TABLES
+from mpies.runfile import COMMAND_TABLES, TABLES
 from mpies.runfile.reader import damage_told, open_for_reading
 
 if TYPE_CHECKING:
     import pandas
 
-# Tables that files of earlier versions may lack.
-ADDED = ("metric",)
+ALL_TABLES = TABLES | COMMAND_TABLES
+
+# Tables that files of earlier versions may lack, and those that only `mpies.evaluate --log` makes.
+OPTIONAL = ("metric", *COMMAND_TABLES)
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Run:
     """The committed part of a run file, as it was when it was read.
 
     `tables` has a dictionary per table of the file, column name -> array: (G,) in "generation", (G, N)
-    in "member", a row per evaluation, kept answer and start in the others. Columns that the file does
-    not have are not there; `column` gives NaN for them.
+    in "member", a row per evaluation, figure, kept answer and start in the others. Columns that the file
+    does not have are not there; `column` gives NaN for them.
     """
 
     path: Path
@@ -101,6 +103,16 @@ class Run:
     def samples(self) -> pandas.DataFrame:
         """A row per kept answer; `generation` counts the updates in the weights that answered."""
         return self._frame("sample")
+
+    @cached_property
+    def figures(self) -> pandas.DataFrame:
+        """A row per figure that `mpies.evaluate --log` measured."""
+        return self._frame("figure")
+
+    @cached_property
+    def answers(self) -> pandas.DataFrame:
+        """A row per answer that it kept; see `samples` for training's own."""
+        return self._frame("answer")
 
     @cached_property
     def starts(self) -> pandas.DataFrame:
@@ -185,7 +197,7 @@ def _parts(path: Path) -> tuple[str, ...]:
 
 
 def _tables(file: h5py.File, committed: int, population: int) -> dict[str, dict[str, np.ndarray]]:
-    tables = {table: _columns(file, table) for table in TABLES}
+    tables = {table: _columns(file, table) for table in ALL_TABLES}
     shapes = {"generation": (committed,), "member": (committed, population)}
     for table, columns in tables.items():
         if table in shapes:
@@ -204,8 +216,8 @@ def _tables(file: h5py.File, committed: int, population: int) -> dict[str, dict[
 
 def _columns(file: h5py.File, name: str) -> dict[str, np.ndarray]:
     """All columns that the file has, those of the schema first, in its order."""
-    schema = [column.name for column in TABLES[name]]
-    if name in ADDED and name not in file:
+    schema = [column.name for column in ALL_TABLES[name]]
+    if name in OPTIONAL and name not in file:
         return {column: np.zeros(0) for column in schema}
     table = file[name]
     known = [column for column in schema if column in table]

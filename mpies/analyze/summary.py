@@ -12,6 +12,7 @@ import numpy as np
 
 from mpies.analyze import series
 from mpies.analyze.anomalies import anomalies
+from mpies.analyze.evaluations import Evaluation, evaluations
 from mpies.analyze.run import Run
 
 
@@ -47,6 +48,8 @@ class Summary:
     """What `mpies.replay --generation best` rebuilds."""
     measured: dict[str, tuple[float, float]]
     """What else was measured on held-out prompts, such as accuracy and KL: (first, last)."""
+    evaluations: list[Evaluation]
+    """What `mpies.evaluate` measured later."""
     seconds: float
     """Computing time of all generations."""
     time_shares: dict[str, float]
@@ -93,6 +96,7 @@ def summarize(run: Run, name: str) -> Summary:
         target=run.target,
         **_rewards(run),
         measured=_measured(run),
+        evaluations=evaluations(run),
         seconds=seconds,
         time_shares=_time_shares(run),
         tokens=tokens,

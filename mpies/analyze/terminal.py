@@ -50,7 +50,9 @@ def detail(run: Run, summary: Summary, screen: Console) -> RenderableType:
     for key, value in facts(summary).items():
         table.add_row(f"  {key}", Text(value))
     curves = _curves(run, min(screen.width, WIDTH) - 4, is_plain(screen))
-    return Group(Text(summary.name, style="bold"), table, *curves, *_warnings(summary))
+    return Group(
+        Text(summary.name, style="bold"), table, *_evaluations(summary), *curves, *_warnings(summary)
+    )
 
 
 def overview(runs: list[Run], summaries: list[Summary], screen: Console) -> RenderableType:
@@ -124,6 +126,17 @@ def facts(s: Summary) -> dict[str, str]:
     return facts
 
 
+def _evaluations(s: Summary) -> list[RenderableType]:
+    """What `mpies.evaluate` measured later, an evaluation a row."""
+    if not s.evaluations:
+        return []
+    table = Table("  evaluated at", "split", "answers", "mean +- standard error", box=None, pad_edge=False)
+    for e in s.evaluations:
+        where = f"  generation {e.generation}", f"{e.split.replace('_', '-')} ({e.prompts})", e.decoding
+        table.add_row(*map(Text, where), Text(clip(e.text(), 500)))
+    return [Text(""), table]
+
+
 def _short(key: str) -> str:
     """es.sigma is sigma, but task.name is task."""
     section, name = key.split(".")
@@ -189,7 +202,8 @@ def answers(split: str, prompt: str, found: list[Answer], full: bool) -> Rendera
     table.add_column("answer")
     for answer in found:
         shown = _lines(answer.completion) if full else clip(answer.completion)
-        table.add_row(str(answer.generation), number(answer.reward), Text(shown))
+        made = f"{answer.generation}{f' ({answer.sampled})' if answer.sampled else ''}"
+        table.add_row(made, number(answer.reward), Text(shown))
     title = Text(f"{_lines(prompt) if full else clip(prompt, 300)} ({split.replace('_', '-')})", style="bold")
     return Group(title, table)
 
