@@ -252,7 +252,10 @@ class Run(Section):
         30, ge=0, description="seconds to finish in after a signal, where no time limit is known"
     )
     collective_timeout: int = Field(
-        3600, ge=1, description="seconds that ranks wait for one another before the job gives up"
+        3600,
+        ge=1,
+        description="seconds that ranks wait for one another, and for a call of the reward function, before"
+        " the job gives up",
     )
 
     @model_validator(mode="after")

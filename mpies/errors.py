@@ -38,6 +38,10 @@ class MissingRankError(OrderlyError):
     """A rank did not arrive in time."""
 
 
+class StuckError(OrderlyError):
+    """A call has not returned in time."""
+
+
 def reason(error: Exception) -> str:
     """What went wrong, in a few words: 'No space left on device'."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from mpies.screen import Screen
 from mpies.stopping import Stop, seconds_of
 from mpies.tasks import rewards
 from mpies.tasks.base import Row, Task, TrainerState
+from mpies.watchdog import watched
 from mpies.weights import save
 
 if TYPE_CHECKING:
@@ -117,13 +118,16 @@ def set_up(comm: Comm, settings: Settings) -> Job:
 
 
 def shared_task(comm: Comm, settings: Settings, history: History | None) -> Task:
-    """The task, after a check that it is the same on all ranks, and the run's. Collective."""
+    """The task, after a check that it is the same on all ranks, and the run's. Collective.
+
+    A call of its reward function lasts no longer than the ranks are set to wait for one another.
+    """
     task = parallel.together(comm, tasks.make, settings.task, settings.es.seed)
     facts = {"task.train_data": task.digest, **parallel.together(comm, rewards.digests, settings.task.reward)}
     parallel.require_equal(comm, facts, "the files of task")
     if history:
         resume.refuse_other_data(history, task.digest)
-    return task
+    return replace(task, reward=watched(comm, task.reward, f"the reward function of task {task.name}"))
 
 
 def open_log(job: Job, path: Path, places: list[dict[str, Any]]) -> set[tuple[int, str]]:

@@ -397,28 +397,53 @@ def test_chat_messages_need_a_chat_template(job, tmp_path, tiny_model):
     assert line.startswith("task.train_data: ") and "no chat template" in line
 
 
+# Trouble on some ranks, in the second generation.
+LATER = """
+import re, time
+from mpi4py import MPI
+
+def reward(completions, trainer_state, **columns):
+    if trainer_state.global_step == 1 and MPI.COMM_WORLD.rank in {ranks}:
+        {trouble}
+    return [-float(len(c[0]["content"])) for c in completions]
+"""
+TROUBLE_LINE = 7
+
+
 @pytest.mark.launch
-def test_a_reward_that_forgets_to_return_on_one_rank_ends_all_with_its_traceback(job):
-    code = (
-        "from mpi4py import MPI\n\ncalls = []\n\ndef reward(completions, **columns):\n    calls.append(1)\n"
-        "    if MPI.COMM_WORLD.rank == 0 or len(calls) != 4:\n"
-        "        return [-float(len(c[0]['content'])) for c in completions]\n"
-    )
-    with Job(2, *job(code, ENDLESS)) as running:
+@pytest.mark.parametrize(
+    "returned, why",
+    [("None", "None, not a list of numbers"), ("[0.0] * 6", "6 rewards for 5 completions")],
+)
+def test_a_reward_that_returns_no_list_of_rewards_on_one_rank_ends_all(job, returned, why):
+    with Job(2, *job(LATER.format(ranks=[1], trouble=f"return {returned}"), ENDLESS)) as running:
         assert running.end(60) not in (0, 2, 75)
     assert running.output.count("Traceback (most recent call last)") == 1
-    assert re.search("ValueError: .*rewards.py:reward returned None, not a list", running.output)
+    assert re.search(f"ValueError: .*rewards.py:reward returned {re.escape(why)}", running.output)
     assert "rank 1 of 2" in running.output
 
 
 @pytest.mark.launch
 def test_a_reward_that_sleeps_for_ever_is_given_up(job):
-    code = (
-        "import time\nfrom mpi4py import MPI\n\ncalls = []\n\ndef reward(completions, **columns):\n"
-        "    calls.append(1)\n    if MPI.COMM_WORLD.rank == 1 and len(calls) == 4:\n"
-        "        time.sleep(10**6)\n"
-        "    return [-float(len(c[0]['content'])) for c in completions]\n"
-    )
-    with Job(2, *job(code, ENDLESS, run__collective_timeout=5)) as running:
+    code = LATER.format(ranks=[1], trouble="time.sleep(10**6)")
+    with Job(2, *job(code, ENDLESS, run__collective_timeout=8)) as running:
         assert running.end(60) not in (0, 2, 75)
     assert any("rank 1" in line for line in launching.problems(running.output)), running.output
+
+
+@pytest.mark.launch
+def test_a_reward_that_sleeps_for_ever_is_given_up_where_no_rank_waits(job):
+    code = LATER.format(ranks=[0], trouble="time.sleep(10**6)")
+    with Job(1, *job(code, ENDLESS, run__collective_timeout=3)) as running:
+        assert running.end(60) not in (0, 2, 75)
+    (line,) = launching.problems(running.output)
+    assert f"has not returned after 3 s; it is in reward (rewards.py line {TROUBLE_LINE})." in line
+    assert "Traceback" not in running.output
+
+
+@pytest.mark.launch
+def test_a_reward_that_lets_no_other_thread_run_is_given_up_too(job):
+    code = LATER.format(ranks=[0], trouble="re.match('(a+)+$', 50 * 'a' + 'b')")
+    with Job(1, *job(code, ENDLESS, run__collective_timeout=1)) as running:
+        assert running.end(60) not in (0, 2, 75)
+    assert f'rewards.py", line {TROUBLE_LINE} in reward' in running.output
