@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
     from mpi4py.MPI import Comm, Request
 
+    from mpies.config import Settings
+
 TAG_ARRIVAL, TAG_RELEASE = 1, 2
 
 # What launchers say about the number of ranks. They are believed over a communicator of size 1.
@@ -153,8 +155,14 @@ def _finish(comm: Comm, collective: Request) -> None:
 
     A rank that was done with the collective and went on comes to the roll call at its next barrier.
     """
-    if not wait(collective, timeout=patience(comm).timeout):
+    timeout = patience(comm).timeout
+    if not wait(collective, timeout=timeout):
         barrier(comm)
+        if collective.Test():
+            raise MissingRankError(
+                f"some rank came to an exchange more than {timeout:g} s after others; if nothing is wrong"
+                " with it, set a larger run.collective_timeout"
+            )
         raise MissingRankError(
             "an exchange did not end, though all ranks answer: see the MPI library or network"
         )
@@ -232,6 +240,12 @@ def require_equal(comm: Comm, facts: dict[str, Any], what: str) -> None:
                     f"{what} differ between ranks: {key} is {everyone[0].get(key)!r} on rank 0"
                     f" and {theirs.get(key)!r} on rank {rank}"
                 )
+
+
+def agree(comm: Comm, settings: Settings) -> None:
+    """Refuse settings that differ between ranks, and be as patient from now on as they say. Collective."""
+    require_equal(comm, settings.flat(), "settings")
+    set_timeout(comm, settings.run.collective_timeout)
 
 
 def host() -> str:

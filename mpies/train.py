@@ -43,8 +43,7 @@ class Evaluated:
 
 def main(comm: Comm, arguments: list[str]) -> int:
     settings = parallel.together(comm, config.load, arguments)
-    parallel.require_equal(comm, settings.flat(), "settings")
-    parallel.set_timeout(comm, settings.run.collective_timeout)
+    parallel.agree(comm, settings)
     from mpies import job as jobs  # torch comes along: only once the settings are good
 
     job = jobs.set_up(comm, settings)

@@ -17,8 +17,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
     share_gpus = SHARE_GPUS in arguments
     arguments = [argument for argument in arguments if argument != SHARE_GPUS]
     settings = parallel.together(comm, config.load, arguments)
-    parallel.require_equal(comm, settings.flat(), "settings")
-    parallel.set_timeout(comm, settings.run.collective_timeout)
+    parallel.agree(comm, settings)
     start = time.perf_counter()
     # Torch comes along: only once the settings are good. A job's start takes these seconds, too.
     from mpies.check import forecast, load, memory, ranks, rehearsal, storage

@@ -98,8 +98,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
     options = parallel.together(comm, parse, arguments)
     log, subject = open_subject(comm, options)
     settings = subject.settings
-    parallel.require_equal(comm, settings.flat(), "settings")
-    parallel.set_timeout(comm, settings.run.collective_timeout)
+    parallel.agree(comm, settings)
     # torch comes along: only once the command line is good.
     from mpies.evaluate.measure import load, measured
     from mpies.screen import Screen
