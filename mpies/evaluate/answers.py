@@ -118,7 +118,7 @@ def evaluate(
     Ranks take whole batches, so that answers do not depend on the number of ranks.
     """
     mine, results = [], []
-    for batch, draws in parts(rows, batch_size, sampling)[comm.rank :: comm.size]:
+    for batch, draws in share(comm, rows, batch_size, sampling):
         prompts = [row["prompt"] for row in batch]
         answers = engine.sample(prompts, draws) if draws else engine.generate(prompts)
         mine.append(answers)
@@ -146,8 +146,15 @@ def parts(
     return [(asked[cut], draws.part(cut) if draws else None) for cut in cuts]
 
 
+def share(
+    comm: Comm, rows: list[Row], batch_size: int, sampling: Sampling | None
+) -> list[tuple[list[Row], Draws | None]]:
+    """The batches that this rank answers: every (number of ranks)-th."""
+    return parts(rows, batch_size, sampling)[comm.rank :: comm.size]
+
+
 def rejoin(everyone: list[list[Any]]) -> list[Any]:
-    """In order again what ranks have made of every (number of ranks)-th batch."""
+    """In order again what ranks have made of their shares."""
     ranks, batches = len(everyone), sum(map(len, everyone))
     return [everyone[b % ranks][b // ranks] for b in range(batches)]
 

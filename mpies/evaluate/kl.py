@@ -13,7 +13,7 @@ import numpy as np
 
 from mpies import parallel
 from mpies.engines.base import Completions
-from mpies.evaluate.answers import Sampling, parts, rejoin
+from mpies.evaluate.answers import Sampling, rejoin, share
 from mpies.evaluate.statistics import Figure, per_token
 from mpies.tasks.base import Row
 
@@ -33,7 +33,7 @@ def estimate(
     sampling: Sampling,
 ) -> Figure:
     """Nats per token, on answers that are sampled for it; the same on every rank. Collective."""
-    mine = parts(rows, batch_size, sampling)[comm.rank :: comm.size]
+    mine = share(comm, rows, batch_size, sampling)
     answers = [replica.engine.sample([row["prompt"] for row in batch], draws) for batch, draws in mine]
     return divergence(comm, replica, initial, rows, batch_size, sampling, answers)
 
@@ -52,8 +52,7 @@ def divergence(
     The live weights are the unperturbed ones, before and after; in between, they are the initial ones,
     written over them tensor by tensor, so that the memory of one tensor is needed. The base is only read.
     """
-    mine = parts(rows, batch_size, sampling)[comm.rank :: comm.size]
-    asked = [[row["prompt"] for row in batch] for batch, _ in mine]
+    asked = [[row["prompt"] for row in batch] for batch, _ in share(comm, rows, batch_size, sampling)]
 
     def likelihoods() -> list[list[np.ndarray]]:
         pairs = zip(asked, answers, strict=True)
