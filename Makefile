@@ -13,6 +13,8 @@ ARGS ?=
 # World sizes of the MPI tests, and how many seconds each may take.
 WORLD_SIZES ?= 1 2 3 4
 MPI_TEST_SECONDS ?= 600
+# Files of launch tests that run side by side: a job that starts keeps one core busy, one that waits none.
+TESTS_AT_ONCE ?= 2
 # All Slurm tests together; they take 6 minutes on two cores.
 SLURM_TEST_SECONDS ?= 1200
 PYTEST_ARGS ?=
@@ -74,7 +76,9 @@ test: $(INSTALLED) ## everything that this machine can test
 	-@$(RUN) -m mpies.quickstart.fetch # without the model, the tests that use it are skipped
 	@$(MAKE) --no-print-directory test-quick
 	@$(MAKE) --no-print-directory test-mpi
-	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "slow or launch or render"
+	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "(slow or launch or render) and not timed" \
+	  -n $(TESTS_AT_ONCE) --dist loadfile
+	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "launch and timed"
 
 # Whatever ends the tests (SIGTERM by `timeout`, Ctrl-C, a test's own time-out) lets them take their Slurm
 # down; a time-out by a thread would not.

@@ -15,7 +15,7 @@ from test_resume import ENDLESS, Job, arguments, assert_same_run, committed
 
 from mpies import parallel
 
-pytestmark = pytest.mark.launch
+pytestmark = [pytest.mark.launch, pytest.mark.timed]
 
 TIMEOUT = 6
 # A roll call follows an exchange that does not end. Rank 0 reports first, unless it is the missing one;

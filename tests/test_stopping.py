@@ -22,6 +22,8 @@ STOPPED = 75
 ENOUGH = 12  # generations of the run that all others are compared with
 SIGNAL = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 
+pytestmark = pytest.mark.timed
+
 # How much time there is
 
 
