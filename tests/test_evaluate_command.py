@@ -19,6 +19,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from mpies.analyze.evaluations import evaluations
 from mpies.analyze.run import open_run
 from mpies.tasks import conciseness
 
@@ -225,6 +226,13 @@ def test_log(run):
             for dataset in file[table].values():
                 assert dataset.attrs["description"] and "units" in dataset.attrs
                 assert dataset.dims[0][0].name == f"/{table}s"
+    # What the analysis makes of it.
+    shown = {(e.split, e.decoding): e.figures["reward"][0] for e in evaluations(open_run(path))}
+    assert shown == {
+        (split, decoding): result["splits"][split]["figures"]["reward"]["mean"]
+        for decoding, result in (("greedy", greedy), ("3 samples at T=1, seed 42", sampled))
+        for split in ("held_out", "train")
+    }
 
 
 def test_log_of_a_generation_that_training_did_not_evaluate(run):
