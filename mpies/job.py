@@ -123,11 +123,12 @@ def shared_task(comm: Comm, settings: Settings, history: History | None) -> Task
     A call of its reward function lasts no longer than the ranks are set to wait for one another.
     """
     task = parallel.together(comm, tasks.make, settings.task, settings.es.seed)
+    task = replace(task, reward=watched(comm, task.reward, f"the reward function of task {task.name}"))
     facts = {"task.train_data": task.digest, **parallel.together(comm, rewards.digests, settings.task.reward)}
     parallel.require_equal(comm, facts, "the files of task")
     if history:
         resume.refuse_other_data(history, task.digest)
-    return replace(task, reward=watched(comm, task.reward, f"the reward function of task {task.name}"))
+    return task
 
 
 def open_log(job: Job, path: Path, places: list[dict[str, Any]]) -> set[tuple[int, str]]:

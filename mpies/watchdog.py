@@ -57,7 +57,7 @@ def _give_up(what: str, limit: float, thread: int) -> None:
 def place(thread: int) -> str:
     """Where a thread is in code that is not ours: 'reward (rewards.py line 8) > get (api.py line 73)'."""
     frames = traceback.extract_stack(sys._current_frames()[thread])
-    called = max(i for i, frame in enumerate(frames) if frame.filename == __file__) + 1
+    called = max((i for i, frame in enumerate(frames) if frame.filename == __file__), default=-1) + 1
     inner = frames[called:]
     theirs = [frame for frame in inner if PACKAGE not in Path(frame.filename).parents] or inner
     return " > ".join(f"{f.name} ({Path(f.filename).name} line {f.lineno})" for f in theirs)
