@@ -41,7 +41,7 @@ ranks() {
 # MPICH names its shared memory after job and step; what a kill left on a node keeps a requeued job, whose
 # steps are numbered from 0 again, from starting.
 skip_steps() {
-    for ((step = 0; step < $1; step++)); do srun --nodes=1 --ntasks=1 --mpi=none true; done
+    for ((step = 0; step < $1; step++)); do srun --overlap --nodes=1 --ntasks=1 --mpi=none true; done
 }
 
 requeue() {
