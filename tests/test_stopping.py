@@ -231,7 +231,8 @@ from mpies.stopping import Stop
 Stop(None, 30).listen()
 libc = ctypes.CDLL(None)
 libc.on_exit(ctypes.cast(libc.sleep, ctypes.c_void_p), None)
-subprocess.Popen(["sh", "-c", "while kill -{number} $PPID; do sleep 0.1; done"], stderr=subprocess.DEVNULL)
+quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+subprocess.Popen(["sh", "-c", "while kill -{number} $PPID; do sleep 0.1; done"], **quiet)
 sys.exit(1)
 """
 
