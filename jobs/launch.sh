@@ -4,19 +4,19 @@
 # launch ARGUMENTS: run `python ARGUMENTS` on all ranks of the job and end the job with its exit code.
 # 75 says that it was stopped early and goes on where it was: then the job is requeued.
 launch() {
-    banner
-    local pid interrupted code
-    # shellcheck disable=SC2086  # commands with their options
-    ranks $LAUNCHER $PYTHON "$@" &
-    pid=$!
+    local code=0 signalled=
     # Slurm signals this shell alone (--signal=B:...), the launcher passes it on to the ranks.
-    trap 'interrupted=yes; kill -USR1 "$pid"' USR1
-    interrupted=yes
-    while [[ $interrupted ]]; do # the trap ends `wait`, but not the launcher
-        interrupted=
-        code=0
-        wait "$pid" || code=$?
+    trap 'signalled=yes' USR1
+    banner
+    # The signal would kill a rank that does not listen yet, since Python is starting; so it is ignored
+    # until then, and sent again.
+    # shellcheck disable=SC2086  # commands with their options
+    ranks $LAUNCHER bash -c 'trap "" USR1; exec "$@"' rank $PYTHON "$@" &
+    while [[ $(jobs -r) ]]; do
+        if [[ $signalled ]]; then kill -USR1 $! || true; fi
+        sleep 2
     done
+    wait $! || code=$?
     echo "== $(date -Is) exit code $code"
     if ((code == 75)); then requeue; fi
     exit "$code"
@@ -28,10 +28,20 @@ launch() {
 ranks() {
     local program=$1
     shift
+    trap '' USR1 # here, too, until the launcher listens
     case $program in
-        srun | */srun) exec srun --kill-on-bad-exit=0 --wait=30 "$@" ;;
+        srun | */srun)
+            skip_steps "${SLURM_RESTART_COUNT:-0}"
+            exec srun --kill-on-bad-exit=0 --wait=30 "$@"
+            ;;
         *) exec "$program" -n "${SLURM_NTASKS:-1}" "$@" ;;
     esac
+}
+
+# MPICH names its shared memory after job and step; what a kill left on a node keeps a requeued job, whose
+# steps are numbered from 0 again, from starting.
+skip_steps() {
+    for ((step = 0; step < $1; step++)); do srun --overlap --nodes=1 --ntasks=1 --mpi=none true; done
 }
 
 requeue() {

@@ -1,22 +1,26 @@
 """When to stop early: signals and the time limit.
 
-The first SIGUSR1, SIGUSR2, SIGTERM or SIGINT asks for a stop, a second one ends the rank at once. A
-rank only notes the wish; the ranks agree on stopping in the exchanges that they make anyway.
+The first SIGUSR1, SIGUSR2, SIGTERM or SIGINT asks for a stop. A later SIGTERM or SIGINT ends the rank
+at once; SIGUSR1 and SIGUSR2 may come again, as a batch script sends them until it is heard. A rank only
+notes the wish; the ranks agree on stopping in the exchanges that they make anyway.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterable
 
 from mpies.errors import InputError
 
-SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+REPEATABLE = (signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (*REPEATABLE, signal.SIGTERM, signal.SIGINT)
 
-# A second signal ends a rank at once, but a launcher and a terminal may both deliver the first.
+# A second SIGINT ends a rank at once, but a launcher and a terminal may both deliver the first.
 ECHO = 0.1
 
 # What a prediction of a generation's time is multiplied with, plus seconds to write and leave.
@@ -40,6 +44,8 @@ class Stop:
         """Install the signal handlers: after MPI's initialisation, which installs its own."""
         for number in SIGNALS:
             signal.signal(number, self._note)
+        # Python takes its handlers away before MPI's end, which may wait for other ranks.
+        atexit.register(ignore, REPEATABLE)
 
     def _note(self, number: int, _frame) -> None:
         if self._signalled is None:
@@ -47,6 +53,8 @@ class Stop:
             self._number = number
             self._urgent = number == signal.SIGTERM  # batch systems kill soon after it
             self.reason = f"signal {signal.Signals(number).name}"
+        elif number in REPEATABLE:
+            return
         elif number != self._number or self._clock() - self._signalled > ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -70,6 +78,12 @@ class Stop:
             return True
         self.reason = self.reason or "the time limit"
         return False
+
+
+def ignore(numbers: Iterable[signal.Signals]) -> None:
+    """From now on, these signals do nothing."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def seconds_of(limit: str) -> float | None:

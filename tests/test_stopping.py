@@ -16,7 +16,7 @@ from test_resume import ENDLESS, Job, arguments, assert_same_run, committed, tra
 from mpies import config
 from mpies.errors import InputError
 from mpies.runfile import open_for_reading
-from mpies.stopping import SIGNALS, Stop, seconds_of
+from mpies.stopping import REPEATABLE, SIGNALS, Stop, seconds_of
 
 STOPPED = 75
 ENOUGH = 12  # generations of the run that all others are compared with
@@ -226,13 +226,32 @@ time.sleep(0.3)  # sooner, it would be taken for an echo of the first
 os.kill(os.getpid(), {number})
 print("still here")
 """
+# The C library sleeps for a second (the exit code) when Python is gone, as MPI's end may.
+SIGNALLED_AT_THE_END = """
+import ctypes, subprocess, sys
+from mpies.stopping import Stop
+Stop(None, 30).listen()
+libc = ctypes.CDLL(None)
+libc.on_exit(ctypes.cast(libc.sleep, ctypes.c_void_p), None)
+quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+subprocess.Popen(["sh", "-c", "while kill -{number} $PPID; do sleep 0.1; done"], **quiet)
+sys.exit(1)
+"""
 
 
-@SIGNAL
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_second_signal_ends_at_once(number):
     """Also if the first one was another."""
     ended = launching.python("-c", SIGNALLED_TWICE.format(number=int(number)))
     assert (ended.returncode, ended.stdout, ended.stderr) == (-number, "signal SIGUSR1\n", "")
+
+
+@pytest.mark.parametrize("number", REPEATABLE, ids=lambda number: number.name)
+def test_what_batch_scripts_send_may_come_again(number):
+    again = launching.python("-c", SIGNALLED_TWICE.format(number=int(number)))
+    assert (again.returncode, again.stdout, again.stderr) == (0, "signal SIGUSR1\nstill here\n", "")
+    at_the_end = launching.python("-c", SIGNALLED_AT_THE_END.format(number=int(number)))
+    assert at_the_end.returncode == 1
 
 
 def test_a_signal_that_is_delivered_twice_is_one(clock, raised):
@@ -346,7 +365,7 @@ def test_a_second_signal_ends_the_job_at_once(tmp_path, tiny_model):
         time.sleep(1.5)
         assert job.process.poll() is None, "there was time for the generation"
         start = time.monotonic()
-        send(job, signal.SIGUSR1, "the launcher")
+        send(job, signal.SIGTERM, "all ranks")
         assert job.end(30) not in (0, 2, STOPPED)
         assert time.monotonic() - start < 5
         assert "stopped by" not in job.output

@@ -57,7 +57,31 @@ def reckon(comm: Comm, settings: Settings) -> tuple[int, list[Finding]]:
             f" {size(needed.total)}: fewer ranks on a node, more memory (--mem, larger GPUs), or a"
             " smaller model"
         )
-    return there, [Finding("memory", value, problem), parallel.on_root(comm, _disk, settings, needed)]
+    findings = [Finding("memory", value, problem), *_loading(comm, settings, needed)]
+    return there, [*findings, parallel.on_root(comm, _disk, settings, needed)]
+
+
+def _loading(comm: Comm, settings: Settings, needed: Needed) -> list[Finding]:
+    """On GPU nodes: the host's memory, into which all ranks of a node load the model at once. Collective."""
+    if parallel.device_for(comm, settings.model.device).type != "cuda":
+        return []
+    hosts = parallel.allgather_objects(comm, (parallel.host(), _free_on_node()))
+    sharers = Counter(host for host, _ in hosts)
+    return [loading(needed.live, {host: (sharers[host], free) for host, free in hosts})]
+
+
+def loading(copy: int, hosts: dict[str, tuple[int, int]]) -> Finding:
+    """`copy`: bytes of the model as it is loaded; `hosts`: name -> (its ranks, its bytes of free memory)."""
+    host = min(hosts, key=lambda name: hosts[name][1] - copy * hosts[name][0])
+    ranks, free = hosts[host]
+    value = f"{size(ranks * copy)} of {host}'s own memory while {ranks} rank(s) load, {size(free)} there"
+    problem = ""
+    if ranks * copy > free:
+        problem = (
+            f"{host} has {size(free)} of its own memory free, but {ranks} rank(s) that load the model at once"
+            f" need {size(ranks * copy)}: more memory (--mem), fewer ranks on a node, or a smaller model"
+        )
+    return Finding("loading", value, problem)
 
 
 def weights_of(comm: Comm, settings: Settings) -> Needed:

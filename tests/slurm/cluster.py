@@ -31,6 +31,8 @@ PR_SET_PDEATHSIG = 1
 
 CONFIGURATION = """
 ClusterName=mpies
+# MPICH's shared memory is named after the job, and stays when a job is killed: other numbers every time.
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
@@ -166,7 +168,12 @@ class Cluster:
         for node in NODES:
             (self.folder / node).mkdir()
         text = CONFIGURATION.format(
-            host=host, ports=ports, folder=self.folder, nodes="\n".join(nodes), names=",".join(NODES)
+            first_job=1 + secrets.randbelow(10**7),
+            host=host,
+            ports=ports,
+            folder=self.folder,
+            nodes="\n".join(nodes),
+            names=",".join(NODES),
         )
         (self.folder / "slurm.conf").write_text(text)
         for number in range(GPUS):

@@ -25,6 +25,8 @@ def why_not() -> str:
         return "a Slurm of our own needs root"
     if missing():
         return f"Slurm is not installed ({', '.join(missing())}): apt install slurm-wlm munge"
+    if not Path("/sys/fs/cgroup").is_mount():
+        return "slurmd does not start without control groups: mount /sys/fs/cgroup"
     return ""
 
 

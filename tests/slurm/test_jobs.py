@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import signal
 import socket
@@ -45,6 +46,19 @@ def starts(folder: Path) -> int:
         return len(file["start/generation"])
 
 
+def noted(folder: Path) -> dict[str, float]:
+    """Split -> reward of the last evaluation in the run file."""
+    with h5py.File(folder / "run.h5", "r") as file:
+        table = file["evaluation"]
+        return dict(zip(table["split"].asstr()[:], table["reward_mean"][:].tolist(), strict=True))
+
+
+def evaluated(file: Path) -> dict[str, float]:
+    """The same of mpies.evaluate's figures."""
+    splits = json.loads(file.read_text())["splits"]
+    return {name: split["figures"]["reward"]["mean"] for name, split in splits.items()}
+
+
 # A reward as slow, or as unreliable, as a judge elsewhere may be.
 REWARD = """
 import os, time
@@ -80,6 +94,9 @@ def test_the_same_run_by_mpirun_and_by_srun_on_two_nodes(site, tiny_model):
     assert job.end() == [("COMPLETED", "0:0")], job.output
     assert f"2 ranks on n[1-2] by {launcher}" in job.output
     assert_same_run(one, two, 4)
+    job = site.submit("evaluate.sbatch", two, "--json", "figures.json", options=ACROSS)
+    assert job.end() == [("COMPLETED", "0:0")], job.output
+    assert noted(two) == evaluated(site.folder / "figures.json")
 
 
 @pytest.mark.timeout(600)
@@ -106,15 +123,18 @@ def test_a_run_longer_than_its_wall_time_ends_as_if_it_had_none(site, tiny_model
     assert_same_run(parts, whole, generations)
 
 
-def test_a_job_is_requeued_as_often_as_allowed(site, tiny_model):
+@pytest.mark.parametrize("launcher", ["mpirun", pytest.param(SRUN, marks=needs_pmi2)])
+def test_a_signal_is_heard_at_any_time_and_a_job_requeued_as_often_as_allowed(site, tiny_model, launcher):
     folder = site.folder / "run"
-    job = site.submit("quickstart.sbatch", *arguments(tiny_model(), folder, ENDLESS), MAX_RESTARTS="1")
-    for start in (1, 2):
-        job.wait_for("loading", start)
-        seen = job.output.count("\ngeneration ")
-        job.wait_for("\ngeneration ", seen + 2)
-        # What --signal=B:USR1@... does when the time comes.
-        site.cluster.command("scancel", "--batch", "--signal=USR1", job.number)
+    words = arguments(tiny_model(), folder, ENDLESS)
+    job = site.submit("quickstart.sbatch", *words, MAX_RESTARTS="1", LAUNCHER=launcher)
+    job.wait_for("restart 0 of 1")  # no rank is there yet
+    # What --signal=B:USR1@... does when the time comes.
+    site.cluster.command("scancel", "--batch", "--signal=USR1", job.number)
+    job.wait_for("\n== requeued")
+    assert "exit code 75" in job.output and "\ngeneration 2/" not in job.output
+    job.wait_for("\ngeneration 2/")
+    site.cluster.command("scancel", "--batch", "--signal=USR1", job.number)
     assert job.end() == [("FAILED", "75:0")], job.output
     assert job.restarts == 1
     assert "not requeued: 1 restarts are the limit" in job.output
@@ -166,6 +186,19 @@ def test_a_killed_rank_ends_the_job(site, tiny_model, launcher):
     assert job.restarts == 0
     assert launching.all_gone(f"run.directory={folder}", within=10)
     assert committed(folder) >= 2
+
+
+@needs_pmi2
+def test_a_job_that_was_killed_can_be_requeued_under_srun(site, tiny_model):
+    """MPICH names its shared memory after the step; what the kill leaves is not taken for the new one."""
+    folder = site.folder / "run"
+    job = site.submit("quickstart.sbatch", *arguments(tiny_model(), folder, ENDLESS), LAUNCHER=SRUN)
+    job.wait_for("\ngeneration 2/")
+    for rank in rank_processes(f"run.directory={folder}"):
+        rank.send_signal(signal.SIGKILL)
+    assert job.end()[0][0] == "FAILED", job.output
+    site.cluster.command("scontrol", "requeue", job.number)
+    job.wait_for("resuming after generation")
 
 
 def test_a_node_that_goes_down_costs_a_restart_and_scancel_ends_it_for_good(site, tiny_model):
