@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpies.engines import likelihood
 from mpies.engines.base import Completions, Draws, Prompt
 from mpies.engines.hf import HfEngine
 from mpies.engines.text import Text
-from mpies.errors import InputError
+from mpies.errors import InputError, reason
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -82,13 +83,17 @@ class VllmEngine:
         """Raise InputError if vLLM and transformers do not compute the same with the same weights."""
         from vllm import SamplingParams
 
-        from mpies.engines import likelihood
-
         vocabulary = self.hf.model.get_input_embeddings().num_embeddings
         count = min(PROBE, self.most_tokens - 1)
         ids = [vocabulary * (i + 1) // (count + 2) for i in range(count)]
         asked = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        (output,) = self.llm.generate([{"prompt_token_ids": ids}], asked, use_tqdm=False)
+        try:
+            (output,) = self.llm.generate([{"prompt_token_ids": ids}], asked, use_tqdm=False)
+        except Exception as error:
+            why = f"{type(error).__name__}: {reason(error)}"
+            raise InputError(
+                f"engine.name: vllm cannot compute this model ({why}); use engine.name=hf"
+            ) from error
         found = [place[token].logprob for token, place in zip(ids[1:], output.prompt_logprobs[1:])]
         (expected,) = likelihood.of(self.hf.model, [ids[:1]], [ids[1:]])
         apart = float(np.abs(np.array(found) - expected).mean())

@@ -6,7 +6,9 @@ vLLM is imported here for the first time, after its environment is set.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +132,7 @@ def start(
     _set_environment(local_rank)
     threads, preloaded = torch.set_num_threads, os.environ.get("LD_PRELOAD")
     try:
-        with _mended_for_cpu() if device.type == "cpu" else contextlib.nullcontext():
+        with warnings.catch_warnings(), _mended(device):
             made = _make(folder, dtype, device, room, cache)
     except Exception as error:
         raise InputError(
@@ -195,18 +197,24 @@ def _set_environment(local_rank: int) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process
     # The first of vLLM's two runners: for the second, logits processors are written otherwise.
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # What is wrong comes as an exception, and is told in one line.
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
+    logging.getLogger("vllm").setLevel(level)  # until vLLM sets it
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
 @contextlib.contextmanager
-def _mended_for_cpu() -> Iterator[None]:
-    """While it starts, keep vLLM from repacking weights, and from tripping over a module of numba's.
+def _mended(device: torch.device) -> Iterator[None]:
+    """What vLLM does while it starts, without what does not suit.
 
-    On CPUs, vLLM repacks the weights of linear layers after loading, and forgets the originals. It also
-    looks through the attributes of all modules for objects with a `__dict__`, which llvmlite's library
-    claims to have, as it claims all attributes.
+    On CPUs it repacks the weights of linear layers after loading, and forgets the originals. And it looks
+    through the attributes of all modules for objects with a `__dict__`, which llvmlite's library claims
+    to have, as it claims all attributes.
     """
+    warnings.simplefilter("ignore")
+    if device.type != "cpu":
+        yield
+        return
     from vllm.model_executor.layers import utils
     from vllm.triton_utils import dispatcher
 
