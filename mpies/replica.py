@@ -143,7 +143,8 @@ def _engine(settings: Settings, model, text: Text, perturbation: Perturbation, h
         return engine
     from mpies.engines.vllm.engine import VllmEngine
 
-    return VllmEngine(host.llm, text, engine, limit, host.room.tokens)
+    most = host.room.tokens
+    return VllmEngine(host.llm, host.packing, text, engine, max_new_tokens=limit, most_tokens=most)
 
 
 def _refuse_diverged(comm: Comm, digest: int) -> None:

@@ -237,10 +237,15 @@ def test_what_does_not_fit_is_refused_with_numbers(tiny_model):
     room, gb = Room(rows=8, tokens=1000), 10**9
     one = room.bytes(model.config, torch.bfloat16, 1)
     assert one == (math.ceil(1000 / 128) + 2) * 128 * 2 * 2 * 2 * 32 * 2  # two layers, two heads of 32
-    reckon = lambda free: cache_bytes(room, model.config, torch.bfloat16, "cpu", 10**9, free)  # noqa: E731
+
+    def reckon(free, device="cuda"):
+        return cache_bytes(room, model.config, torch.bfloat16, device, gb, free)
+
     assert reckon(20 * gb) == room.bytes(model.config, torch.bfloat16)
-    assert reckon(2 * gb + RESERVE["cpu"] + 2 * one) == 2 * one, "fewer answers at a time"
+    assert reckon(2 * gb + RESERVE["cuda"] + 2 * one) == 2 * one, "fewer answers at a time"
     with pytest.raises(
         InputError, match=r"leave 2.1 GB, but live weights take 2 GB, .* 1000 tokens .* the rest"
     ):
         reckon(int(2.1 * gb))
+    with pytest.raises(InputError, match="live weights take 4 GB"):  # once more as oneDNN has them
+        reckon(3 * gb, "cpu")

@@ -13,7 +13,9 @@ from mpies.engines.text import Text
 from mpies.errors import InputError, reason
 
 if TYPE_CHECKING:
-    from vllm import LLM, SamplingParams
+    from vllm import LLM, RequestOutput, SamplingParams
+
+    from mpies.engines.vllm.packing import Packing
 
 # Mean difference of log-probabilities, nat, up to which two ways of computing are one model.
 ALIKE = {2: 0.3, 4: 0.01}
@@ -23,12 +25,23 @@ PROBE = 16  # tokens
 class VllmEngine:
     """Decodes with vLLM; `log_probabilities` are computed by `hf`, whose model has the same memory.
 
-    Nothing outlives a call but the weights: there is no prefix cache, and a finished request's keys and
-    values are never read again. So there is nothing to clear when the weights change.
+    Nothing that was computed from weights outlives a call: they are packed anew before it, there is no
+    prefix cache, and a finished request's keys and values are never read again. So nothing needs clearing
+    when the weights change. Prompts have up to `most_tokens` tokens with their answers.
     """
 
-    def __init__(self, llm: LLM, text: Text, hf: HfEngine, max_new_tokens: int, most_tokens: int):
+    def __init__(
+        self,
+        llm: LLM,
+        packing: Packing,
+        text: Text,
+        hf: HfEngine,
+        *,
+        max_new_tokens: int,
+        most_tokens: int,
+    ):
         self.llm = llm
+        self.packing = packing
         self.text = text
         self.hf = hf
         self.max_new_tokens = max_new_tokens
@@ -63,9 +76,13 @@ class VllmEngine:
                 f"a prompt has {longest} tokens, but vLLM was started for prompts of up to"
                 f" {self.most_tokens - self.max_new_tokens}"
             )
-        given = [{"prompt_token_ids": tokens} for tokens in encoded]
-        outputs = self.llm.generate(given, parameters, use_tqdm=False)
+        outputs = self._run(encoded, parameters)
         return self.text.completions([list(output.outputs[0].token_ids) for output in outputs])
+
+    def _run(self, encoded: list[list[int]], parameters: list[SamplingParams]) -> list[RequestOutput]:
+        self.packing.refresh()
+        given = [{"prompt_token_ids": tokens} for tokens in encoded]
+        return self.llm.generate(given, parameters, use_tqdm=False)
 
     def _parameters(self, extra: dict | None = None) -> SamplingParams:
         from vllm import SamplingParams
@@ -88,7 +105,7 @@ class VllmEngine:
         ids = [vocabulary * (i + 1) // (count + 2) for i in range(count)]
         asked = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         try:
-            (output,) = self.llm.generate([{"prompt_token_ids": ids}], asked, use_tqdm=False)
+            (output,) = self._run([ids], [asked])
         except Exception as error:
             why = f"{type(error).__name__}: {reason(error)}"
             raise InputError(

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
-from torch import nn
 
 from mpies.engines.base import Prompt
 from mpies.engines.text import Text
 from mpies.engines.vllm import INSTEAD, mapping
+from mpies.engines.vllm.packing import Packing
 from mpies.errors import InputError, reason
-from mpies.linear import linear
 from mpies.readable import size
 from mpies.weights import Tensors
 
@@ -74,7 +73,7 @@ def cache_bytes(
 
     Raises InputError, with the numbers, if one answer does not fit beside the live weights.
     """
-    live = parameters * dtype.itemsize
+    live = parameters * dtype.itemsize * (2 if device == "cpu" else 1)  # see packing.py
     most, least = room.bytes(config, dtype), room.bytes(config, dtype, 1)
     left = free - live - RESERVE[device]
     if left < least:
@@ -106,6 +105,7 @@ class Host:
         refuse_too_long(room, config)
         self.room = room
         self.llm: LLM | None = None
+        self.packing = Packing()
         self._start = folder, config, dtype, device, free, local_rank
 
     def hold(self, base: Tensors) -> Tensors:
@@ -117,22 +117,29 @@ class Host:
         parameters = sum(tensor.numel() for tensor in base.values())
         left = free - 4 * parameters
         cache = cache_bytes(self.room, config, dtype, device.type, parameters, left)
-        self.llm = start(folder, dtype, device, self.room, cache, local_rank)
+        self.llm = start(folder, dtype, device, self.room, cache, local_rank, self.packing)
         (model,) = self.llm.collective_rpc(lambda worker: worker.get_model())
         return mapping.views(model, base, dtype)
 
 
 def start(
-    folder: str, dtype: torch.dtype, device: torch.device, room: Room, cache: int, local_rank: int
+    folder: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    room: Room,
+    cache: int,
+    local_rank: int,
+    packing: Packing,
 ) -> LLM:
     """A vLLM whose parameters are all zero and stay where they are.
 
-    cache: bytes. Raises InputError for models that vLLM does not know or keeps in another form.
+    cache: bytes. `packing` gets the layers that vLLM would repack. Raises InputError for models that vLLM
+    does not know or keeps in another form.
     """
     _set_environment(local_rank)
     threads, preloaded = torch.set_num_threads, os.environ.get("LD_PRELOAD")
     try:
-        with warnings.catch_warnings(), _mended(device):
+        with warnings.catch_warnings(), _mended(device, packing):
             made = _make(folder, dtype, device, room, cache)
     except Exception as error:
         raise InputError(
@@ -204,12 +211,12 @@ def _set_environment(local_rank: int) -> None:
 
 
 @contextlib.contextmanager
-def _mended(device: torch.device) -> Iterator[None]:
+def _mended(device: torch.device, packing: Packing) -> Iterator[None]:
     """What vLLM does while it starts, without what does not suit.
 
-    On CPUs it repacks the weights of linear layers after loading, and forgets the originals. And it looks
-    through the attributes of all modules for objects with a `__dict__`, which llvmlite's library claims
-    to have, as it claims all attributes.
+    On CPUs it repacks the weights of linear layers after loading, and forgets the originals. It binds the
+    process's memory to a node, which is the launcher's business. And it looks through the attributes of
+    all modules for objects with a `__dict__`, which llvmlite's library claims to have, as it claims all.
     """
     warnings.simplefilter("ignore")
     if device.type != "cpu":
@@ -218,15 +225,13 @@ def _mended(device: torch.device) -> Iterator[None]:
     from vllm.model_executor.layers import utils
     from vllm.triton_utils import dispatcher
 
-    def leave(layer: nn.Module, remove_weight: bool) -> None:
-        layer.cpu_linear = linear
-
     def attributes(value: Any) -> dict[str, Any]:
         found = vars(value)
         return found if isinstance(found, Mapping) else {}
 
     with (
-        mock.patch.object(utils, "dispatch_cpu_unquantized_gemm", leave),
+        mock.patch.object(utils, "dispatch_cpu_unquantized_gemm", packing.take),
+        mock.patch.object(torch.ops._C, "init_cpu_memory_env", lambda nodes: None, create=True),
         mock.patch.object(dispatcher, "vars", attributes, create=True),
     ):
         yield
