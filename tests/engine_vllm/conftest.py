@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
 
-collect_ignore_glob = [] if find_spec("vllm") else ["test_*.py"]
+from mpies.engines import vllm
+
+collect_ignore_glob = [] if vllm.version() else ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
