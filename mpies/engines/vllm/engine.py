@@ -49,12 +49,12 @@ class VllmEngine:
         self._refuse_other_answers()
 
     def generate(self, prompts: list[Prompt]) -> Completions:
-        return self._answered(prompts, [self._parameters()] * len(prompts))
+        return self._answered(prompts, [self.parameters()] * len(prompts))
 
     def sample(self, prompts: list[Prompt], draws: Draws) -> Completions:
         from mpies.engines.vllm.plugins import CounterBased
 
-        each = [self._parameters(CounterBased.parameters(draws, row)) for row in range(len(prompts))]
+        each = [self.parameters(CounterBased.parameters(draws, row)) for row in range(len(prompts))]
         return self._answered(prompts, each)
 
     def log_probabilities(
@@ -84,7 +84,8 @@ class VllmEngine:
         given = [{"prompt_token_ids": tokens} for tokens in encoded]
         return self.llm.generate(given, parameters, use_tqdm=False)
 
-    def _parameters(self, extra: dict | None = None) -> SamplingParams:
+    def parameters(self, extra: dict | None = None) -> SamplingParams:
+        """How every prompt is answered."""
         from vllm import SamplingParams
 
         return SamplingParams(

@@ -207,6 +207,7 @@ def _set_environment(local_rank: int) -> None:
     # What is wrong comes as an exception, and is told in one line.
     level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
     logging.getLogger("vllm").setLevel(level)  # until vLLM sets it
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # it misses Triton, on CPUs
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
