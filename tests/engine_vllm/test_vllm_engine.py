@@ -226,7 +226,7 @@ def test_models_that_cannot_be_shared_are_refused(world, tiny_model, tmp_path, s
 
 
 def test_answers_longer_than_the_model_knows_are_refused(world, tiny_model):
-    with pytest.raises(InputError, match="may have 660 tokens, .* up to 512; use 148 less"):
+    with pytest.raises(InputError, match=r"may have 660 tokens, .* up to 512; use 148 less"):
         build(world, tiny_model(hidden=HIDDEN), "vllm", "engine.max_new_tokens=500")
 
 
