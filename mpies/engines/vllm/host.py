@@ -50,6 +50,8 @@ class Room:
     def bytes(self, config: PretrainedConfig, dtype: torch.dtype, rows: int | None = None) -> int:
         """Of keys and values, for so many answers (all of them), in whole blocks and two to spare."""
         config = config.get_text_config()
+        if not hasattr(config, "num_attention_heads"):
+            raise InputError(f"engine.name: vllm is for models with attention, not for {config.model_type}")
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         a_token = 2 * config.num_hidden_layers * heads * width * dtype.itemsize
