@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen3Config
 from mpies import config, replica
 from mpies.engines.base import Draws
 from mpies.engines.sampling import answer_numbers
+from mpies.engines.vllm.engine import VllmEngine
 from mpies.engines.vllm.host import RESERVE, Room, cache_bytes
 from mpies.errors import InputError
 from mpies.noise import definition
@@ -223,6 +224,16 @@ def test_models_that_cannot_be_shared_are_refused(world, tiny_model, tmp_path, s
     with pytest.raises(InputError, match=f"engine.name: vllm .*{why}.*engine.name=hf") as error:
         build(world, tmp_path, "vllm")
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_model_that_transformers_computes_otherwise_is_refused(both, monkeypatch):
+    made = both.vllm.engine
+    given = made.llm, made.packing, made.text, made.hf
+    rooms = {"max_new_tokens": NEW, "most_tokens": made.most_tokens}
+    VllmEngine(*given, **rooms)
+    monkeypatch.setattr(both.vllm.model.model.norm, "variance_epsilon", 10.0)
+    with pytest.raises(InputError, match="^engine.name: vllm computes this model otherwise .*engine.name=hf"):
+        VllmEngine(*given, **rooms)
 
 
 def test_answers_longer_than_the_model_knows_are_refused(world, tiny_model):
