@@ -232,7 +232,9 @@ def test_a_model_that_transformers_computes_otherwise_is_refused(both, monkeypat
     rooms = {"max_new_tokens": NEW, "most_tokens": made.most_tokens}
     VllmEngine(*given, **rooms)
     monkeypatch.setattr(both.vllm.model.model.norm, "variance_epsilon", 10.0)
-    with pytest.raises(InputError, match="^engine.name: vllm computes this model otherwise .*engine.name=hf"):
+    with pytest.raises(
+        InputError, match=r"^engine.name: vllm computes this model otherwise .*engine.name=hf"
+    ):
         VllmEngine(*given, **rooms)
 
 
