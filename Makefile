@@ -15,6 +15,9 @@ WORLD_SIZES ?= 1 2 3 4
 MPI_TEST_SECONDS ?= 600
 # Files of launch tests that run side by side: a job that starts keeps one core busy, one that waits none.
 TESTS_AT_ONCE ?= 2
+# The environment of the vLLM tests, and how many seconds they may take; 2 minutes on two cores.
+VLLM_VENV ?= .venv-vllm
+VLLM_TEST_SECONDS ?= 900
 # All Slurm tests together; they take 6 minutes on two cores.
 SLURM_TEST_SECONDS ?= 1200
 PYTEST_ARGS ?=
@@ -25,10 +28,12 @@ comma := ,
 EXTRAS := $(if $(MPI),$(MPI)$(comma))quickstart,analyze,test,dev
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest $(PYTEST_ARGS)
+VLLM_RUN := $(VLLM_VENV)/bin/python
+VLLM_INSTALLED := $(VLLM_VENV)/.installed
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 
 .DEFAULT_GOAL := help
-.PHONY: help install model quickstart test-quick test-mpi test test-slurm torture lint check
+.PHONY: help install model quickstart test-quick test-mpi test test-slurm test-vllm torture lint check
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +91,20 @@ test-slurm: $(INSTALLED) ## batch jobs on a Slurm of their own (root; installs D
 	@if tests/slurm/install; then \
 	  timeout --foreground -k 60 $(SLURM_TEST_SECONDS) $(PYTEST) --timeout-method=signal tests/slurm; \
 	fi
+
+# vLLM pins torch, transformers and numba, and its build for CPUs has another torch than that for GPUs.
+$(VLLM_INSTALLED): pyproject.toml requirements-vllm.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "the vLLM tests need Python 3.11 or newer: make test-vllm PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(VLLM_RUN) || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_RUN) -m pip install --disable-pip-version-check -q --no-compile -c requirements-vllm.txt torch
+	$(VLLM_RUN) -m pip install --disable-pip-version-check -q --no-compile --no-deps -r requirements-vllm.txt
+	$(VLLM_RUN) -m pip install --disable-pip-version-check -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+test-vllm: export PATH := $(abspath $(VLLM_VENV))/bin:$(PATH)
+test-vllm: $(VLLM_INSTALLED) ## the vLLM engine, in an environment of its own with vLLM's build for CPUs
+	timeout -k 10 $(VLLM_TEST_SECONDS) $(VLLM_RUN) -m pytest $(PYTEST_ARGS) tests/engine_vllm
 
 torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one left alone
 	$(RUN) tests/torture.py --kills $(KILLS)

@@ -202,7 +202,9 @@ class Es(Section):
 class Engine(Section):
     """What turns prompts into completions."""
 
-    name: Literal["hf"] = Field("hf", description="hf: Hugging Face transformers")
+    name: Literal["hf", "vllm"] = Field(
+        "hf", description="hf: Hugging Face transformers; vllm: vLLM, for full perturbations"
+    )
     max_new_tokens: int = Field(1024, ge=1, description="longest completion, in tokens")
     batch_size: int = Field(32, ge=1, description="prompts decoded together; results may depend on it")
 
@@ -289,6 +291,15 @@ class Settings(Section):
     es: Es = Es()
     engine: Engine = Engine()
     run: Run
+
+    @model_validator(mode="after")
+    def _engine_knows_perturbation(self):
+        if self.engine.name == "vllm" and self.es.perturbation == "lowrank":
+            raise ValueError(
+                "engine.name: vllm evaluates full perturbations only; set es.perturbation=full, or"
+                " engine.name=hf"
+            )
+        return self
 
     def flat(self) -> dict[str, Any]:
         """Full key -> value."""

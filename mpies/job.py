@@ -80,8 +80,7 @@ def set_up(comm: Comm, settings: Settings) -> Job:
     task = shared_task(comm, settings, history)
     screen = Screen(comm.rank != 0, settings.run.progress)
     screen.say(f"loading {settings.model.path} ...")
-    replica = replicas.build(comm, settings)
-    parallel.together(comm, tasks.refuse_messages_without_template, task, replica.tokenizer)
+    replica = replicas.build(comm, settings, task)
     places = parallel.allgather_objects(comm, replicas.place(replica.device))
     facts = {**replica.facts, "run_file": path, "train": len(task.train), "held_out": len(task.held_out)}
     screen.banner(settings, facts, places)
@@ -138,7 +137,7 @@ def open_log(job: Job, path: Path, places: list[dict[str, Any]]) -> set[tuple[in
         "world_size": job.comm.size,
         "hosts": ",".join(place["host"] for place in places),
         "devices": ",".join(place["device"] for place in places),
-        "versions": json.dumps(replicas.versions()),
+        "versions": json.dumps(replicas.versions(job.settings.engine.name)),
         "reason": "resumed" if job.log else "new",
     }
     settings = job.settings.to_yaml()

@@ -1,4 +1,4 @@
-"""How numbers, durations and answers read on a screen."""
+"""How numbers, sizes, durations and answers read on a screen."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d} min"
+
+
+def size(count: float) -> str:
+    """Bytes as people read them: 30.5 GB."""
+    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= power:
+            return f"{count / power:.3g} {unit}"
+    return f"{count:.0f} B"
 
 
 def clip(text: str, limit: int = 160) -> str:

@@ -11,19 +11,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import mpies
-from mpies import linear, parallel
+from mpies import linear, parallel, tasks
 from mpies import model as models
 from mpies import perturbation as perturbations
 from mpies.config import Settings
+from mpies.engines import vllm
 from mpies.engines.base import Engine
+from mpies.engines.text import Text
 from mpies.errors import RefusedError
+from mpies.memory import available
 from mpies.noise import kernels_for
 from mpies.perturbation import Perturbation
+from mpies.tasks.base import Task
 from mpies.weights import Weights
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from mpies.engines.vllm.host import Host
 
 # Software that takes part in the arithmetic: it has to be the same on every rank.
 SOFTWARE = ("torch", "transformers", "tokenizers", "numpy", "numba")
@@ -46,18 +52,23 @@ class Replica:
             torch.cuda.synchronize(self.device)
 
 
-def versions() -> dict[str, str]:
+def versions(engine: str) -> dict[str, str]:
     """The versions of the software that computes."""
     others = {name: version(name) for name in SOFTWARE}
+    if engine == "vllm":
+        others["vllm"] = vllm.version() or "none"
     return {"mpies": mpies.__version__, "python": platform.python_version(), **others}
 
 
-def build(comm: Comm, settings: Settings) -> Replica:
+def build(comm: Comm, settings: Settings, task: Task | None = None) -> Replica:
     """Load the model on every rank and check that the ranks agree. Collective.
 
-    Raises RefusedError when a rank cannot load it, or when software, dtype or weights differ.
+    `task`: what it is to answer. Raises RefusedError when a rank cannot load the model, or when software,
+    dtype or weights differ.
     """
-    parallel.require_equal(comm, versions(), "software versions")
+    if settings.engine.name == "vllm":
+        parallel.together(comm, vllm.refuse_unsupported)
+    parallel.require_equal(comm, versions(settings.engine.name), "software versions")
     torch.set_num_threads(settings.run.threads)
     device = parallel.together(comm, parallel.device_for, comm, settings.model.device)
     if device.type == "cuda":
@@ -67,14 +78,19 @@ def build(comm: Comm, settings: Settings) -> Replica:
     dtype, reason = models.choose_dtype(settings.model.dtype, device)
     parallel.require_equal(comm, {"dtype": str(dtype)}, "live weights")
     model, tokenizer = _load(comm, settings)
+    if task:
+        parallel.together(comm, tasks.refuse_messages_without_template, task, tokenizer)
+    text = parallel.together(comm, Text, model, tokenizer, settings.task.chat_template)
+    host = _host(comm, settings, model, text, task, device, dtype)
     kernels = kernels_for(device, settings.run.threads)
-    weights = parallel.together(comm, Weights, model, dtype, device, kernels, settings.es.noise_rank)
+    hold = host.hold if host else None
+    weights = parallel.together(comm, Weights, model, dtype, device, kernels, settings.es.noise_rank, hold)
     if device.type == "cpu":
         linear.install(model)
     digest = weights.digest()
     _refuse_diverged(comm, digest)
     perturbation = parallel.together(comm, perturbations.make, settings.es, model, weights)
-    engine = parallel.together(comm, _engine, settings, model, tokenizer, perturbation)
+    engine = parallel.together(comm, _engine, settings, model, text, perturbation, host)
     facts = {
         "model_path": settings.model.path,
         "model_name": Path(models.locate(settings.model.path)).name,
@@ -104,17 +120,31 @@ def _load(comm: Comm, settings: Settings):
     return parallel.together(comm, models.load, *arguments)
 
 
-def _engine(settings: Settings, model, tokenizer, perturbation: Perturbation) -> Engine:
+def _host(comm: Comm, settings: Settings, model, text: Text, task: Task | None, device, dtype) -> Host | None:
+    """Where the live weights will be, if that is not in memory of their own. Collective."""
+    if settings.engine.name != "vllm":
+        return None
+    from mpies.engines.vllm.host import Host, Room
+
+    prompts = task.prompts if task else ()
+    room = Room.of(text, prompts, settings.engine.batch_size, settings.engine.max_new_tokens)
+    folder, (local, _) = models.locate(settings.model.path), parallel.local_rank(comm)
+    free = available(comm, device)
+    return parallel.together(comm, Host, folder, model.config, room, dtype, device, free, local)
+
+
+def _engine(settings: Settings, model, text: Text, perturbation: Perturbation, host: Host | None) -> Engine:
     from mpies.engines.hf import HfEngine
 
-    return HfEngine(
-        model,
-        tokenizer,
-        max_new_tokens=settings.engine.max_new_tokens,
-        batch_size=settings.engine.batch_size,
-        chat_template=settings.task.chat_template,
-        on_rows=perturbation.rows,
-    )
+    limit = settings.engine.max_new_tokens
+    rows = settings.engine.batch_size
+    engine = HfEngine(model, text, max_new_tokens=limit, batch_size=rows, on_rows=perturbation.rows)
+    if host is None:
+        return engine
+    from mpies.engines.vllm.engine import VllmEngine
+
+    most = host.room.tokens
+    return VllmEngine(host.llm, host.packing, text, engine, max_new_tokens=limit, most_tokens=most)
 
 
 def _refuse_diverged(comm: Comm, digest: int) -> None:

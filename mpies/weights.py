@@ -4,12 +4,15 @@ The base is a float32 tensor per parameter and the only truth. The live weights 
 parameters, in the dtype that the engine computes with; they are overwritten as a whole from the base,
 `live <- cast(base + sigma * sign * noise)`, so there is nothing to restore and nothing that can drift.
 Tied parameters are one tensor. Beyond base and live, no more than one tensor's memory is needed.
+
+An engine may hold the live weights in a model of its own; the transformers model then shares them.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,16 @@ from mpies.noise.definition import parameter_id
 
 MARK = "mpies.json"
 
+Tensors = dict[str, torch.Tensor]
+
 
 class Weights:
     """Takes over a model's parameters: their values become the base, their storage the live weights.
 
     Afterwards, the model is on `device` with parameters of `dtype`. Raises InputError for parameters
     that are not floating point (quantised models). `rank` is that of the noise of matrices, 0: full.
+    `hold(base)` returns where the live weights are: contiguous tensors of `dtype` in the base's shapes, by
+    name. It is called when the base is there and the checkpoint's memory is free again.
     """
 
     def __init__(
@@ -38,12 +45,12 @@ class Weights:
         device: torch.device,
         kernels: Kernels,
         rank: int = 0,
+        hold: Callable[[Tensors], Tensors] | None = None,
     ):
         self.kernels = kernels
         self.rank = rank
         self.updates = 0
-        self.live: dict[str, torch.Tensor] = {}
-        self.base: dict[str, torch.Tensor] = {}
+        self.base: Tensors = {}
         # Without duplicates: a tied parameter appears once, under its first state-dict name.
         for name, parameter in model.named_parameters(remove_duplicate=True):
             if not parameter.is_floating_point():
@@ -53,8 +60,10 @@ class Weights:
             # A copy always, never a view of the checkpoint's memory, which may be a mapped file.
             self.base[name] = torch.empty(value.shape, dtype=torch.float32, device=device)
             self.base[name].copy_(value)
-            parameter.data = torch.empty(value.shape, dtype=dtype, device=device)
-            self.live[name] = parameter.data
+            parameter.data = torch.empty(0, dtype=dtype, device=device)
+        self.live = hold(self.base) if hold else _memory_for(self.base, dtype)
+        for name, parameter in model.named_parameters(remove_duplicate=True):
+            parameter.data = self.live[name]
         model.to(device)  # buffers
         model.config.dtype = dtype
         self.ids = _ids(list(self.base))
@@ -104,6 +113,10 @@ class Weights:
     def digest_of(self, name: str, tensor: torch.Tensor) -> int:
         """What a float32 tensor adds to the digest if it is the base of that parameter."""
         return self.kernels.digest(tensor.view(-1), self.ids[name])
+
+
+def _memory_for(base: Tensors, dtype: torch.dtype) -> Tensors:
+    return {name: torch.empty_like(tensor, dtype=dtype) for name, tensor in base.items()}
 
 
 def save(model: torch.nn.Module, tokenizer, folder: Path, origin: dict[str, Any] | None = None) -> None:

@@ -11,9 +11,11 @@ import launching
 import pytest
 from test_resume import Job, arguments, train
 
-from mpies.check import memory, ranks, storage
+from mpies import memory
+from mpies.check import ranks, storage
 from mpies.check.forecast import Forecast, jobs_needed
-from mpies.check.report import duration, size
+from mpies.check.report import duration
+from mpies.readable import size
 
 CHECK = ("-m", "mpies.check")
 

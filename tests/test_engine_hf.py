@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from mpies import model as models
 from mpies import weights as weights_module
 from mpies.engines.hf import HfEngine
+from mpies.engines.text import Text
 from mpies.errors import InputError
 from mpies.noise.cpu import CpuKernels
 from mpies.weights import Weights
@@ -53,8 +54,8 @@ def load(tiny_model, tmp_path):
 
 
 def engine_of(model, tokenizer, **options) -> HfEngine:
-    settings = {"max_new_tokens": NEW, "batch_size": 32, "chat_template": False}
-    return HfEngine(model, tokenizer, **{**settings, **options})
+    text = Text(model, tokenizer, options.pop("chat_template", False))
+    return HfEngine(model, text, **{"max_new_tokens": NEW, "batch_size": 32, **options})
 
 
 @torch.inference_mode()
@@ -80,7 +81,7 @@ def text_of(tokenizer, tokens: list[int]) -> str:
 def assert_answers(engine: HfEngine, expected: list[list[int]], prompts: list[str] = PROMPTS) -> None:
     made = engine.generate(prompts)
     assert made.tokens == [len(tokens) for tokens in expected]
-    assert made.texts == [text_of(engine.tokenizer, tokens) for tokens in expected]
+    assert made.texts == [text_of(engine.text.tokenizer, tokens) for tokens in expected]
 
 
 # Greedy

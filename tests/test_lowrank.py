@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from mpies import model as models
 from mpies.engines.hf import HfEngine
+from mpies.engines.text import Text
 from mpies.errors import InputError
 from mpies.lowrank import LowRank
 from mpies.noise import definition
@@ -110,10 +111,9 @@ def test_a_block_generates_what_its_members_generate_alone(tiny_model):
     model, tokenizer = models.load(str(tiny_model(kind="llama", tied=True)), allow_download=False)
     weights = Weights(model, torch.float32, torch.device("cpu"), CpuKernels(1), 1)
     perturbation = LowRank(model, weights, 1)
-    engine = HfEngine(
-        model, tokenizer, max_new_tokens=12, batch_size=6, chat_template=True, on_rows=perturbation.rows
-    )
-    engine.stops = set(range(0, 99, 7))  # so that rows leave the batch one after another
+    text = Text(model, tokenizer, chat_template=True)
+    engine = HfEngine(model, text, max_new_tokens=12, batch_size=6, on_rows=perturbation.rows)
+    text.stops = set(range(0, 99, 7))  # so that rows leave the batch one after another
     prompts = ["2 + 2 =", "Say something short.", "?"]
     perturbation.set(MEMBERS, SIGMA)
     together = engine.generate_block(prompts, len(MEMBERS))

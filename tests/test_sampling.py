@@ -11,6 +11,7 @@ from mpies import model as models
 from mpies.engines.base import Draws
 from mpies.engines.hf import HfEngine
 from mpies.engines.sampling import Sampler, answer_numbers, uniform
+from mpies.engines.text import Text
 
 PROMPTS = ["Solve: 3 + 5 =", "a", "Name one primary color:", "2, 4, 6, 8, ?", "zz"]
 
@@ -20,7 +21,7 @@ def engine(tiny_model):
     def make(new=12, batch_size=32, **options) -> HfEngine:
         torch.set_num_threads(1)
         model, tokenizer = models.load(str(tiny_model(**options)), allow_download=False)
-        return HfEngine(model, tokenizer, max_new_tokens=new, batch_size=batch_size, chat_template=False)
+        return HfEngine(model, Text(model, tokenizer, False), max_new_tokens=new, batch_size=batch_size)
 
     return make
 
@@ -32,14 +33,14 @@ def draws(prompts=(0, 1, 2, 3, 4), samples=1, seed=5, temperature=1.0) -> Draws:
 @torch.inference_mode()
 def sampled_loop(engine: HfEngine, prompt: str, number: int, seed: int, temperature: float) -> list[int]:
     """Sampling as it is defined: one prompt, no padding, no cache, the cumulative sum inverted in NumPy."""
-    ids = engine.encode(prompt)
+    ids = engine.text.encode(prompt)
     start = len(ids)
     for place in range(engine.max_new_tokens):
         logits = engine.model(torch.tensor([ids]), use_cache=False).logits[0, -1].double().numpy()
         chances = np.exp((logits - logits.max()) / temperature)
         (u,) = uniform(seed, np.array([number], dtype=np.uint64), place)
         ids = [*ids, int(np.searchsorted(np.cumsum(chances / chances.sum()), u, side="right"))]
-        if ids[-1] in engine.stops:
+        if ids[-1] in engine.text.stops:
             break
     return ids[start:]
 
@@ -49,7 +50,7 @@ def sampled_loop(engine: HfEngine, prompt: str, number: int, seed: int, temperat
 def test_answers_are_those_of_a_plain_loop(engine, temperature, early):
     """Also where rows end early and leave the batch, so that others take their place in it."""
     made = engine()
-    made.stops |= set(range(60, 75)) if early else set()
+    made.text.stops |= set(range(60, 75)) if early else set()
     numbers = answer_numbers(range(len(PROMPTS)), 1)
     expected = [sampled_loop(made, p, int(n), 5, temperature) for p, n in zip(PROMPTS, numbers)]
     assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)
@@ -57,7 +58,7 @@ def test_answers_are_those_of_a_plain_loop(engine, temperature, early):
     answers = made.sample(PROMPTS, draws(temperature=temperature))
     assert answers.ids == expected
     assert answers.tokens == [len(tokens) for tokens in expected]
-    assert answers.texts == [made.tokenizer.decode(t, skip_special_tokens=True) for t in expected]
+    assert answers.texts == [made.text.tokenizer.decode(t, skip_special_tokens=True) for t in expected]
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.5])
@@ -67,7 +68,7 @@ def test_first_tokens_have_softmax_frequencies(engine, temperature):
     answers = made.sample(["a"] * total, draws([7], total, seed=1, temperature=temperature))
     counted = np.bincount([ids[0] for ids in answers.ids], minlength=made.model.config.vocab_size)
     with torch.inference_mode():
-        logits = made.model(torch.tensor([made.encode("a")])).logits[0, -1].double()
+        logits = made.model(torch.tensor([made.text.encode("a")])).logits[0, -1].double()
     expected = torch.softmax(logits / temperature, 0).numpy() * total
     often = expected > max(5, expected.min())
     assert often.sum() > 20
@@ -135,7 +136,7 @@ def test_log_probabilities_are_those_of_whole_forward_passes(engine, monkeypatch
     monkeypatch.setattr("mpies.engines.likelihood.LOGITS", piece * rows)
     found = made.log_probabilities(PROMPTS, answers, temperature)
     for prompt, answer, values in zip(PROMPTS, answers, found, strict=True):
-        ids = [*made.encode(prompt), *answer]
+        ids = [*made.text.encode(prompt), *answer]
         with torch.inference_mode():
             logits = made.model(torch.tensor([ids]), use_cache=False).logits[0].double()
         chances = torch.log_softmax(logits / temperature, -1)

@@ -15,13 +15,15 @@ from rich.table import Table
 import mpies
 from mpies import bench, parallel
 from mpies import model as models
-from mpies.bench import generation, kernels, memory, report
+from mpies.bench import generation, kernels, memory, report, vllm
 from mpies.bench.generation import Subject, Work
 from mpies.bench.report import Figure
+from mpies.engines import vllm as vllm_engine
 from mpies.noise import kernels_for
 from mpies.noise.definition import CHUNK
 
-PARTS = ("kernels", "generation", "share", "memory", "scaling")
+PARTS = ("kernels", "vllm", "generation", "share", "memory", "scaling")
+LONG = 64, 64  # prompts and tokens of a member, where the share of inference is measured
 
 
 def options(arguments: list[str]) -> argparse.Namespace:
@@ -86,7 +88,13 @@ def measure(comm, given: argparse.Namespace, device: torch.device, dtype: torch.
         size = max(8, given.size // CHUNK) * CHUNK
         timings = kernels.measure(noise, device, dtype, size, given.repeats, synchronize, say)
         yield from report.kernels(timings, 4 + dtype.itemsize)
-    rest = set(given.only) - {"kernels"}
+    if "vllm" in given.only and first and vllm_engine.version():
+        from mpi4py import MPI
+
+        long, name = Work(given.members, *LONG), str(dtype).removeprefix("torch.")
+        timings = vllm.measure(MPI.COMM_SELF, given, name, long, synchronize, say)
+        yield from report.vllm(timings, long)
+    rest = set(given.only) - {"kernels", "vllm"}
     if comm.size == 1:
         rest.discard("scaling")
     if not rest or not (first or "scaling" in rest):
@@ -100,7 +108,7 @@ def measure(comm, given: argparse.Namespace, device: torch.device, dtype: torch.
         yield from report.generations(timings, phases, work, given.repeats + 1)
         yield from report.forecast(timings, phases, work, given.repeats + 1)
     if "share" in rest and first:
-        long = Work(given.members, 64, 64)
+        long = Work(given.members, *LONG)
         yield from report.share(generation.share(subject, long, given.repeats, synchronize, say), long)
     if "scaling" in rest:
         timings = generation.scaling(subject, comm, work, given.repeats, synchronize, say)

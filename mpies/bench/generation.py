@@ -13,6 +13,7 @@ from mpies import model as models
 from mpies.bench import paper
 from mpies.bench.timing import Case, Timings, in_turns
 from mpies.engines.hf import HfEngine
+from mpies.engines.text import Text
 from mpies.lowrank import LowRank
 from mpies.noise import Kernels
 from mpies.perturbation import Full
@@ -54,13 +55,12 @@ class Subject:
         """The program's engine, without an end of sequence."""
         engine = HfEngine(
             self.model,
-            self.tokenizer,
+            Text(self.model, self.tokenizer, bool(self.tokenizer.chat_template)),
             max_new_tokens=tokens,
             batch_size=batch,
-            chat_template=bool(self.tokenizer.chat_template),
             on_rows=self.lowrank.rows,
         )
-        engine.stops = set()
+        engine.text.stops = set()
         return engine
 
     def update(self, seeds: np.ndarray, rank: int) -> None:
@@ -89,7 +89,7 @@ def compare(
     """
     prompts = prompts_of(work.prompts)
     engine = subject.engine(work.tokens, work.members * work.prompts)
-    ids = [engine.encode(prompt) for prompt in prompts]
+    ids = [engine.text.encode(prompt) for prompt in prompts]
     members = Population(work.members, seed=1).members(0)
     seeds = np.array([member.seed for member in members], np.uint64)
     few = members[:SAMPLE]

@@ -105,6 +105,23 @@ def share(t: Timings, work: Work) -> Iterator[Figure]:
     yield Figure(group, "share that is not inference", 100 * median(others), "%", most=5)
 
 
+def vllm(t: Timings, work: Work) -> Iterator[Figure]:
+    group = f"vLLM, full perturbation, {work}"
+    turns = range(len(t.seconds["vllm"]))
+    ours = [t.seconds["vllm"][i] + t.seconds["update"][i] for i in turns]
+    theirs = [t.seconds["hf"][i] + t.seconds["update"][i] for i in turns]
+    yield Figure(group, "vLLM's own generate", work.prompts * work.tokens / t["vLLM alone"], "tokens/s")
+    yield Figure(group, "a member, with its share of the update", median(ours), "s")
+    for name in ("perturb", "pack", "update"):
+        yield Figure(group, f"{name}, per member", t[name], "s")
+    share = median(alone / all_ for alone, all_ in zip(t.seconds["vLLM alone"], ours, strict=True))
+    yield Figure(group, "everything: speed of vLLM's own generate", 100 * share, "%", 92)
+    yield Figure(
+        group, "against the hf engine", median(b / a for a, b in zip(ours, theirs, strict=True)),
+        "times faster", 2,
+    )  # fmt: skip
+
+
 def scaling(t: Timings, ranks: int, work: Work) -> Iterator[Figure]:
     group = f"{ranks} ranks, low rank, {work}"
     yield Figure(group, "1 rank", t["1 rank"], "s")

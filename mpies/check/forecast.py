@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpies.check.rehearsal import Cost
-from mpies.check.report import Finding, duration, size
+from mpies.check.report import Finding, duration
 from mpies.config import Settings
 from mpies.population import Population
+from mpies.readable import size
 from mpies.stopping import LEAVE, SAFETY
 from mpies.weights import Weights
 

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from mpies import job as jobs
-from mpies import parallel, tasks
+from mpies import parallel
 from mpies import replica as replicas
 from mpies.check.report import Finding, duration
 from mpies.config import Settings
@@ -28,8 +28,7 @@ def task(comm: Comm, settings: Settings, history: History | None) -> tuple[Task,
 def replica(comm: Comm, settings: Settings, task: Task) -> tuple[tuple[Replica, float], list[Finding]]:
     """The replica, and the seconds that the slowest rank took to load it."""
     start = time.perf_counter()
-    built = replicas.build(comm, settings)
-    parallel.together(comm, tasks.refuse_messages_without_template, task, built.tokenizer)
+    built = replicas.build(comm, settings, task)
     seconds = max(parallel.allgather_objects(comm, time.perf_counter() - start))
     facts = built.facts
     value = (

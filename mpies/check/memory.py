@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from mpies import model as models
 from mpies import parallel
-from mpies.check.ranks import gpu_of
-from mpies.check.report import Finding, size
+from mpies.check.report import Finding
 from mpies.config import Settings
+from mpies.memory import available, free_on_node
+from mpies.readable import size
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -43,7 +41,8 @@ def reckon(comm: Comm, settings: Settings) -> tuple[int, list[Finding]]:
     cache takes is measured later, when one member is evaluated.
     """
     needed = parallel.together(comm, weights_of, comm, settings)
-    there = available(comm, settings)
+    device = parallel.device_for(comm, settings.model.device)
+    there = available(comm, device)
     ranks = parallel.allgather_objects(comm, there)
     least = min(range(comm.size), key=ranks.__getitem__)
     value = (
@@ -65,7 +64,7 @@ def _loading(comm: Comm, settings: Settings, needed: Needed) -> list[Finding]:
     """On GPU nodes: the host's memory, into which all ranks of a node load the model at once. Collective."""
     if parallel.device_for(comm, settings.model.device).type != "cuda":
         return []
-    hosts = parallel.allgather_objects(comm, (parallel.host(), _free_on_node()))
+    hosts = parallel.allgather_objects(comm, (parallel.host(), free_on_node()))
     sharers = Counter(host for host, _ in hosts)
     return [loading(needed.live, {host: (sharers[host], free) for host, free in hosts})]
 
@@ -93,15 +92,6 @@ def weights_of(comm: Comm, settings: Settings) -> Needed:
     return Needed(BASE * sum(sizes), dtype.itemsize * sum(sizes), BASE * max(sizes))
 
 
-def available(comm: Comm, settings: Settings) -> int:
-    """Bytes of memory that this rank can have: its share of what is free on its GPU or node. Collective."""
-    device = parallel.device_for(comm, settings.model.device)
-    where = (parallel.host(), gpu_of(device))
-    sharers = Counter(parallel.allgather_objects(comm, where))[where]
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_on_node()
-    return free // sharers
-
-
 def _disk(settings: Settings, needed: Needed) -> Finding:
     """Room for the tuned model, which is written before the last one is removed, and for checkpoints."""
     folder = Path(settings.run.directory).resolve()
@@ -113,44 +103,3 @@ def _disk(settings: Settings, needed: Needed) -> Finding:
     if wanted > free:
         problem = f"run.directory: {size(free)} free in {folder}, but {size(wanted)} wanted: use another disk"
     return Finding("room", f"{size(wanted)} for the tuned model and checkpoints, {size(free)} free", problem)
-
-
-def _free_on_node() -> int:
-    """Bytes that the node, and the control groups that this process is in, have left."""
-    return min(_meminfo("MemAvailable"), *_left_in_cgroups(), 2**62)
-
-
-def _meminfo(field: str) -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    return 2**62
-
-
-def _left_in_cgroups() -> Iterator[int]:
-    """limit - use of this process's memory control group and of those above; Slurm limits jobs so."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, limit, used = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
-        elif controllers == "memory":
-            root, limit, used = (
-                Path("/sys/fs/cgroup/memory"),
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-            )
-        else:
-            continue
-        group = root / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(root):
-                yield from left(folder / limit, folder / used)
-
-
-def left(limit: Path, used: Path) -> Iterator[int]:
-    try:
-        text = limit.read_text().strip()
-        if text != "max":
-            yield int(text) - int(used.read_text())
-    except (OSError, ValueError):
-        return

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 
 from mpies import parallel
-from mpies.check.report import Finding, duration, size
+from mpies.check.report import Finding, duration
 from mpies.config import Settings
+from mpies.memory import gpu_of
+from mpies.readable import size
 from mpies.replica import place
 from mpies.train import PAIR
 
@@ -53,11 +55,6 @@ def devices(comm: Comm, settings: Settings, share_gpus: bool) -> list[Finding]:
 
 def _rank(device: torch.device) -> dict[str, Any]:
     return {**place(device), "gpu": gpu_of(device), "cores": os.sched_getaffinity(0)}
-
-
-def gpu_of(device: torch.device) -> str | None:
-    """Which GPU a device is, whatever number this rank has for it; None for a CPU."""
-    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
 def host_finding(name: str, ranks: list[dict[str, Any]], threads: int, share_gpus: bool) -> Finding:

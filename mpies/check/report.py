@@ -79,14 +79,6 @@ class Report:
             print(text, flush=True)
 
 
-def size(count: float) -> str:
-    """Bytes as people read them: 30.5 GB."""
-    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= power:
-            return f"{count / power:.3g} {unit}"
-    return f"{count:.0f} B"
-
-
 def duration(seconds: float) -> str:
     """Seconds as people read them: 4.1 ms, 3.4 s, 12 min, 5.1 h."""
     for unit, length in (("h", 3600.0), ("min", 60.0)):

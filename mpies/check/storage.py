@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpies import parallel, resume
-from mpies.check.report import Finding, duration, size
+from mpies.check.report import Finding, duration
 from mpies.config import Settings
 from mpies.errors import InputError, StorageError, reason
+from mpies.readable import size
 from mpies.runfile import TABLES, History, RunFile, open_for_reading
 
 if TYPE_CHECKING:

@@ -7,63 +7,54 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from mpies.engines import likelihood
 from mpies.engines.base import Completions, Draws, Prompt
 from mpies.engines.decode import Choose, decode, greedy
 from mpies.engines.sampling import Sampler
+from mpies.engines.text import Text
 from mpies.errors import InputError
 
 
 class HfEngine:
-    """Decodes with `model` as it is at the time of the call.
-
-    The model's own generation settings are used for its end-of-sequence tokens only: sampling and
-    penalties that a model folder suggests would make fitness differences depend on more than the weights.
-    """
+    """Decodes with `model` as it is at the time of the call."""
 
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        text: Text,
         *,
         max_new_tokens: int,
         batch_size: int,
-        chat_template: bool,
         on_rows: Callable[[torch.Tensor], None] = lambda members: None,
     ):
-        if chat_template and not tokenizer.chat_template:
-            raise InputError("task.chat_template: this model has none; use task.chat_template=false")
         if "past_key_values" not in inspect.signature(model.forward).parameters:
             raise InputError(
                 f"engine.name: hf cannot decode {type(model).__name__}, which keeps no keys and values"
             )
         self.model = model
-        self.tokenizer = tokenizer
+        self.text = text
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
-        self.chat_template = chat_template
         self.on_rows = on_rows
-        self.stops = _stop_tokens(model, tokenizer)
-        self._encoded: dict[str, list[int]] = {}
 
     def generate(self, prompts: list[Prompt]) -> Completions:
         return self.generate_block(prompts, 1)[0]
 
     def sample(self, prompts: list[Prompt], draws: Draws) -> Completions:
-        encoded = [self.encode(prompt) for prompt in prompts]
+        encoded = [self.text.encode(prompt) for prompt in prompts]
         answers: list[list[int]] = [[]] * len(prompts)
         for chosen in _batches(encoded, self.batch_size):
             batch = self._decode([encoded[i] for i in chosen], 1, Sampler(draws.part(chosen)))
             for i, tokens in zip(chosen, batch, strict=True):
                 answers[i] = tokens
-        return self._completions(answers)
+        return self.text.completions(answers)
 
     def log_probabilities(
         self, prompts: list[Prompt], answers: list[list[int]], temperature: float = 1.0
     ) -> list[np.ndarray]:
-        encoded = [self.encode(prompt) for prompt in prompts]
+        encoded = [self.text.encode(prompt) for prompt in prompts]
         found: list[np.ndarray] = [np.zeros(0)] * len(prompts)
         for chosen in _batches(encoded, self.batch_size):
             pairs = [encoded[i] for i in chosen], [answers[i] for i in chosen]
@@ -72,13 +63,13 @@ class HfEngine:
         return found
 
     def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
-        encoded = [self.encode(prompt) for prompt in prompts]
+        encoded = [self.text.encode(prompt) for prompt in prompts]
         answers: list[list[list[int]]] = [[[]] * len(prompts) for _ in range(members)]
         for chosen in _batches(encoded, max(1, self.batch_size // members)):
             batch = self._decode([encoded[i] for i in chosen], members)
             for row, tokens in enumerate(batch):
                 answers[row // len(chosen)][chosen[row % len(chosen)]] = tokens
-        return [self._completions(mine) for mine in answers]
+        return [self.text.completions(mine) for mine in answers]
 
     def _decode(self, prompts: list[list[int]], members: int, choose: Choose = greedy) -> list[list[int]]:
         """Every member's answers to the prompts, one member after another."""
@@ -86,36 +77,10 @@ class HfEngine:
         def on_rows(rows: torch.Tensor) -> None:
             self.on_rows(rows // len(prompts))
 
-        return decode(self.model, prompts * members, self.stops, self.max_new_tokens, on_rows, choose)
-
-    def _completions(self, answers: list[list[int]]) -> Completions:
-        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
-        return Completions(texts, [len(tokens) for tokens in answers], answers)
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        key = repr(prompt)
-        if key not in self._encoded:
-            self._encoded[key] = self._tokenize(prompt)
-        return self._encoded[key]
-
-    def _tokenize(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str) and not self.chat_template:
-            return self.tokenizer(prompt)["input_ids"]
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        # The template writes the special tokens itself.
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return decode(self.model, prompts * members, self.text.stops, self.max_new_tokens, on_rows, choose)
 
 
 def _batches(encoded: list[list[int]], size: int) -> list[list[int]]:
     """The prompts that are decoded together, by number: similar lengths, to pad less or not at all."""
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     return [order[first : first + size] for first in range(0, len(order), size)]
-
-
-def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    stops = {tokenizer.eos_token_id}
-    for config in (model.generation_config, model.config):
-        token = getattr(config, "eos_token_id", None)
-        stops.update(token if isinstance(token, list) else [token])
-    return stops - {None}

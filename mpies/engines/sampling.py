@@ -18,8 +18,11 @@ from mpies.noise.definition import STREAM_ANSWERS, philox
 UNITS = 2.0**40
 
 
-def uniform(seed: int, numbers: np.ndarray, place: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), multiples of 2^-52: float64 (answers,) for numbers uint64 (answers,)."""
+def uniform(seed: int, numbers: np.ndarray, place: int | np.ndarray) -> np.ndarray:
+    """Uniform numbers in [0, 1), multiples of 2^-52: float64 (answers,) for numbers uint64 (answers,).
+
+    `place`: of the token in its answer, from 0; of all answers, or of each.
+    """
     words = philox(seed, numbers, place, STREAM_ANSWERS).astype(np.uint64)
     return ((words[0] | words[1] << np.uint64(32)) >> np.uint64(12)) * 2.0**-52
 
@@ -36,7 +39,7 @@ class Sampler:
     def __init__(self, draws: Draws):
         self.draws = draws
 
-    def __call__(self, logits: torch.Tensor, rows: torch.Tensor, place: int) -> torch.Tensor:
+    def __call__(self, logits: torch.Tensor, rows: torch.Tensor, place: int | np.ndarray) -> torch.Tensor:
         """logits (rows, vocabulary) of the answers `rows` (rows,) -> tokens int64 (rows,)."""
         chances = torch.softmax(logits.float() / self.draws.temperature, dim=-1)
         sums = (chances * UNITS).round_().to(torch.int64).cumsum(dim=-1)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mpies import parallel, resume, tasks
+from mpies import parallel, resume
 from mpies import replica as replicas
 from mpies.anchor import Anchor
 from mpies.errors import InputError
@@ -52,8 +52,7 @@ def load(comm: Comm, options: argparse.Namespace, subject: Subject, say: Callabl
     task = shared_task(comm, settings, subject.history if options.log else None)
     rows = parallel.together(comm, _chosen, task, options.split)
     say(f"loading {settings.model.path} ...")
-    replica = replicas.build(comm, settings)
-    parallel.together(comm, tasks.refuse_messages_without_template, task, replica.tokenizer)
+    replica = replicas.build(comm, settings, task)
     initial = None
     if options.kl or options.drift:
         named = options.initial, replica.weights, None

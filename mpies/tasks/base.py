@@ -16,13 +16,14 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from mpies.engines.base import Prompt
 from mpies.tasks import sampling
 
 Row = dict[str, Any]
@@ -72,6 +73,11 @@ class Task:
             return self.train
         chosen = sampling.sample(self.seed, generation, len(self.train), self.prompts_per_generation)
         return [self.train[i] for i in chosen]
+
+    @property
+    def prompts(self) -> Iterator[Prompt]:
+        """All prompts that may be answered."""
+        return (row["prompt"] for row in [*self.train, *self.held_out])
 
     @cached_property
     def splits(self) -> dict[str, list[Row]]:

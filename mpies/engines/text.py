@@ -1,0 +1,52 @@
+"""Between text and tokens, the same in every engine: prompts as tokens, stop tokens, answers as text."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mpies.engines.base import Completions, Prompt
+from mpies.errors import InputError
+
+
+class Text:
+    """A model's tokenizer, with its chat template or without.
+
+    The model's own generation settings are used for its end-of-sequence tokens only: sampling and
+    penalties that a model folder suggests would make fitness differences depend on more than the weights.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat_template: bool):
+        if chat_template and not tokenizer.chat_template:
+            raise InputError("task.chat_template: this model has none; use task.chat_template=false")
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.stops = _stop_tokens(model, tokenizer)
+        self._encoded: dict[str, list[int]] = {}
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """A prompt's tokens, special ones included."""
+        key = repr(prompt)
+        if key not in self._encoded:
+            self._encoded[key] = self._tokenize(prompt)
+        return self._encoded[key]
+
+    def completions(self, answers: list[list[int]]) -> Completions:
+        """Answers' tokens, as generated, with their texts."""
+        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
+        return Completions(texts, [len(tokens) for tokens in answers], answers)
+
+    def _tokenize(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str) and not self.chat_template:
+            return self.tokenizer(prompt)["input_ids"]
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        # The template writes the special tokens itself.
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    stops = {tokenizer.eos_token_id}
+    for config in (model.generation_config, model.config):
+        token = getattr(config, "eos_token_id", None)
+        stops.update(token if isinstance(token, list) else [token])
+    return stops - {None}

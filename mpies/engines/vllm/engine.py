@@ -1,0 +1,122 @@
+"""The vLLM engine: prompts to a vLLM in this process, whose parameters are the live weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mpies.engines import likelihood
+from mpies.engines.base import Completions, Draws, Prompt
+from mpies.engines.hf import HfEngine
+from mpies.engines.text import Text
+from mpies.errors import InputError, reason
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput, SamplingParams
+
+    from mpies.engines.vllm.packing import Packing
+
+# Mean difference of log-probabilities, nat, up to which two ways of computing are one model.
+ALIKE = {2: 0.3, 4: 0.01}
+PROBE = 16  # tokens
+
+
+class VllmEngine:
+    """Decodes with vLLM; `log_probabilities` are computed by `hf`, whose model has the same memory.
+
+    Nothing that was computed from weights outlives a call: they are packed anew before it, there is no
+    prefix cache, and a finished request's keys and values are never read again. So nothing needs clearing
+    when the weights change. Prompts have up to `most_tokens` tokens with their answers.
+    """
+
+    def __init__(
+        self,
+        llm: LLM,
+        packing: Packing,
+        text: Text,
+        hf: HfEngine,
+        *,
+        max_new_tokens: int,
+        most_tokens: int,
+    ):
+        self.llm = llm
+        self.packing = packing
+        self.text = text
+        self.hf = hf
+        self.max_new_tokens = max_new_tokens
+        self.most_tokens = most_tokens
+        self._refuse_other_answers()
+
+    def generate(self, prompts: list[Prompt]) -> Completions:
+        return self._answered(prompts, [self.parameters()] * len(prompts))
+
+    def sample(self, prompts: list[Prompt], draws: Draws) -> Completions:
+        from mpies.engines.vllm.plugins import CounterBased
+
+        each = [self.parameters(CounterBased.parameters(draws, row)) for row in range(len(prompts))]
+        return self._answered(prompts, each)
+
+    def log_probabilities(
+        self, prompts: list[Prompt], answers: list[list[int]], temperature: float = 1.0
+    ) -> list[np.ndarray]:
+        return self.hf.log_probabilities(prompts, answers, temperature)
+
+    def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
+        assert members == 1, "a block of low-rank members needs the hf engine"
+        return [self.generate(prompts)]
+
+    def _answered(self, prompts: list[Prompt], parameters: list[SamplingParams]) -> Completions:
+        encoded = [self.text.encode(prompt) for prompt in prompts]
+        if not encoded:
+            return self.text.completions([])
+        longest = max(map(len, encoded))
+        if longest + self.max_new_tokens > self.most_tokens:
+            raise InputError(
+                f"a prompt has {longest} tokens, but vLLM was started for prompts of up to"
+                f" {self.most_tokens - self.max_new_tokens}"
+            )
+        outputs = self._run(encoded, parameters)
+        return self.text.completions([list(output.outputs[0].token_ids) for output in outputs])
+
+    def _run(self, encoded: list[list[int]], parameters: list[SamplingParams]) -> list[RequestOutput]:
+        self.packing.refresh()
+        given = [{"prompt_token_ids": tokens} for tokens in encoded]
+        return self.llm.generate(given, parameters, use_tqdm=False)
+
+    def parameters(self, extra: dict | None = None) -> SamplingParams:
+        """How every prompt is answered."""
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=0.0,  # greedy; sampled tokens are chosen by a logits processor
+            max_tokens=self.max_new_tokens,
+            stop_token_ids=sorted(self.text.stops),
+            ignore_eos=True,  # it is among the stop tokens, if the hf engine stops there
+            detokenize=False,
+            extra_args=extra,
+        )
+
+    def _refuse_other_answers(self) -> None:
+        """Raise InputError if vLLM and transformers do not compute the same with the same weights."""
+        from vllm import SamplingParams
+
+        vocabulary = self.hf.model.get_input_embeddings().num_embeddings
+        count = min(PROBE, self.most_tokens - 1)
+        ids = [vocabulary * (i + 1) // (count + 2) for i in range(count)]
+        asked = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        try:
+            (output,) = self._run([ids], [asked])
+        except Exception as error:
+            why = f"{type(error).__name__}: {reason(error)}"
+            raise InputError(
+                f"engine.name: vllm cannot compute this model ({why}); use engine.name=hf"
+            ) from error
+        found = [place[token].logprob for token, place in zip(ids[1:], output.prompt_logprobs[1:])]
+        (expected,) = likelihood.of(self.hf.model, [ids[:1]], [ids[1:]])
+        apart = float(np.abs(np.array(found) - expected).mean())
+        if not apart <= ALIKE[self.hf.model.dtype.itemsize]:
+            raise InputError(
+                "engine.name: vllm computes this model otherwise than transformers does: log-probabilities"
+                f" are {apart:.2g} apart; use engine.name=hf"
+            )

@@ -1,0 +1,246 @@
+"""Making a vLLM for a rank: on its device, within its memory, quiet, and with nothing that ranks share.
+
+vLLM is imported here for the first time, after its environment is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
+
+from mpies.engines.base import Prompt
+from mpies.engines.text import Text
+from mpies.engines.vllm import INSTEAD, mapping
+from mpies.engines.vllm.packing import Packing
+from mpies.errors import InputError, reason
+from mpies.readable import size
+from mpies.weights import Tensors
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+    from vllm import LLM
+
+BLOCK = 128  # tokens that the cache is handed out in on CPUs; fewer on GPUs
+PREFILL = 8192  # tokens of prompts read at a time
+# Bytes beyond weights and cache: activations, CUDA graphs, log-probabilities, and noise's scratch.
+RESERVE = {"cpu": 2**29, "cuda": 3 * 2**30}
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the cache has to hold: `rows` answers at a time, of up to `tokens` tokens with their prompts."""
+
+    rows: int
+    tokens: int
+
+    @classmethod
+    def of(cls, text: Text, prompts: Iterable[Prompt], rows: int, new: int) -> Room:
+        """For these prompts, with up to `new` tokens more."""
+        return cls(rows, new + max((len(text.encode(prompt)) for prompt in prompts), default=0))
+
+    def bytes(self, config: PretrainedConfig, dtype: torch.dtype, rows: int | None = None) -> int:
+        """Of keys and values, for so many answers (all of them), in whole blocks and two to spare."""
+        config = config.get_text_config()
+        if not hasattr(config, "num_attention_heads"):
+            raise InputError(f"engine.name: vllm is for models with attention, not for {config.model_type}")
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        a_token = 2 * config.num_hidden_layers * heads * width * dtype.itemsize
+        return ((rows or self.rows) * -(-self.tokens // BLOCK) + 2) * BLOCK * a_token
+
+
+def refuse_too_long(room: Room, config: PretrainedConfig) -> None:
+    """Raise InputError if the model does not know places as far as the longest prompt's answer."""
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if most and room.tokens > most:
+        raise InputError(
+            f"engine.max_new_tokens: the longest prompt and its answer may have {room.tokens} tokens, but the"
+            f" model knows places up to {most}; use {room.tokens - most} less"
+        )
+
+
+def cache_bytes(
+    room: Room, config: PretrainedConfig, dtype: torch.dtype, device: str, parameters: int, free: int
+) -> int:
+    """Bytes for the cache, of `free` bytes: what the run needs, or less, so that fewer answers run at once.
+
+    Raises InputError, with the numbers, if one answer does not fit beside the live weights.
+    """
+    live = parameters * dtype.itemsize * (2 if device == "cpu" else 1)  # see packing.py
+    most, least = room.bytes(config, dtype), room.bytes(config, dtype, 1)
+    left = free - live - RESERVE[device]
+    if left < least:
+        raise InputError(
+            f"engine.name: vllm does not fit: the base weights leave {size(free)}, but live weights take"
+            f" {size(live)}, the cache of one answer of {room.tokens} tokens {size(least)}, and the rest"
+            f" {size(RESERVE[device])}; use a smaller engine.max_new_tokens or model, or a larger device"
+        )
+    return min(most, left)
+
+
+class Host:
+    """A rank's vLLM, once `hold` was called: it holds the live weights.
+
+    `free`: bytes that this rank can have, before the base weights are there. Raises InputError for
+    prompts that are too long for the model.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        config: PretrainedConfig,
+        room: Room,
+        dtype: torch.dtype,
+        device: torch.device,
+        free: int,
+        local_rank: int,
+    ):
+        refuse_too_long(room, config)
+        self.room = room
+        self.llm: LLM | None = None
+        self.packing = Packing()
+        self._start = folder, config, dtype, device, free, local_rank
+
+    def hold(self, base: Tensors) -> Tensors:
+        """Start vLLM; views of its parameters in the shapes and by the names of `base`.
+
+        Raises InputError if vLLM does not fit beside the base weights, or is not to be had with this model.
+        """
+        folder, config, dtype, device, free, local_rank = self._start
+        parameters = sum(tensor.numel() for tensor in base.values())
+        left = free - 4 * parameters
+        cache = cache_bytes(self.room, config, dtype, device.type, parameters, left)
+        self.llm = start(folder, dtype, device, self.room, cache, local_rank, self.packing)
+        (model,) = self.llm.collective_rpc(lambda worker: worker.get_model())
+        return mapping.views(model, base, dtype)
+
+
+def start(
+    folder: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    room: Room,
+    cache: int,
+    local_rank: int,
+    packing: Packing,
+) -> LLM:
+    """A vLLM whose parameters are all zero and stay where they are.
+
+    cache: bytes. `packing` gets the layers that vLLM would repack. Raises InputError for models that vLLM
+    does not know or keeps in another form.
+    """
+    _set_environment(local_rank)
+    threads, preloaded = torch.set_num_threads, os.environ.get("LD_PRELOAD")
+    try:
+        with warnings.catch_warnings(), _mended(device, packing):
+            made = _make(folder, dtype, device, room, cache)
+    except Exception as error:
+        raise InputError(
+            f"engine.name: vllm does not start with this model ({type(error).__name__}: {_told(error)});"
+            f" {INSTEAD}"
+        ) from error
+    finally:
+        torch.set_num_threads = threads  # which vLLM replaces on CPUs
+        if preloaded is None:  # what vLLM wants for its own subprocesses, which there are none of
+            os.environ.pop("LD_PRELOAD", None)
+        else:
+            os.environ["LD_PRELOAD"] = preloaded
+    config = made.llm_engine.vllm_config.model_config
+    if config.quantization or config.use_mla:
+        raise InputError(
+            "engine.name: vllm computes with weights that it has made of this model's (quantised, or latent"
+            " attention); use engine.name=hf"
+        )
+    return made
+
+
+def _make(folder: str, dtype: torch.dtype, device: torch.device, room: Room, cache: int) -> LLM:
+    from vllm import LLM
+
+    from mpies.engines.vllm.plugins import CounterBased, Executor, Unfilled
+
+    Unfilled.register()
+    options: dict[str, Any] = {"enforce_eager": True}
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        options = {"gpu_memory_utilization": 0.99 * free / total}
+    return LLM(
+        folder,
+        runner="generate",
+        skip_tokenizer_init=True,
+        trust_remote_code=False,
+        dtype=str(dtype).removeprefix("torch."),
+        load_format=Unfilled.NAME,
+        use_tqdm_on_load=False,
+        max_model_len=room.tokens,
+        max_num_seqs=room.rows,
+        max_num_batched_tokens=max(PREFILL, room.rows),
+        kv_cache_memory_bytes=cache,
+        # A cached prefix would be of other weights after the next perturbation.
+        enable_prefix_caching=False,
+        # What the folder suggests for sampling would make fitness depend on more than the weights.
+        generation_config="vllm",
+        logits_processors=[CounterBased],
+        distributed_executor_backend=Executor.on(device),
+        disable_log_stats=True,
+        **options,
+    )
+
+
+def _set_environment(local_rank: int) -> None:
+    """What a user has set stays. Read by vLLM when it is imported, or later."""
+    root = os.environ.get("VLLM_CACHE_ROOT") or Path("~/.cache/vllm").expanduser()
+    # Compiled code: ranks of a node, and nodes with one file system, would write it at the same time.
+    private = Path(root) / f"mpies-{os.uname().nodename}-{local_rank}"
+    if not str(root).endswith(private.name):
+        os.environ["VLLM_CACHE_ROOT"] = str(private)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process
+    # The first of vLLM's two runners: for the second, logits processors are written otherwise.
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    # What is wrong comes as an exception, and is told in one line.
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
+    logging.getLogger("vllm").setLevel(level)  # until vLLM sets it
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # it misses Triton, on CPUs
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+@contextlib.contextmanager
+def _mended(device: torch.device, packing: Packing) -> Iterator[None]:
+    """What vLLM does while it starts, without what does not suit.
+
+    On CPUs it repacks the weights of linear layers after loading, and forgets the originals. It binds the
+    process's memory to a node, which is the launcher's business. And it looks through the attributes of
+    all modules for objects with a `__dict__`, which llvmlite's library claims to have, as it claims all.
+    """
+    warnings.simplefilter("ignore")
+    if device.type != "cpu":
+        yield
+        return
+    from vllm.model_executor.layers import utils
+    from vllm.triton_utils import dispatcher
+
+    def attributes(value: Any) -> dict[str, Any]:
+        found = vars(value)
+        return found if isinstance(found, Mapping) else {}
+
+    with (
+        mock.patch.object(utils, "dispatch_cpu_unquantized_gemm", packing.take),
+        mock.patch.object(torch.ops._C, "init_cpu_memory_env", lambda nodes: None, create=True),
+        mock.patch.object(dispatcher, "vars", attributes, create=True),
+    ):
+        yield
+
+
+def _told(error: Exception) -> str:
+    """The line of vLLM's messages that says most: the last one of pydantic's problems, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if line.startswith("Value error")), reason(error))[:300]

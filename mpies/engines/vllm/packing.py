@@ -1,0 +1,39 @@
+"""vLLM's linear layers on CPUs: packed into oneDNN's layout, anew before every call.
+
+oneDNN multiplies faster by a weight that lies in blocks of its own, so vLLM packs all weights when it has
+loaded them. Here they change with every member. Packing them again costs little more than a perturbation
+does, and is won back in some ten tokens: see docs/performance.md. It takes a second copy of the matrices, on
+CPUs only; GPUs multiply by the parameters themselves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mpies.linear import linear
+
+
+class Packing:
+    """The linear layers of a vLLM model, between loading and computing."""
+
+    def __init__(self) -> None:
+        self.layers: list[nn.Module] = []
+
+    def take(self, layer: nn.Module, remove_weight: bool) -> None:
+        """In place of vLLM's own packing: the parameter stays, and is packed later."""
+        layer.cpu_linear = linear
+        if layer.weight.dim() == 2:
+            self.layers.append(layer)
+
+    def refresh(self) -> None:
+        """Pack the weights as they are now."""
+        from vllm import _custom_ops as ops
+
+        for layer in self.layers if ops._supports_onednn else ():
+            layer.cpu_linear = _product(ops, layer.weight)
+
+
+def _product(ops, weight: torch.Tensor):
+    packed = ops.create_onednn_mm(weight.t(), 32)
+    return lambda x, _, bias: ops.onednn_mm(packed, x, bias)

@@ -1,0 +1,69 @@
+"""How much memory a rank can have."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mpies import parallel
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+
+def available(comm: Comm, device: torch.device) -> int:
+    """Bytes of memory that this rank can have: its share of what is free on its GPU or node. Collective."""
+    where = (parallel.host(), gpu_of(device))
+    sharers = Counter(parallel.allgather_objects(comm, where))[where]
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_on_node()
+    return free // sharers
+
+
+def gpu_of(device: torch.device) -> str | None:
+    """Which GPU a device is, whatever number this rank has for it; None for a CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+
+
+def free_on_node() -> int:
+    """Bytes that the node, and the control groups that this process is in, have left."""
+    return min(_meminfo("MemAvailable"), *_left_in_cgroups(), 2**62)
+
+
+def _meminfo(field: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    return 2**62
+
+
+def _left_in_cgroups() -> Iterator[int]:
+    """limit - use of this process's memory control group and of those above; Slurm limits jobs so."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, limit, used = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
+        elif controllers == "memory":
+            root, limit, used = (
+                Path("/sys/fs/cgroup/memory"),
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+            )
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root):
+                yield from left(folder / limit, folder / used)
+
+
+def left(limit: Path, used: Path) -> Iterator[int]:
+    try:
+        text = limit.read_text().strip()
+        if text != "max":
+            yield int(text) - int(used.read_text())
+    except (OSError, ValueError):
+        return

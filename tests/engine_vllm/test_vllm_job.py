@@ -1,0 +1,89 @@
+"""Jobs with the vLLM engine, as users start them: the same digests on one rank and two, resumed, replayed."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import launching
+import pytest
+
+SETTINGS = [
+    "engine.name=vllm",
+    "engine.max_new_tokens=12",
+    "engine.batch_size=4",
+    "es.perturbation=full",
+    "es.population=4",
+    "es.sigma=0.05",
+    "es.alpha=0.05",
+    "model.device=cpu",
+    "model.dtype=float32",
+    "run.kl_samples=0",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return tiny_model(kind="llama", tied=True, hidden=128)
+
+
+def train(ranks: int, model, directory, generations: int):
+    given = [f"model.path={model}", f"run.directory={directory}", f"es.generations={generations}"]
+    ended = launching.mpirun(ranks, "-m", "mpies.train", *SETTINGS, *given, timeout=280)
+    assert ended.returncode == 0, ended.stderr
+    assert not ended.stderr, "vLLM is quiet"
+    assert not {"INFO", "WARNING"} & set(ended.stdout.split())
+    with h5py.File(directory / "run.h5", locking=False) as file:
+        versions = file["start/versions"].asstr()[0]
+        return file["generation/digest"][:].tolist(), file["member/reward"][:].tolist(), versions
+
+
+def test_runs_are_the_same_on_any_number_of_ranks_resumed_and_replayed(model, tmp_path):
+    digests, rewards, versions = train(2, model, tmp_path / "two", 3)
+    assert len(set(digests)) == 3 and len({str(row) for row in rewards}) == 3, "it moves"
+    assert json.loads(versions)["vllm"]
+    train(1, model, tmp_path / "one", 1)
+    assert train(1, model, tmp_path / "one", 3)[:2] == (digests, rewards)
+    replayed = launching.python("-m", "mpies.replay", tmp_path / "two" / "run.h5", "--verify", timeout=200)
+    assert replayed.returncode == 0, replayed.stderr
+    assert "3 of 3 generations' digests agree" in replayed.stdout
+
+
+def test_evaluation_and_check(model, tmp_path):
+    """Sampled answers, KL to the initial model and the check's forecast, with vLLM as with hf."""
+    json_of = {}
+    for engine in ("vllm", "hf"):
+        file = tmp_path / f"{engine}.json"
+        given = [
+            *SETTINGS,
+            f"engine.name={engine}",
+            "--samples",
+            "2",
+            "--kl",
+            "--drift",
+            "--initial",
+            model,
+            "--json",
+            file,
+        ]
+        ended = launching.mpirun(1, "-m", "mpies.evaluate", model, *given, timeout=280)
+        assert ended.returncode == 0, ended.stderr
+        json_of[engine] = json.loads(file.read_text())
+    assert answers(json_of["vllm"]) == answers(json_of["hf"])
+    given = [*SETTINGS, f"model.path={model}", f"run.directory={tmp_path / 'run'}", "es.generations=2"]
+    ended = launching.mpirun(1, "-m", "mpies.check", *given, timeout=280)
+    assert ended.returncode == 0, ended.stderr
+    assert "evaluation" in ended.stdout
+
+
+def answers(report: dict) -> str:
+    return json.dumps(report["splits"], sort_keys=True)
+
+
+def test_bench(model, tmp_path):
+    given = ["--only", "vllm", "--model", model, "--dtype", "float32", "--repeats", "1", "--members", "2"]
+    ended = launching.python("-m", "mpies.bench", *given, "--json", tmp_path / "bench.json", timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    figures = {f["name"]: f for f in json.loads((tmp_path / "bench.json").read_text())["figures"]}
+    for name in ("everything: speed of vLLM's own generate", "against the hf engine"):
+        assert figures[name]["value"] > 0 and figures[name]["verdict"]
