@@ -14,6 +14,7 @@ from test_resume import Job, arguments, train
 from mpies import memory
 from mpies.check import ranks, storage
 from mpies.check.forecast import Forecast, jobs_needed
+from mpies.check.memory import loading
 from mpies.check.report import duration
 from mpies.readable import size
 
@@ -230,8 +231,8 @@ def test_the_probe_is_a_run_file_that_readers_understand(tmp_path):
 
 
 def test_all_ranks_of_a_node_load_into_its_own_memory_at_once():
-    fits = memory.loading(10**9, {"big": (8, 9 * 10**9), "small": (1, 15 * 10**8)})
+    fits = loading(10**9, {"big": (8, 9 * 10**9), "small": (1, 15 * 10**8)})
     assert (fits.mark, fits.value) == ("ok", "1 GB of small's own memory while 1 rank(s) load, 1.5 GB there")
-    too_many = memory.loading(10**9, {"big": (8, 9 * 10**9), "small": (2, 15 * 10**8)})
+    too_many = loading(10**9, {"big": (8, 9 * 10**9), "small": (2, 15 * 10**8)})
     assert too_many.mark == "FAIL"
     assert too_many.problem.startswith("small has 1.5 GB of its own memory free, but 2 rank(s)")
