@@ -23,24 +23,24 @@ class Anchor:
     def __init__(self, path: str, weights: Weights, digest: int):
         try:
             self._files = Files(path, weights, digest)
+            self._bases = weights.base
         except InputError as error:
             raise InputError(f"es.anchor_decay: {error}; set it to 0") from None
 
-    def initial(self, name: str, base: torch.Tensor) -> torch.Tensor:
+    def initial(self, name: str) -> torch.Tensor:
         """The initial value of a parameter: float32, a tensor of its own, on the base's device."""
-        return self._files.read(name, base)
+        return self._files.read(name, self._bases[name])
 
-    def pull(self, weights: Weights, decay: float) -> None:
-        """Move all of the base by `decay` of the way towards the initial weights."""
-        for name, initial in self._files.items(weights):
-            self.pull_one(weights.base[name], initial, decay)
+    def pull(self, name: str, value: torch.Tensor, decay: float) -> None:
+        """Move a parameter's value by `decay` of the way towards the initial one."""
+        pull_towards(self.initial(name), value, decay)
 
-    @staticmethod
-    def pull_one(base: torch.Tensor, initial: torch.Tensor, decay: float) -> None:
-        """base <- base + decay * (initial - base); `initial` is overwritten.
 
-        Three float32 operations, each rounded on its own, in this order on every device.
-        """
-        initial.sub_(base)
-        initial.mul_(decay)
-        base.add_(initial)
+def pull_towards(initial: torch.Tensor, value: torch.Tensor, decay: float) -> None:
+    """value <- value + decay * (initial - value); `initial` is overwritten.
+
+    Three float32 operations, each rounded on its own, in this order on every device.
+    """
+    initial.sub_(value)
+    initial.mul_(decay)
+    value.add_(initial)

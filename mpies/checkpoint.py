@@ -20,6 +20,7 @@ from mpies.errors import StorageError, reason
 from mpies.weights import Weights
 
 KEPT = 2
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # of a base's dtype, in the file
 NAME = "checkpoint-{:06d}.safetensors"
 
 
@@ -31,7 +32,7 @@ def write(folder: Path, weights: Weights, run_uuid: str, generation: int) -> Non
         with open(partial, "wb") as file:
             file.write(_header(weights, {"run_uuid": run_uuid, "generation": str(generation)}))
             for base in weights.base.values():
-                file.write(base.cpu().numpy().data)
+                file.write(base.cpu().view(-1).view(torch.uint8).numpy().data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -78,7 +79,7 @@ def _problem(file, weights: Weights, run_uuid: str, generation: int, digest: int
     total = 0
     for name, base in weights.base.items():
         stored = file.get_tensor(name)
-        if stored.shape != base.shape or stored.dtype != torch.float32:
+        if stored.shape != base.shape or stored.dtype != base.dtype:
             return f"it holds another {name}"
         total += weights.digest_of(name, stored.to(base.device))
     return None if total % 2**64 == digest else "damaged: its digest is not the run file's"
@@ -90,7 +91,7 @@ def _header(weights: Weights, metadata: dict[str, str]) -> bytes:
     offset = 0
     for name, base in weights.base.items():
         end = offset + base.numel() * base.element_size()
-        entries[name] = {"dtype": "F32", "shape": list(base.shape), "data_offsets": [offset, end]}
+        entries[name] = {"dtype": NAMES[base.dtype], "shape": list(base.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)

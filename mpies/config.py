@@ -45,7 +45,12 @@ class Model(Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",
         description="dtype of the live weights that the engine computes with; auto: bfloat16 where the device"
-        " has fast bfloat16, else float32. The base weights are float32 always",
+        " has fast bfloat16, else float32",
+    )
+    master: Literal["float32", "live"] = Field(
+        "float32",
+        description="dtype of the base weights that are updated; live: that of the live weights, which takes"
+        " 2 bytes a parameter instead of 4: updates are rounded at random, exactly repeatable",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where ranks compute; auto: a GPU if any is visible. One GPU a rank"

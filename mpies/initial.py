@@ -46,7 +46,7 @@ class Files:
             value = file.get_tensor(name)
         if value.shape != base.shape:
             raise ValueError(f"{name} has another shape there")
-        return torch.empty_like(base).copy_(value)
+        return as_base(value, base)
 
     def items(
         self, weights: Weights, names: Container[str] | None = None
@@ -79,12 +79,17 @@ class Loaded:
             raise InputError(f"model.path: {self._path} has changed since the job began")
         for name, base in weights.base.items():
             if names is None or name in names:
-                yield name, torch.empty_like(base).copy_(values[name])
+                yield name, as_base(values[name], base)
 
     @staticmethod
     def _found(weights: Weights, values: dict[str, torch.Tensor]) -> int:
         bases = weights.base.items()
-        return sum(weights.digest_of(n, torch.empty_like(b).copy_(values[n])) for n, b in bases) % 2**64
+        return sum(weights.digest_of(n, as_base(values[n], b)) for n, b in bases) % 2**64
+
+
+def as_base(value: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """What the base would hold of a value, in float32: a tensor of its own on the base's device."""
+    return torch.empty_like(base).copy_(value).float()
 
 
 def source(path: str, weights: Weights, digest: int | None) -> Files | Loaded:

@@ -48,6 +48,11 @@ def choose_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, "the CPU has no fast bfloat16"
 
 
+def base_dtype(master: str, live: torch.dtype) -> torch.dtype:
+    """The dtype of the base weights for `model.master`."""
+    return live if master == "live" else torch.float32
+
+
 def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model on the CPU, in its checkpoint's dtype, for inference, and its tokenizer.
 

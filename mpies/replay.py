@@ -14,6 +14,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ from mpies.errors import InputError, OrderlyError
 from mpies.runfile import History, TruncatedError, read_history, salvage_history
 
 if TYPE_CHECKING:
+    import torch
+
     from mpies.anchor import Anchor
     from mpies.weights import Weights
 
@@ -46,17 +49,22 @@ def replay(
     steps = [(*history.directions(g), float(history.anchor_decay[g])) for g in range(first, last)]
     totals = [0] * (len(steps) if every_digest else 1)
     for name, base in weights.base.items():
-        initial = anchor.initial(name, base) if anchor else None
+        initial = anchor.initial(name) if anchor else None
         for i, (seeds, factors, decay) in enumerate(steps):
-            weights.update_one(name, seeds, factors)
-            if decay:
-                anchor.pull_one(base, initial.clone(), decay)
+            pull = partial(_pull, initial, decay) if decay else None
+            weights.update_one(name, seeds, factors, pull)
             if every_digest:
-                totals[i] += weights.digest_of(name, base)
+                totals[i] += weights.digest_of(name, weights.value(name))
             progress(base.numel() / weights.size / len(steps))
         if not every_digest:
-            totals[0] += weights.digest_of(name, base)
+            totals[0] += weights.digest_of(name, weights.value(name))
     return [total % 2**64 for total in totals]
+
+
+def _pull(initial: torch.Tensor, decay: float, name: str, value: torch.Tensor) -> None:
+    from mpies.anchor import pull_towards
+
+    pull_towards(initial.clone(), value, decay)
 
 
 def needs_anchor(history: History, first: int, last: int) -> bool:
@@ -151,9 +159,11 @@ def _initial(options, history: History):
         raise InputError(f"{error}; name the initial model with --model") from None
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype or history.dtype)
-    es = config.from_yaml(history.settings).es
+    settings = config.from_yaml(history.settings)
+    # The base is the run's, whatever dtype is asked for here.
+    master = models.base_dtype(settings.model.master, getattr(torch, history.dtype))
     kernels = kernels_for(device, options.threads)
-    weights = Weights(model, dtype, device, kernels, es.noise_rank)
+    weights = Weights(model, dtype, device, kernels, settings.es.noise_rank, master)
     digest = weights.digest()
     if digest != history.model_digest:
         raise InputError(

@@ -83,8 +83,11 @@ def build(comm: Comm, settings: Settings, task: Task | None = None) -> Replica:
     text = parallel.together(comm, Text, model, tokenizer, settings.task.chat_template)
     host = _host(comm, settings, model, text, task, device, dtype)
     kernels = kernels_for(device, settings.run.threads)
+    master = models.base_dtype(settings.model.master, dtype)
     hold = host.hold if host else None
-    weights = parallel.together(comm, Weights, model, dtype, device, kernels, settings.es.noise_rank, hold)
+    weights = parallel.together(
+        comm, Weights, model, dtype, device, kernels, settings.es.noise_rank, master, hold
+    )
     if device.type == "cpu":
         linear.install(model)
     digest = weights.digest()
@@ -98,6 +101,7 @@ def build(comm: Comm, settings: Settings, task: Task | None = None) -> Replica:
         "model_digest": digest,
         "dtype": str(dtype).removeprefix("torch."),
         "dtype_reason": reason,
+        "base_dtype": str(master).removeprefix("torch."),
     }
     return Replica(model, tokenizer, weights, perturbation, engine, device, facts)
 

@@ -59,7 +59,7 @@ class Screen:
         for key, value in {
             "model": f"{facts['model_name']}, {count(facts['parameters'])} parameters,"
             f" digest {facts['model_digest']:016x}",
-            "weights": f"base float32, live {facts['dtype']} ({facts['dtype_reason']})",
+            "weights": f"base {facts['base_dtype']}, live {facts['dtype']} ({facts['dtype_reason']})",
             "task": f"{settings.task.name}: {facts['train']} training, {facts['held_out']} held-out prompts",
             "population": f"{es.population} members{pairs}, sigma {es.sigma:g}, alpha {es.alpha:g},"
             f" seed {es.seed}",

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,9 +86,8 @@ def evolve(job: Job, generation: int) -> tuple[bool, bool]:
 
     coefficients = fitness.coefficients(rewards, step.alpha, job.settings.es.fitness)
     with job.phases("update"):
-        weights.update(*directions(plan.seeds, plan.signs, coefficients))  # every seed is replayed
-        if job.anchor:
-            job.anchor.pull(weights, step.anchor_decay)
+        pull = job.anchor and partial(job.anchor.pull, decay=step.anchor_decay)
+        weights.update(*directions(plan.seeds, plan.signs, coefficients), pull)  # every seed is replayed
         digest = weights.digest()
     job.recent.append(time.perf_counter() - start)
     with job.phases("wait"):

@@ -33,16 +33,21 @@ GENERATIONS = 4
 # Together: both families, tied and untied, all live dtypes, antithetic or not, a population that no
 # number of ranks above 1 divides, and one with fewer members than ranks.
 CASES = {
-    "llama-tied-bf16": ({"kind": "llama", "tied": True}, "bfloat16", {"population": 5}),
+    "llama-tied-bf16": ({"kind": "llama", "tied": True}, {"dtype": "bfloat16"}, {"population": 5}),
     "qwen2-untied-fp16": (
         {"kind": "qwen2", "tied": False},
-        "float16",
+        {"dtype": "float16"},
         {"population": 6, "antithetic": True},
     ),
-    "llama-untied-fp32": ({"kind": "llama", "tied": False}, "float32", {"population": 2}),
-    "qwen2-tied-fp32": ({"kind": "qwen2", "tied": True}, "float32", {"population": 5}),
+    "llama-untied-fp32": ({"kind": "llama", "tied": False}, {"dtype": "float32"}, {"population": 2}),
+    "qwen2-tied-fp32": ({"kind": "qwen2", "tied": True}, {"dtype": "float32"}, {"population": 5}),
+    "llama-tied-bf16-all": (
+        {"kind": "llama", "tied": True},
+        {"dtype": "bfloat16", "master": "live"},
+        {"population": 5},
+    ),
 }
-DTYPES = {name: getattr(torch, dtype) for name, (_, dtype, _) in CASES.items()}
+DTYPES = {name: getattr(torch, model["dtype"]) for name, (_, model, _) in CASES.items()}
 
 # What DESIGN.md's schema 1 names; a file may hold more.
 TABLES = {
@@ -70,13 +75,16 @@ parallel.run(main, sys.argv[1:])
 """
 
 
-def write_config(path: Path, model: Path, directory: str, dtype: str = "float32", **es) -> Path:
+def write_config(
+    path: Path, model: Path, directory: str, dtype: str = "float32", master: str = "float32", **es
+) -> Path:
     """A configuration of a short run; steps are large, so that a random model's rewards differ."""
     es = {"population": 4, "generations": GENERATIONS, "sigma": 0.3, "alpha": 0.3} | es
     lines = [
         "model:",
         f"  path: {model}",
         f"  dtype: {dtype}",
+        f"  master: {master}",
         "  device: cpu",
         "es:",
         *(f"  {key}: {str(value).lower()}" for key, value in es.items()),
@@ -100,8 +108,8 @@ def runs(tiny_model, tmp_path_factory):
         if ranks not in done:
             folder = tmp_path_factory.mktemp(f"ranks-{ranks}")
             (folder / "several.py").write_text(SEVERAL_JOBS)
-            for name, (model, dtype, es) in CASES.items():
-                write_config(folder / f"{name}.yaml", tiny_model(**model), name, dtype, **es)
+            for name, (model, dtypes, es) in CASES.items():
+                write_config(folder / f"{name}.yaml", tiny_model(**model), name, **dtypes, **es)
             files = [f"{name}.yaml" for name in CASES]
             ended = launching.mpirun(ranks, "several.py", *files, cwd=folder, timeout=300)
             assert ended.returncode == 0, ended.stderr
@@ -238,17 +246,23 @@ def test_the_file_proves_the_tuned_model(runs, tiny_model, case):
     """Promise 2, by the plain NumPy definition: initial weights and logged rows give every digest,
     and, cast to the live dtype, the model that was saved."""
     data = contents(runs(4) / case / "run.h5")
-    initial = AutoModelForCausalLM.from_pretrained(tiny_model(**CASES[case][0]), dtype=torch.float32)
+    model, dtypes, _ = CASES[case]
+    initial = AutoModelForCausalLM.from_pretrained(tiny_model(**model), dtype=torch.float32)
     weights = {
         name: parameter.detach().numpy().reshape(-1)
         for name, parameter in initial.named_parameters(remove_duplicate=True)
     }
     ids = {name: definition.parameter_id(name) for name in weights}
+    if dtypes.get("master") == "live":
+        weights = {name: in_float32(torch.from_numpy(w).bfloat16()) for name, w in weights.items()}
     for generation in range(GENERATIONS):
         rows = (data[f"member/{column}"][generation] for column in ("seed", "sign", "coefficient"))
         seeds, factors = directions(*rows)
         for name in weights:
             weights[name] = definition.updated(weights[name], seeds, factors, ids[name])
+            if dtypes.get("master") == "live":
+                rounded = definition.rounded(weights[name], int(seeds[0]), ids[name])
+                weights[name] = in_float32(torch.from_numpy(rounded.view(np.int16)).view(torch.bfloat16))
         digest = sum(definition.digest(weights[name], ids[name]) for name in weights) % 2**64
         assert digest == int(data["generation/digest"][generation])
 
@@ -258,6 +272,10 @@ def test_the_file_proves_the_tuned_model(runs, tiny_model, case):
     for name, parameter in tuned.named_parameters():
         expected = torch.from_numpy(weights[name]).to(tuned.dtype).view(parameter.shape)
         assert torch.equal(parameter, expected), name
+
+
+def in_float32(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.float().numpy()
 
 
 def test_the_tuned_model_answers_as_in_the_file(runs):

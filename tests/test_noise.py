@@ -116,6 +116,44 @@ def test_perturb_with_any_seed_and_parameter(kernels, device, seed, parameter):
 
 
 @KERNELS
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("size", SIZES)
+def test_round(kernels, device, size, start):
+    assert_rounds_like_the_definition(kernels, device, values(size), start)
+
+
+@pytest.mark.parametrize("kernels, device", THREADED)
+def test_round_split_over_threads(kernels, device):
+    assert_rounds_like_the_definition(kernels, device, values(LONG), 77)
+
+
+@KERNELS
+def test_round_of_odd_values(kernels, device):
+    odd = [0.0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 1e-45, -1e-45, 3.4e38, -3.4e38, 1.0, 65536.0]
+    assert_rounds_like_the_definition(kernels, device, np.array(odd * 50, dtype=np.float32), 0)
+
+
+def assert_rounds_like_the_definition(kernels, device, value: np.ndarray, start: int) -> None:
+    expected = torch.from_numpy(definition.rounded(value, SEED, PARAMETER, start).view(np.int16))
+    base = torch.full((value.size,), 7, dtype=torch.bfloat16, device=device)
+    kernels.round(torch.from_numpy(value.copy()).to(device), base, SEED, PARAMETER, start)
+    assert_same_bits(base, expected.view(torch.bfloat16))
+
+
+def test_rounding_keeps_the_mean_and_what_needs_none():
+    """A quarter of the way up: one in four goes up. Values that bfloat16 has stay."""
+    step = np.float32(2.0**-7)  # bfloat16's spacing from 1 on
+    value = np.full(100_000, np.float32(-1) - step / 4)
+    rounded = torch.from_numpy(definition.rounded(value, SEED, PARAMETER).view(np.int16)).view(torch.bfloat16)
+    assert set(rounded.tolist()) == {-1.0, -1.0 - float(step)}
+    share = (rounded < -1).double().mean().item()
+    assert abs(share - 0.25) < 5 * math.sqrt(0.25 * 0.75 / value.size)
+    exact = torch.randn(5000).bfloat16()
+    again = definition.rounded(exact.float().numpy(), SEED, PARAMETER)
+    assert np.array_equal(again.view(np.int16), exact.view(torch.int16).numpy())
+
+
+@KERNELS
 @pytest.mark.parametrize("size, start", [*((size, 77) for size in SIZES), (1500, 2**32 - 100)])
 def test_update(kernels, device, size, start):
     assert_updates_like_the_definition(kernels, device, size, start)

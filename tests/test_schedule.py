@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -76,16 +77,22 @@ def loaded(tiny_model):
     return load
 
 
+def pull(anchor: Anchor, weights: Weights, decay: float) -> None:
+    """An update by the anchor alone, without any member."""
+    nothing = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.float32)
+    weights.update(*nothing, partial(anchor.pull, decay=decay))
+
+
 @pytest.mark.parametrize("options", [{}, {"tied": False}, {"kind": "qwen2", "dtype": torch.bfloat16}])
 def test_decay_moves_a_share_of_the_way(loaded, tiny_model, options):
     path, weights = loaded(tiny_model(**options))
     start = {name: base.clone() for name, base in weights.base.items()}
     anchor = Anchor(path, weights, weights.digest())
-    anchor.pull(weights, 0.25)
+    pull(anchor, weights, 0.25)
     assert all(torch.equal(base, start[name]) for name, base in weights.base.items())
     weights.update(np.array([5], dtype=np.uint64), np.array([0.5], dtype=np.float32))
     moved = {name: base.clone() for name, base in weights.base.items()}
-    anchor.pull(weights, 0.25)
+    pull(anchor, weights, 0.25)
     for name, base in weights.base.items():
         # Step by step in float32, as a reader of the docstring would compute it.
         change = np.float32(0.25) * (start[name].numpy() - moved[name].numpy())
@@ -104,7 +111,7 @@ def test_sharded_models(loaded, tiny_model, tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "model.safetensors").unlink()
     path, weights = loaded(folder)
-    Anchor(path, weights, weights.digest()).pull(weights, 0.5)
+    pull(Anchor(path, weights, weights.digest()), weights, 0.5)
 
 
 def test_other_values_on_disk_are_refused(loaded, tiny_model):

@@ -18,7 +18,7 @@ from mpies.readable import size
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
-BASE = 4  # bytes of a float32
+FLOAT32 = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def weights_of(comm: Comm, settings: Settings) -> Needed:
     dtype, _ = models.choose_dtype(settings.model.dtype, device)
     outline = models.outline(settings.model.path, settings.model.allow_download)
     sizes = [parameter.numel() for parameter in outline.parameters()]  # tied ones once
-    return Needed(BASE * sum(sizes), dtype.itemsize * sum(sizes), BASE * max(sizes))
+    base = models.base_dtype(settings.model.master, dtype)
+    return Needed(base.itemsize * sum(sizes), dtype.itemsize * sum(sizes), FLOAT32 * max(sizes))
 
 
 def _disk(settings: Settings, needed: Needed) -> Finding:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mpies import parallel, resume
 from mpies import replica as replicas
 from mpies.anchor import Anchor
-from mpies.errors import InputError
+from mpies.errors import InputError, RefusedError
 from mpies.evaluate.answers import HELD_OUT, Sampling, evaluate
 from mpies.evaluate.command import Subject
 from mpies.evaluate.drift import drift
@@ -139,6 +139,12 @@ def _chosen(task: Task, split: str) -> dict[str, list[Row]]:
 
 def _restore(comm: Comm, subject: Subject, replica: Replica) -> None:
     """Bring the base to the run's generation. Collective."""
+    asked, own = replica.facts["dtype"], subject.history.dtype
+    if subject.settings.model.master == "live" and asked != own:
+        raise RefusedError(
+            f"model.dtype: given {asked}, but the run's base weights are kept in that of its live weights"
+            f" (model.master=live), {own}: leave it out"
+        )
     # The base is the run's, whatever dtype its answers are computed in here.
     history = dataclasses.replace(subject.history, dtype=replica.facts["dtype"])
     anchor = None

@@ -37,6 +37,7 @@ ROUNDS = definition.PHILOX_ROUNDS
 LOW = np.uint64(0xFFFFFFFF)
 U32 = np.uint64(32)
 STREAM = np.uint64(definition.STREAM_NOISE)
+STREAM_ROUNDING = np.uint64(definition.STREAM_ROUNDING)
 # Positions are unsigned throughout: a signed index could be negative for all the compiler knows, and
 # Python's wrap-around for those would keep loops from being vectorised.
 ZERO, LANES_, CHUNK_ = np.uint64(0), np.uint64(LANES), np.uint64(CHUNK)
@@ -201,6 +202,27 @@ def _lowrank_update(base, first, last, a, b):
 
 
 @njit(nogil=True, cache=True)
+def _round(value, base, keys, parameter, start):
+    words = np.empty(4 * LANES, np.uint32)
+    integers = words.view(np.uint16)
+    first = np.uint64(start)
+    size = np.uint64(value.size)
+    done = ZERO
+    while done < size:
+        chunk = (first + done) // CHUNK_
+        skip = (first + done) - chunk * CHUNK_
+        count = min(CHUNK_ - skip, size - done)
+        _bits(words, chunk * LANES_, parameter, STREAM_ROUNDING, keys)
+        for e in range(count):
+            bits = value[done + e]
+            if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
+                base[done + e] = np.uint16((bits >> np.uint32(16)) | np.uint32(0x40))
+            else:
+                base[done + e] = np.uint16((bits + np.uint32(integers[skip + e])) >> np.uint32(16))
+        done += count
+
+
+@njit(nogil=True, cache=True)
 def _digest(patterns, parameter, start):
     total = np.uint64(0)
     done = 0
@@ -278,6 +300,16 @@ class CpuKernels:
             return int(_digest(patterns[a:b], np.uint32(parameter), start + a))
 
         return sum(self._spread(base.numel(), work)) % 2**64
+
+    def round(self, value, base, seed, parameter, start=0):
+        """base <- value, rounded at random; see `definition.rounded`. Flat; float32 to bfloat16."""
+        source, target = value.numpy().view(np.uint32), _raw(base)
+        keys = round_keys(seed)
+
+        def work(a, b):
+            _round(source[a:b], target[a:b], keys, np.uint64(parameter), start + a)
+
+        self._spread(value.numel(), work)
 
     def _spread(self, size, work):
         """Call work(a, b) on slices of whole chunks, one per thread."""

@@ -41,6 +41,7 @@ STREAM_A, STREAM_B = 2, 3
 STREAM_PROMPTS = 4  # the order of the prompts in an epoch
 STREAM_PROBLEMS = 5  # problems that a task makes up
 STREAM_ANSWERS = 6  # the tokens of sampled answers
+STREAM_ROUNDING = 7  # of updated weights to the live dtype (model.master=live)
 
 DIGEST_SPREAD = 0x9E3779B1
 # The two multipliers of MurmurHash3's 32-bit finaliser.
@@ -89,16 +90,20 @@ def philox(seed: int, block: np.ndarray, parameter: int, stream: int) -> np.ndar
     return np.stack([c0, c1, c2, c3]).astype(np.uint32)
 
 
-def normal(seed: int, parameter: int, start: int, count: int, stream: int = STREAM_NOISE) -> np.ndarray:
-    """Elements [start, start + count) of a parameter's noise for a seed: float32, shape (count,)."""
+def integers(seed: int, parameter: int, start: int, count: int, stream: int) -> np.ndarray:
+    """Steps 1 and 2: uniform integers below 2^16, uint32 (count,), for elements [start, start + count)."""
     first, last = start // CHUNK, -(-(start + count) // CHUNK)
     blocks = np.arange(first * LANES, last * LANES, dtype=np.uint64)
     words = philox(seed, blocks, parameter, stream).reshape(4, -1, LANES)
     halves = np.stack([words & np.uint32(0xFFFF), words >> np.uint32(16)], axis=-1)
     in_order = halves.transpose(1, 0, 2, 3).reshape(-1)
-    z = TABLE[in_order >> (16 - TABLE_BITS)]
     offset = start - first * CHUNK
-    return z[offset : offset + count]
+    return in_order[offset : offset + count]
+
+
+def normal(seed: int, parameter: int, start: int, count: int, stream: int = STREAM_NOISE) -> np.ndarray:
+    """Elements [start, start + count) of a parameter's noise for a seed: float32, shape (count,)."""
+    return TABLE[integers(seed, parameter, start, count, stream) >> (16 - TABLE_BITS)]
 
 
 def perturbed(base: np.ndarray, seed: int, parameter: int, scale: float, start: int = 0) -> np.ndarray:
@@ -142,6 +147,17 @@ def lowrank_updated(
         for k in range(rank):
             total += (scale * a[k])[:, None] * b[k]
     return base + total
+
+
+def rounded(value: np.ndarray, seed: int, parameter: int, start: int = 0) -> np.ndarray:
+    """float32 values rounded to bfloat16 at random, up or down, so that the mean is kept: bits, uint16.
+
+    A value goes to the neighbour further from zero with the probability of its distance from the other
+    one, in neighbours' distances: its bits plus an integer of 16 random bits, cut off.
+    """
+    bits = value.view(np.uint32)
+    up = (bits + integers(seed, parameter, start, value.size, STREAM_ROUNDING)) >> np.uint32(16)
+    return np.where(np.isnan(value), bits >> np.uint32(16) | np.uint32(0x40), up).astype(np.uint16)
 
 
 def digest_weights(position: np.ndarray, parameter: int) -> np.ndarray:

@@ -30,15 +30,10 @@ def _high(product: torch.Tensor) -> torch.Tensor:
     return (product >> 32) & LOW
 
 
-def normal(
-    seed: int,
-    parameter: int,
-    start: int,
-    count: int,
-    device: torch.device,
-    stream: int = definition.STREAM_NOISE,
+def integers(
+    seed: int, parameter: int, start: int, count: int, device: torch.device, stream: int
 ) -> torch.Tensor:
-    """Elements [start, start + count) of a parameter's noise: float32, on `device`."""
+    """`definition.integers`, as int64, on `device`."""
     first, last = start // CHUNK, -(-(start + count) // CHUNK)
     block = torch.arange(first * LANES, last * LANES, dtype=torch.int64, device=device)
     c0, c1 = block & LOW, _high(block)
@@ -50,9 +45,21 @@ def normal(
         c0, c1, c2, c3 = _high(p1) ^ c1 ^ k0, p1 & LOW, _high(p0) ^ c3 ^ k1, p0 & LOW
     words = torch.stack([c0, c1, c2, c3]).view(4, -1, LANES)
     halves = torch.stack([words & 0xFFFF, words >> 16], dim=-1)
-    index = halves.permute(1, 0, 2, 3).reshape(-1) >> (16 - definition.TABLE_BITS)
     offset = start - first * CHUNK
-    return table(device)[index[offset : offset + count]]
+    return halves.permute(1, 0, 2, 3).reshape(-1)[offset : offset + count]
+
+
+def normal(
+    seed: int,
+    parameter: int,
+    start: int,
+    count: int,
+    device: torch.device,
+    stream: int = definition.STREAM_NOISE,
+) -> torch.Tensor:
+    """Elements [start, start + count) of a parameter's noise: float32, on `device`."""
+    index = integers(seed, parameter, start, count, device, stream) >> (16 - definition.TABLE_BITS)
+    return table(device)[index]
 
 
 def _slices(size: int):
@@ -104,3 +111,12 @@ class DeviceKernels:
             bits = base[a:b].view(torch.int32).to(torch.int64) & LOW
             total += int((w * bits).sum())
         return total % 2**64
+
+    def round(self, value, base, seed, parameter, start=0):
+        """base <- value, rounded at random; see `definition.rounded`. Flat; float32 to bfloat16."""
+        for a, b in _slices(value.numel()):
+            stream = definition.STREAM_ROUNDING
+            random = integers(seed, parameter, start + a, b - a, value.device, stream)
+            bits = value[a:b].view(torch.int32).to(torch.int64) & LOW
+            up = torch.where(value[a:b].isnan(), bits | 0x400000, bits + random) >> 16
+            base[a:b].view(torch.int16).copy_(up)  # int64 to int16 keeps the low bits

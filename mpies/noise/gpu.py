@@ -22,6 +22,7 @@ CHUNK = tl.constexpr(definition.CHUNK)
 WORD = tl.constexpr(2 * definition.LANES)  # elements that one of Philox's four words makes in a chunk
 SHIFT = tl.constexpr(16 - definition.TABLE_BITS)
 ROUNDS = tl.constexpr(definition.PHILOX_ROUNDS)
+ROUNDING = tl.constexpr(definition.STREAM_ROUNDING)
 M0, M1 = (tl.constexpr(m) for m in definition.PHILOX_MULTIPLIERS)
 W0, W1 = (tl.constexpr(w) for w in definition.PHILOX_WEYL)
 SPREAD = tl.constexpr(definition.DIGEST_SPREAD)
@@ -149,6 +150,20 @@ def _lowrank_update(base, a, b, terms, rows, columns, tile: tl.constexpr):
     tl.store(base + place, tl.load(base + place, inside) + total, inside)
 
 
+@triton.jit(do_not_specialize=["size", "low", "high", "parameter", "start"])
+def _round(value, base, size, low, high, parameter, start, count: tl.constexpr):
+    chunk = _chunks(start, count)
+    words = _words(chunk, low, high, parameter, tl.full((), ROUNDING, tl.uint32))
+    for w in tl.static_range(4):
+        place = _place(chunk, w) - start
+        inside = (place >= 0) & (place < size)
+        given = tl.load(value + place, inside)
+        bits = given.to(tl.uint32, bitcast=True)
+        random = tl.interleave(words[w] & 0xFFFF, words[w] >> 16)
+        up = tl.where(given == given, bits + random, bits | 0x400000) >> 16
+        tl.store(base + place, up.to(tl.uint16).to(tl.int16, bitcast=True), inside)
+
+
 @triton.jit(do_not_specialize=["size", "parameter", "start"])
 def _digest(patterns, out, size, parameter, start, span: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * span + tl.arange(0, span)
@@ -217,3 +232,11 @@ class GpuKernels:
                 base.view(torch.int32), total, base.numel(), parameter, start, SPAN
             )
         return int(total) % 2**64
+
+    def round(self, value, base, seed, parameter, start=0):
+        """base <- value, rounded at random; see `definition.rounded`. Flat; float32 to bfloat16."""
+        if value.numel():
+            _round[(_programs(value.numel(), start),)](
+                value, base.view(torch.int16), value.numel(), seed & 0xFFFFFFFF, seed >> 32, parameter,
+                start, CHUNKS,
+            )  # fmt: skip
