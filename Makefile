@@ -18,7 +18,7 @@ TESTS_AT_ONCE ?= 2
 # The environment of the vLLM tests, and how many seconds they may take; 2 minutes on two cores.
 VLLM_VENV ?= .venv-vllm
 VLLM_TEST_SECONDS ?= 900
-# All Slurm tests together; they take 6 minutes on two cores.
+# All Slurm tests together; they take 4 minutes on two cores.
 SLURM_TEST_SECONDS ?= 1200
 PYTEST_ARGS ?=
 # SIGKILLs of `make torture`; each costs a start of the program.
@@ -86,10 +86,11 @@ test: $(INSTALLED) ## everything that this machine can test
 	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "launch and timed"
 
 # Whatever ends the tests (SIGTERM by `timeout`, Ctrl-C, a test's own time-out) lets them take their Slurm
-# down; a time-out by a thread would not.
+# down; a time-out by a thread would not. Tests that run side by side have a Slurm each.
 test-slurm: $(INSTALLED) ## batch jobs on a Slurm of their own (root; installs Debian's slurm-wlm)
 	@if tests/slurm/install; then \
-	  timeout --foreground -k 60 $(SLURM_TEST_SECONDS) $(PYTEST) --timeout-method=signal tests/slurm; \
+	  timeout --foreground -k 60 $(SLURM_TEST_SECONDS) $(PYTEST) --timeout-method=signal tests/slurm \
+	    -n $(TESTS_AT_ONCE) --maxschedchunk=1; \
 	fi
 
 # vLLM pins torch, transformers and numba, and its build for CPUs has another torch than that for GPUs.
