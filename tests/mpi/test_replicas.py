@@ -83,8 +83,8 @@ def test_a_flipped_bit_stops_the_job(world, shared_model, mpi_tmp_path, monkeypa
     culprit = 0 if which == "first" else world.size - 1
     update, updates = replica.Weights.update, []
 
-    def faulty_update(weights, seeds, factors):
-        update(weights, seeds, factors)
+    def faulty_update(weights, seeds, factors, *pull):
+        update(weights, seeds, factors, *pull)
         updates.append(len(seeds))
         if world.rank == culprit and len(updates) == 3:
             flip_a_bit(weights)
