@@ -117,7 +117,7 @@ class Host:
         """
         folder, config, dtype, device, free, local_rank = self._start
         parameters = sum(tensor.numel() for tensor in base.values())
-        left = free - 4 * parameters
+        left = free - sum(tensor.nbytes for tensor in base.values())
         cache = cache_bytes(self.room, config, dtype, device.type, parameters, left)
         self.llm = start(folder, dtype, device, self.room, cache, local_rank, self.packing)
         (model,) = self.llm.collective_rpc(lambda worker: worker.get_model())
