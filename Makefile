@@ -77,7 +77,7 @@ test-mpi: $(INSTALLED) ## the tests that run under MPI, on 1, 2, 3 and 4 ranks
 	  timeout -k 10 $(MPI_TEST_SECONDS) $(MPIRUN) -n $$n $(PYTEST) --with-mpi tests/mpi -q || exit; \
 	done
 
-test: $(INSTALLED) ## everything that this machine can test
+test: $(INSTALLED) ## all tests but those with Slurm or vLLM
 	-@$(RUN) -m mpies.quickstart.fetch # without the model, the tests that use it are skipped
 	@$(MAKE) --no-print-directory test-quick
 	@$(MAKE) --no-print-directory test-mpi

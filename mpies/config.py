@@ -49,8 +49,8 @@ class Model(Section):
     )
     master: Literal["float32", "live"] = Field(
         "float32",
-        description="dtype of the base weights that are updated; live: that of the live weights, which takes"
-        " 2 bytes a parameter instead of 4: updates are rounded at random, exactly repeatable",
+        description="dtype of the base weights that are updated; live: that of the live weights. In bfloat16"
+        " they take 2 bytes a parameter instead of 4; updates are rounded at random, exactly repeatable",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where ranks compute; auto: a GPU if any is visible. One GPU a rank"
@@ -58,6 +58,12 @@ class Model(Section):
     allow_download: bool = Field(
         False, description="may a hub id be downloaded? Otherwise the local cache only"
     )
+
+    @model_validator(mode="after")
+    def _rounds_to_bfloat16(self):
+        if self.master == "live" and self.dtype == "float16":
+            raise ValueError("model.master: live is not for float16; set model.dtype=bfloat16 or leave it")
+        return self
 
 
 def _weights(given: Any) -> dict[str, Any]:
@@ -275,7 +281,7 @@ class Run(Section):
 
 
 # What may differ when a run goes on. The paths of model and data may, since digests are compared; the
-# live dtype, too, as long as 'auto' comes to the same (see replica.py).
+# live dtype, too, as long as 'auto' comes to the same (see resume.py).
 CHANGEABLE = (
     "model.path",
     "model.dtype",

@@ -84,13 +84,7 @@ def set_up(comm: Comm, settings: Settings) -> Job:
     places = parallel.allgather_objects(comm, replicas.place(replica.device))
     facts = {**replica.facts, "run_file": path, "train": len(task.train), "held_out": len(task.held_out)}
     screen.banner(settings, facts, places)
-    anchor = None
-    if settings.es.anchor_decay:
-        digest = replica.facts["model_digest"]
-        anchor = parallel.together(comm, Anchor, settings.model.path, replica.weights, digest)
-    compared = settings.run.kl_samples or settings.run.measure_drift
-    origin = settings.model.path, replica.weights, replica.facts["model_digest"]
-    initial_weights = parallel.together(comm, initial.source, *origin) if compared else None
+    anchor, initial_weights = initial_of(comm, settings, replica)
     if history:
         resume.restore(comm, replica.weights, history, replica.facts, path.parent, anchor, screen.say)
     es = settings.es
@@ -112,8 +106,20 @@ def set_up(comm: Comm, settings: Settings) -> Job:
     )
     if history:
         job.recent.extend(history.seconds[-5:].tolist())
+        job.guard.unperturbed = history.unperturbed
     job.evaluated = parallel.on_root(comm, open_log, job, path, places)
     return job
+
+
+def initial_of(
+    comm: Comm, settings: Settings, replica: Replica
+) -> tuple[Anchor | None, initial.Files | initial.Loaded | None]:
+    """Where the initial weights are read from, for decay towards them and for KL and drift, if asked for."""
+    es, run = settings.es, settings.run
+    origin = settings.model.path, replica.weights, replica.facts["model_digest"]
+    anchor = parallel.together(comm, Anchor, *origin) if es.anchor_decay else None
+    compared = run.kl_samples or run.measure_drift
+    return anchor, parallel.together(comm, initial.source, *origin) if compared else None
 
 
 def shared_task(comm: Comm, settings: Settings, history: History | None) -> Task:

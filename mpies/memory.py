@@ -61,9 +61,19 @@ def _left_in_cgroups() -> Iterator[int]:
 
 
 def left(limit: Path, used: Path) -> Iterator[int]:
+    """limit - use, where there is a limit. Copies of files, which are given back when needed, are no use."""
     try:
         text = limit.read_text().strip()
         if text != "max":
-            yield int(text) - int(used.read_text())
+            yield int(text) - int(used.read_text()) + _copies_of_files(used.with_name("memory.stat"))
     except (OSError, ValueError):
         return
+
+
+def _copies_of_files(stat: Path) -> int:
+    """Bytes of the page cache in a control group, those below it included, but for tmpfs."""
+    if not stat.exists():
+        return 0
+    lines = dict(line.split() for line in stat.read_text().splitlines())
+    prefix = "total_" if "total_active_file" in lines else ""  # the first version of control groups
+    return sum(int(lines.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))

@@ -60,8 +60,7 @@ def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTo
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not allow_download:
-        # Before the import: transformers reads it once.
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        _stay_offline()
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -98,13 +97,31 @@ def outline(path: str, allow_download: bool) -> torch.nn.Module:
     Raises InputError when its configuration is not there or cannot be read.
     """
     if not allow_download:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        _stay_offline()
     from transformers import AutoConfig, AutoModelForCausalLM
 
     options = {"trust_remote_code": False, "local_files_only": not allow_download}
     config = _attempt(path, "the configuration of ", AutoConfig.from_pretrained, locate(path), **options)
     with torch.device("meta"):
         return _attempt(path, "", AutoModelForCausalLM.from_config, config, trust_remote_code=False)
+
+
+def folder_of(path: str) -> str:
+    """The folder with the files of a model that was loaded before: a hub id's is in the local cache."""
+    place = locate(path)
+    if Path(place).is_dir():
+        return place
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(place, local_files_only=True)
+
+
+def _stay_offline() -> None:
+    """No library asks the hub for anything, whether it was imported before or will be."""
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
 
 
 def _attempt(path: str, what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -132,8 +132,8 @@ def _host(comm: Comm, settings: Settings, model, text: Text, task: Task | None, 
 
     prompts = task.prompts if task else ()
     room = Room.of(text, prompts, settings.engine.batch_size, settings.engine.max_new_tokens)
-    folder, (local, _) = models.locate(settings.model.path), parallel.local_rank(comm)
-    free = available(comm, device)
+    folder = parallel.together(comm, models.folder_of, settings.model.path)
+    free, (local, _) = available(comm, device), parallel.local_rank(comm)
     return parallel.together(comm, Host, folder, model.config, room, dtype, device, free, local)
 
 
@@ -141,14 +141,14 @@ def _engine(settings: Settings, model, text: Text, perturbation: Perturbation, h
     from mpies.engines.hf import HfEngine
 
     limit = settings.engine.max_new_tokens
-    rows = settings.engine.batch_size
+    # Beside vLLM, it reads the answers that KL divergence is estimated on.
+    rows = min(settings.engine.batch_size, host.rows_besides) if host else settings.engine.batch_size
     engine = HfEngine(model, text, max_new_tokens=limit, batch_size=rows, on_rows=perturbation.rows)
     if host is None:
         return engine
     from mpies.engines.vllm.engine import VllmEngine
 
-    most = host.room.tokens
-    return VllmEngine(host.llm, host.packing, text, engine, max_new_tokens=limit, most_tokens=most)
+    return VllmEngine(host, text, engine, max_new_tokens=limit)
 
 
 def _refuse_diverged(comm: Comm, digest: int) -> None:

@@ -69,20 +69,27 @@ def restore(
     is not what the run file's digest says.
     """
     start = time.perf_counter()
-    if facts["model_digest"] != history.model_digest:
-        raise RefusedError(
-            f"model.path: {facts['model_path']} has digest {facts['model_digest']:016x}, but the run"
-            f" began with {history.model_digest:016x}: another model, or a changed one"
-        )
     if facts["dtype"] != history.dtype:
         raise RefusedError(
             f"model.dtype: the run was begun with {history.dtype}, but here it would be"
             f" {facts['dtype']}; set model.dtype={history.dtype}"
         )
+    if facts["model_digest"] != history.model_digest:
+        raise RefusedError(
+            f"model.path: {facts['model_path']} has digest {facts['model_digest']:016x}, but the run"
+            f" began with {history.model_digest:016x}: another model, or a changed one"
+        )
     last = history.generations
     if last == 0:
         return
     first = checkpoint.restore(folder, weights, history.run_uuid, history.digest, last, say)
+    began = parallel.allgather_objects(comm, first)
+    if len(set(began)) > 1:
+        without = [rank for rank, generation in enumerate(began) if generation < max(began)]
+        say(
+            f"{parallel.named(comm, without)} cannot read checkpoint {max(began)} of run.directory, and must"
+            " replay more: with run.checkpoint_every, all nodes should see the directory"
+        )
     parallel.together(comm, _replay, weights, history, first, last, anchor)
     origin = f"checkpoint {first}" if first else "the initial model"
     say(f"resuming after generation {last}, replayed from {origin} in {time.perf_counter() - start:.1f} s")

@@ -193,6 +193,17 @@ def test_what_a_control_group_leaves(tmp_path, limit, used, left):
     assert list(memory.left(tmp_path / "absent", tmp_path / "current")) == []
 
 
+@pytest.mark.parametrize(
+    "stat",
+    ["active_file 30\ninactive_file 4\n", "active_file 1\ntotal_active_file 30\ntotal_inactive_file 4\n"],
+)
+def test_copies_of_files_are_there_to_be_had(tmp_path, stat):
+    (tmp_path / "max").write_text("1000\n")
+    (tmp_path / "current").write_text("300\n")
+    (tmp_path / "memory.stat").write_text("anon 250\n" + stat)
+    assert list(memory.left(tmp_path / "max", tmp_path / "current")) == [734]
+
+
 ONE = Forecast(start=10.0, generation=5.0, update=1.0, blocks=(1,))
 
 

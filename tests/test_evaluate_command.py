@@ -252,6 +252,17 @@ def test_log_of_a_generation_that_training_did_not_evaluate(run):
     assert (columns(path, "sample")["generation"] == 1).sum() == 4
 
 
+def test_figures_by_other_settings_are_kept_apart_from_the_runs_own(run):
+    path = run / "out" / "run.h5"
+    before = {table: columns(path, table) for table in ("evaluation", "metric", "sample")}
+    evaluate(run, "out", "--generation", "2", "--kl", "--log", "engine.max_new_tokens=3", ranks=1)
+    for table, old in before.items():
+        for name, values in columns(path, table).items():
+            np.testing.assert_array_equal(values, old[name], err_msg=f"{table}/{name}")
+    figures = columns(path, "figure")
+    assert figures["mean"][figures["name"] == "answer_tokens"].tolist() == [3, 3]
+
+
 def test_a_run_goes_on_after_log(run):
     evaluate(run, "out", "--samples", "2", "--log")
     (run / "go.yaml").write_text(open_run(run / "out").configs[-1])
@@ -321,6 +332,8 @@ def refused(folder: Path, arguments: list[str], says: list[str], ranks: int = 2)
         (["out", "--temperature", "0"], ["--temperature", "greedy"]),
         (["out", "--generation", "9"], ["--generation", "9", "0 to 3"]),
         (["out", "es.sigma=1"], ["es.sigma=1", "cannot be changed"]),
+        (["out", "model.master=live"], ["model.master=live", "cannot be changed"]),
+        (["out", "--log", "--kl", "--initial", "out/model"], ["--log", "--initial"]),
         (["out", "other.yaml"], ["other.yaml", "section.key=value"]),
         (["out", "engine.batch=3"], ["engine.batch", "engine.batch_size"]),
         (["out", "--json", "none/x.json"], ["--json", "none/x.json"]),

@@ -69,3 +69,32 @@ def test_in_a_run(tmp_path, tiny_model):
     output = train(2, *arguments(tiny_model(), tmp_path, 3, es__sigma=1e-9))
     (line,) = [line for line in output.splitlines() if "warning: " in line]
     assert "generation 1: all members have the reward" in line
+
+
+REWARD = """
+import json
+from pathlib import Path
+
+first = Path(__file__).with_name("first.json")
+
+def judge(prompts, completions, **columns):
+    if not first.exists():
+        first.write_text(json.dumps(completions))
+    base = json.loads(first.read_text())
+    return [0.0 if c == f else -1.0 - sum(map(ord, c)) % 50 for c, f in zip(completions, base)]
+"""
+
+
+@pytest.mark.launch
+def test_a_job_that_goes_on_knows_the_unperturbed_model(tmp_path, tiny_model):
+    """Only what the unperturbed model answers is good, and nothing is learned (alpha is 0)."""
+    (tmp_path / "rewards.py").write_text(REWARD)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "3 + 5 ="}\n{"prompt": "Can penguins fly?"}\n')
+    given = [f"task.train_data={tmp_path}/prompts.jsonl", f"task.reward={tmp_path}/rewards.py:judge"]
+    given += arguments(tiny_model(), tmp_path / "run", 2, es__alpha=0, es__sigma=1)
+    outputs = [train(1, *given, "task.name=custom", f"es.generations={n}") for n in (2, 5)]
+    warnings = [
+        [line for line in output.splitlines() if "even the best member" in line] for output in outputs
+    ]
+    assert not warnings[0]
+    assert "generation 5: for 3 generations, even the best member" in warnings[1][0]

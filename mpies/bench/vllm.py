@@ -26,6 +26,7 @@ def measure(
     subject = replica.build(comm, _settings(given, dtype, work), task)
     engine = subject.engine
     engine.text.stops = set()
+    engine.hf.batch_size = work.prompts
     members = Population(work.members, seed=1).members(0)
     seeds = np.array([member.seed for member in members], np.uint64)
     factors = np.full(len(seeds), 1e-9, np.float32)

@@ -6,11 +6,20 @@ from typing import TYPE_CHECKING
 
 import mpies.check
 from mpies import config, parallel
+from mpies.stopping import seconds_of
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
 SHARE_GPUS = "--share-gpus"
+NAMING = 15.0  # seconds of the job's time that are left when a rank or a reward that hangs is named
+
+
+def be_done_in_time(comm: Comm, settings: config.Settings) -> None:
+    """Wait for no one beyond the end of this job, which Slurm would end without a word. Collective."""
+    left = parallel.on_root(comm, seconds_of, "auto")
+    if left is not None:
+        parallel.set_timeout(comm, min(settings.run.collective_timeout, max(left - NAMING, 1.0)))
 
 
 def main(comm: Comm, arguments: list[str]) -> int:
@@ -18,11 +27,11 @@ def main(comm: Comm, arguments: list[str]) -> int:
     arguments = [argument for argument in arguments if argument != SHARE_GPUS]
     settings = parallel.together(comm, config.load, arguments)
     parallel.agree(comm, settings)
+    be_done_in_time(comm, settings)
     start = time.perf_counter()
     # Torch comes along: only once the settings are good. A job's start takes these seconds, too.
     from mpies.check import forecast, load, memory, ranks, rehearsal, storage
     from mpies.check.report import Report
-    from mpies.stopping import seconds_of
 
     imports = time.perf_counter() - start
     report = Report(comm)
@@ -41,13 +50,13 @@ def main(comm: Comm, arguments: list[str]) -> int:
     if report.problems:
         return report.verdict()
 
-    replica, seconds = loaded
-    cost = report.obtain("evaluation", rehearsal.rehearse, comm, settings, replica, task)
+    replica, anchor, seconds = loaded
+    cost = report.obtain("evaluation", rehearsal.rehearse, comm, settings, replica, task, anchor)
     if cost:
         expected = forecast.forecast(settings, cost, comm.size, imports + seconds)
         limit = parallel.on_root(comm, seconds_of, settings.run.time_limit)
         report.check("generation", forecast.generation, expected)
-        report.check("cache", forecast.memory, cost, replica.weights, there)
+        report.check("cache", forecast.memory, cost, replica, there)
         done = history.generations if history else 0
         report.check("time", forecast.run, settings, expected, limit, done)
     return report.verdict()

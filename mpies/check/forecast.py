@@ -9,8 +9,8 @@ from mpies.check.report import Finding, duration
 from mpies.config import Settings
 from mpies.population import Population
 from mpies.readable import size
+from mpies.replica import Replica
 from mpies.stopping import LEAVE, SAFETY
-from mpies.weights import Weights
 
 FULL = 0.9  # share of the memory from which on it is called full
 UNEVEN = 0.9  # share of the ranks' time from which on down they are called idle
@@ -31,18 +31,20 @@ def forecast(settings: Settings, cost: Cost, ranks: int, start: float) -> Foreca
     es = settings.es
     plan = Population(es.population, es.seed, es.antithetic, es.block_size).plan(0, ranks)
     blocks = tuple(len(mine) for mine in plan.blocks)
-    update = cost.seed * (es.population // 2 if es.antithetic else es.population)
+    update = cost.seed * (es.population // 2 if es.antithetic else es.population) + cost.pull
     return Forecast(start, max(blocks) * cost.block + update + cost.digest, update, blocks)
 
 
-def memory(cost: Cost, weights: Weights, there: int) -> list[Finding]:
+def memory(cost: Cost, replica: Replica, there: int) -> list[Finding]:
     """The engine's cache and all else that an evaluation needs beyond the weights; `there`: bytes."""
+    weights, held = replica.weights, replica.engine.held
     if cost.memory is None:
         return []
     tensors = [*weights.base.values(), *weights.live.values()]
-    peak = sum(tensor.nbytes for tensor in tensors) + cost.memory
+    beyond = held + cost.memory
+    peak = sum(tensor.nbytes for tensor in tensors) + beyond
     note = "little is left for longer prompts: a smaller engine.batch_size needs less"
-    value = f"{size(cost.memory)} beyond the weights at the peak, {size(peak)} in all, {size(there)} there"
+    value = f"{size(beyond)} beyond the weights at the peak, {size(peak)} in all, {size(there)} there"
     return [Finding("cache", value, note=note if peak > FULL * there else "")]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mpies import job as jobs
 from mpies import parallel
 from mpies import replica as replicas
+from mpies.anchor import Anchor
 from mpies.check.report import Finding, duration
 from mpies.config import Settings
 from mpies.replica import Replica
@@ -25,14 +26,17 @@ def task(comm: Comm, settings: Settings, history: History | None) -> tuple[Task,
     return made, [Finding("task", f"{made.name}: {rows}")]
 
 
-def replica(comm: Comm, settings: Settings, task: Task) -> tuple[tuple[Replica, float], list[Finding]]:
-    """The replica, and the seconds that the slowest rank took to load it."""
+def replica(
+    comm: Comm, settings: Settings, task: Task
+) -> tuple[tuple[Replica, Anchor | None, float], list[Finding]]:
+    """The replica, what its updates pull it to, and the seconds that the slowest rank took to load them."""
     start = time.perf_counter()
     built = replicas.build(comm, settings, task)
+    anchor, _ = jobs.initial_of(comm, settings, built)
     seconds = max(parallel.allgather_objects(comm, time.perf_counter() - start))
     facts = built.facts
     value = (
         f"{facts['model_name']}, digest {facts['model_digest']:016x}, live {facts['dtype']}"
         f" ({facts['dtype_reason']}); {duration(seconds)} to load on every rank"
     )
-    return (built, seconds), [Finding("model", value)]
+    return (built, anchor, seconds), [Finding("model", value)]

@@ -28,6 +28,8 @@ class Needed:
     base: int
     live: int
     scratch: int
+    file: int
+    """Bytes of the model as its files hold it, and as every rank loads it."""
 
     @property
     def total(self) -> int:
@@ -66,7 +68,7 @@ def _loading(comm: Comm, settings: Settings, needed: Needed) -> list[Finding]:
         return []
     hosts = parallel.allgather_objects(comm, (parallel.host(), free_on_node()))
     sharers = Counter(host for host, _ in hosts)
-    return [loading(needed.live, {host: (sharers[host], free) for host, free in hosts})]
+    return [loading(needed.file, {host: (sharers[host], free) for host, free in hosts})]
 
 
 def loading(copy: int, hosts: dict[str, tuple[int, int]]) -> Finding:
@@ -89,17 +91,19 @@ def weights_of(comm: Comm, settings: Settings) -> Needed:
     dtype, _ = models.choose_dtype(settings.model.dtype, device)
     outline = models.outline(settings.model.path, settings.model.allow_download)
     sizes = [parameter.numel() for parameter in outline.parameters()]  # tied ones once
-    base = models.base_dtype(settings.model.master, dtype)
-    return Needed(base.itemsize * sum(sizes), dtype.itemsize * sum(sizes), FLOAT32 * max(sizes))
+    count, base = sum(sizes), models.base_dtype(settings.model.master, dtype)
+    stored = getattr(outline.config.dtype, "itemsize", FLOAT32)
+    return Needed(base.itemsize * count, dtype.itemsize * count, FLOAT32 * max(sizes), stored * count)
 
 
 def _disk(settings: Settings, needed: Needed) -> Finding:
-    """Room for the tuned model, which is written before the last one is removed, and for checkpoints."""
+    """Room for the tuned model and two checkpoints, or three: the newest is there before the oldest goes."""
     folder = Path(settings.run.directory).resolve()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    wanted = needed.live + (2 * needed.base if settings.run.checkpoint_every else 0)
+    checkpoints = max(needed.live + 2 * needed.base, 3 * needed.base)
+    wanted = checkpoints if settings.run.checkpoint_every else needed.live
     problem = ""
     if wanted > free:
         problem = f"run.directory: {size(free)} free in {folder}, but {size(wanted)} wanted: use another disk"

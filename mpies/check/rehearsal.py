@@ -6,11 +6,13 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mpies import parallel
+from mpies.anchor import Anchor
 from mpies.bench.memory import beyond
 from mpies.check.report import Finding, duration
 from mpies.config import Settings
@@ -18,6 +20,7 @@ from mpies.errors import InputError, OrderlyError, reason
 from mpies.population import Member, Population
 from mpies.replica import Replica
 from mpies.tasks.base import Row, Task
+from mpies.weights import Pull
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -27,16 +30,19 @@ SEEDS = 4  # that an update is timed with
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a block on the slowest rank, of an update per seed, of a digest."""
+    """Seconds of a block on the slowest rank, of an update per seed, of its pull, of a digest."""
 
     block: float
     seed: float
+    pull: float
     digest: float
     memory: int | None
     """Bytes beyond the weights at the peak, on the rank that needs most; None: nobody counts them."""
 
 
-def rehearse(comm: Comm, settings: Settings, replica: Replica, task: Task) -> tuple[Cost, list[Finding]]:
+def rehearse(
+    comm: Comm, settings: Settings, replica: Replica, task: Task, anchor: Anchor | None
+) -> tuple[Cost, list[Finding]]:
     """Evaluate a block on every rank, then replay some seeds. Raises RefusedError if that fails.
 
     Collective. The base weights are others afterwards.
@@ -63,14 +69,18 @@ def rehearse(comm: Comm, settings: Settings, replica: Replica, task: Task) -> tu
     evaluation = parallel.together(comm, _told, comm, measured)
     parallel.together(comm, _told, comm, lambda: _update(replica, 1))
     update, digest_seconds = parallel.together(comm, _told, comm, lambda: _update(replica, SEEDS))
-    everyone = parallel.allgather_objects(comm, (*evaluation, update / SEEDS, digest_seconds))
-    seconds, tokens, memory, seed, digest = zip(*everyone, strict=True)
+    pulling = 0.0
+    if anchor:
+        pull = partial(anchor.pull, decay=es.anchor_decay)
+        pulling, _ = parallel.together(comm, _told, comm, lambda: _update(replica, 0, pull))
+    everyone = parallel.allgather_objects(comm, (*evaluation, update / SEEDS, pulling, digest_seconds))
+    seconds, tokens, memory, seed, pulls, digest = zip(*everyone, strict=True)
     speed = sum(t / s for t, s in zip(tokens, seconds, strict=True))
     peak = max((bytes_ for bytes_ in memory if bytes_ is not None), default=None)
     value = (
         f"{duration(max(seconds))} for {members} member(s) on the slowest rank, {speed:.0f} tokens/s in all"
     )
-    return Cost(max(seconds), max(seed), max(digest), peak), [Finding("evaluation", value)]
+    return Cost(max(seconds), max(seed), max(pulls), max(digest), peak), [Finding("evaluation", value)]
 
 
 def _evaluate(replica: Replica, task: Task, rows: list[Row], block: list[Member], sigma: float) -> int:
@@ -83,10 +93,11 @@ def _evaluate(replica: Replica, task: Task, rows: list[Row], block: list[Member]
     return sum(sum(answer.tokens) for answer in answers)
 
 
-def _update(replica: Replica, seeds: int) -> tuple[float, float]:
+def _update(replica: Replica, seeds: int, pull: Pull | None = None) -> tuple[float, float]:
     """Seconds of an update with so many seeds, and of the digest."""
     start = time.perf_counter()
-    replica.weights.update(np.arange(1, seeds + 1, dtype=np.uint64), np.full(seeds, 1e-6, np.float32))
+    numbers = np.arange(1, seeds + 1, dtype=np.uint64)
+    replica.weights.update(numbers, np.full(seeds, 1e-6, np.float32), pull)
     replica.synchronize()
     middle = time.perf_counter()
     replica.weights.digest()

@@ -43,6 +43,9 @@ class Draws:
 
 
 class Engine(Protocol):
+    held: int
+    """Bytes beyond the weights that the engine has had since it was made: a cache of its own."""
+
     def generate(self, prompts: list[Prompt]) -> Completions:
         """Greedy completions. Deterministic for a list of prompts, given weights, threads, device."""
         ...

@@ -20,6 +20,8 @@ from mpies.errors import InputError
 class HfEngine:
     """Decodes with `model` as it is at the time of the call."""
 
+    held = 0
+
     def __init__(
         self,
         model: PreTrainedModel,

@@ -108,9 +108,12 @@ def main(comm: Comm, arguments: list[str]) -> int:
     if comm.rank == 0:
         report.show(screen.console, settings.run.keep_samples)
         if log:
-            log.add_command(**report.tables(settings.run.keep_samples))
+            as_trained = answers_as_trained(settings, subject.history)
+            log.add_command(**report.tables(settings.run.keep_samples, as_trained))
             log.close()
             screen.say(f"wrote to {subject.path}")
+            if not as_trained:
+                screen.say("not into its /evaluation: that is for the run's own settings of task and engine")
         if options.json:
             report.write_json(Path(options.json))
             screen.say(f"wrote {options.json}")
@@ -165,12 +168,25 @@ def settings_of(options: argparse.Namespace, history: History | None) -> config.
         if (options.kl or options.drift) and not options.initial:
             raise InputError("--kl and --drift: name the model to compare with, by --initial MODEL")
         return config.load([*options.settings, f"model.path={options.subject}", "run.directory=."])
+    if options.log and options.initial:
+        raise InputError(
+            "--log: a run file tells how far its run is from its own initial model; leave out --initial or it"
+        )
     for given in options.settings:
         if "=" not in given:
             raise InputError(f"{given}: a run has its own settings; give section.key=value to change one")
-        if given.startswith("es."):
+        if given.startswith(("es.", "model.master=")):
             raise InputError(f"{given}: what has made the run's weights cannot be changed; leave it out")
     return config.from_yaml(history.settings, [f"model.dtype={history.dtype}", *options.settings])
+
+
+def answers_as_trained(settings: config.Settings, history: History) -> bool:
+    """Are answers found and scored as the run itself does, so that figures can stand beside its own?"""
+    own, now = config.from_yaml(history.settings).flat(), settings.flat()
+    decisive = [key for key in now if key.startswith(("task.", "engine.")) and key not in config.CHANGEABLE]
+    return settings.model.dtype == history.dtype and all(
+        now[key] == own[key] for key in [*decisive, "run.threads"]
+    )
 
 
 def refuse_unwritable(json: str | None) -> None:

@@ -42,7 +42,7 @@ def drift(comm: Comm, replica: Replica, initial: Files | Loaded) -> dict[str, fl
 
 
 def squared_distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """sum (a - b)^2 in float64, of two float32 tensors of one shape."""
+    """sum (a - b)^2 in float64, of two tensors of one shape."""
     pairs = zip(a.view(-1).split(PIECE), b.view(-1).split(PIECE), strict=True)
     return math.fsum(float((x.double() - y.double()).square().sum()) for x, y in pairs)
 

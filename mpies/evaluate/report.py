@@ -80,8 +80,11 @@ class Report:
         except OSError as error:
             raise StorageError(f"--json: cannot write {path} ({reason(error)})") from None
 
-    def tables(self, keep: int) -> dict[str, list[dict[str, Any]]]:
-        """Rows for `RunFile.add_command`, with the answers to the first `keep` prompts of each split."""
+    def tables(self, keep: int, as_trained: bool) -> dict[str, list[dict[str, Any]]]:
+        """Rows for `RunFile.add_command`, with the answers to the first `keep` prompts of each split.
+
+        Unless it was measured `as_trained`, nothing is for the tables of the run's own evaluations.
+        """
         rows: dict[str, list[dict[str, Any]]] = {
             name: [] for name in ("evaluations", "metrics", "samples", "figures", "answers")
         }
@@ -112,6 +115,8 @@ class Report:
                 for name, figure in found.items()
             ]
             rows["answers"] += [{**where, **split.decoding, **a} for a in split.evaluation.answers(keep)]
+        if not as_trained:
+            rows |= {name: [] for name in ("evaluations", "metrics", "samples")}
         return rows
 
 

@@ -42,8 +42,8 @@ class History:
     anchor_decay: np.ndarray
     digest: np.ndarray
     seconds: np.ndarray
-    held_out: dict[int, float]
-    """Mean held-out reward of the generations that were evaluated."""
+    evaluated: dict[str, dict[int, float]]
+    """Split -> generation -> mean reward of the evaluations."""
     fitness: str
     """How rewards became coefficients; see fitness.py."""
     data_digest: str = ""
@@ -52,6 +52,17 @@ class History:
     @property
     def generations(self) -> int:
         return len(self.digest)
+
+    @property
+    def held_out(self) -> dict[int, float]:
+        """Mean held-out reward of the generations that were evaluated."""
+        return self.evaluated.get("held_out", {})
+
+    @property
+    def unperturbed(self) -> float | None:
+        """Mean reward on training prompts when they were last evaluated; None: never."""
+        train = self.evaluated.get("train")
+        return train[max(train)] if train else None
 
     def directions(self, generation: int) -> tuple[np.ndarray, np.ndarray]:
         """The seeds (D,) and factors (D,) of a generation's update, from its seeds and rewards."""
@@ -64,8 +75,11 @@ class History:
     def first(self, generations: int) -> History:
         """The history up to there."""
         rows = ("seed", "sign", "reward", "coefficient", "alpha", "anchor_decay", "digest", "seconds")
-        held_out = {g: reward for g, reward in self.held_out.items() if g <= generations}
-        return replace(self, held_out=held_out, **{row: getattr(self, row)[:generations] for row in rows})
+        evaluated = {
+            split: {g: reward for g, reward in rewards.items() if g <= generations}
+            for split, rewards in self.evaluated.items()
+        }
+        return replace(self, evaluated=evaluated, **{row: getattr(self, row)[:generations] for row in rows})
 
 
 def read_history(path: Path | str) -> History:
@@ -117,7 +131,7 @@ def history_of(file: h5py.File, evaluations: bool = True) -> History:
         anchor_decay=_anchor_decay(file, committed),
         fitness=str(file.attrs.get("fitness", "zscore")),
         data_digest=str(file.attrs.get("data_digest", "")),
-        held_out=_held_out(file, committed) if evaluations else {},
+        evaluated=_evaluated(file, committed) if evaluations else {},
         **{row: file[f"member/{row}"][:committed] for row in ("seed", "sign", "reward", "coefficient")},
         **{row: file[f"generation/{row}"][:committed] for row in ("alpha", "digest", "seconds")},
     )
@@ -131,14 +145,13 @@ def _anchor_decay(file: h5py.File, committed: int) -> np.ndarray:
     return np.nan_to_num(table["anchor_decay"][:committed])
 
 
-def _held_out(file: h5py.File, committed: int) -> dict[int, float]:
-    table = file["evaluation"]
+def _evaluated(file: h5py.File, committed: int) -> dict[str, dict[int, float]]:
+    table, found = file["evaluation"], {}
     columns = table["generation"][:], table["split"].asstr()[:], table["reward_mean"][:]
-    return {
-        g: reward
-        for g, split, reward in zip(*(column.tolist() for column in columns), strict=True)
-        if split == "held_out" and g <= committed and math.isfinite(reward)
-    }
+    for g, split, reward in zip(*(column.tolist() for column in columns), strict=True):
+        if g <= committed and math.isfinite(reward):
+            found.setdefault(split, {})[g] = reward
+    return found
 
 
 class TruncatedError(InputError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -228,14 +229,16 @@ def test_models_that_cannot_be_shared_are_refused(world, tiny_model, tmp_path, s
 
 def test_a_model_that_transformers_computes_otherwise_is_refused(both, monkeypatch):
     made = both.vllm.engine
-    given = made.llm, made.packing, made.text, made.hf
-    rooms = {"max_new_tokens": NEW, "most_tokens": made.most_tokens}
-    VllmEngine(*given, **rooms)
+    host = SimpleNamespace(
+        llm=made.llm, packing=made.packing, cache=0, room=Room(rows=ROWS, tokens=made.most_tokens)
+    )
+    given = host, made.text, made.hf
+    VllmEngine(*given, max_new_tokens=NEW)
     monkeypatch.setattr(both.vllm.model.model.norm, "variance_epsilon", 10.0)
     with pytest.raises(
         InputError, match=r"^engine.name: vllm computes this model otherwise .*engine.name=hf"
     ):
-        VllmEngine(*given, **rooms)
+        VllmEngine(*given, max_new_tokens=NEW)
 
 
 def test_answers_longer_than_the_model_knows_are_refused(world, tiny_model):

@@ -13,9 +13,9 @@ from mpies.engines.text import Text
 from mpies.errors import InputError, reason
 
 if TYPE_CHECKING:
-    from vllm import LLM, RequestOutput, SamplingParams
+    from vllm import RequestOutput, SamplingParams
 
-    from mpies.engines.vllm.packing import Packing
+    from mpies.engines.vllm.host import Host
 
 # Mean difference of log-probabilities, nat, up to which two ways of computing are one model.
 ALIKE = {2: 0.3, 4: 0.01}
@@ -27,25 +27,23 @@ class VllmEngine:
 
     Nothing that was computed from weights outlives a call: they are packed anew before it, there is no
     prefix cache, and a finished request's keys and values are never read again. So nothing needs clearing
-    when the weights change. Prompts have up to `most_tokens` tokens with their answers.
+    when the weights change. Prompts have up to as many tokens, with their answers, as `host` has room for.
     """
 
     def __init__(
         self,
-        llm: LLM,
-        packing: Packing,
+        host: Host,
         text: Text,
         hf: HfEngine,
         *,
         max_new_tokens: int,
-        most_tokens: int,
     ):
-        self.llm = llm
-        self.packing = packing
+        self.llm, self.packing = host.llm, host.packing
+        self.held = host.cache + host.packing.bytes
         self.text = text
         self.hf = hf
         self.max_new_tokens = max_new_tokens
-        self.most_tokens = most_tokens
+        self.most_tokens = host.room.tokens
         self._refuse_other_answers()
 
     def generate(self, prompts: list[Prompt]) -> Completions:

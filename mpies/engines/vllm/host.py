@@ -107,6 +107,8 @@ class Host:
         refuse_too_long(room, config)
         self.room = room
         self.llm: LLM | None = None
+        self.cache = 0
+        """Bytes of vLLM's cache, once it is there."""
         self.packing = Packing()
         self._start = folder, config, dtype, device, free, local_rank
 
@@ -118,10 +120,16 @@ class Host:
         folder, config, dtype, device, free, local_rank = self._start
         parameters = sum(tensor.numel() for tensor in base.values())
         left = free - sum(tensor.nbytes for tensor in base.values())
-        cache = cache_bytes(self.room, config, dtype, device.type, parameters, left)
-        self.llm = start(folder, dtype, device, self.room, cache, local_rank, self.packing)
+        self.cache = cache_bytes(self.room, config, dtype, device.type, parameters, left)
+        self.llm = start(folder, dtype, device, self.room, self.cache, local_rank, self.packing)
         (model,) = self.llm.collective_rpc(lambda worker: worker.get_model())
         return mapping.views(model, base, dtype)
+
+    @property
+    def rows_besides(self) -> int:
+        """Answers that transformers can read at once in a part of what vLLM leaves free."""
+        _, config, dtype, device, *_ = self._start
+        return max(1, RESERVE[device.type] // 4 // self.room.bytes(config, dtype, 1))
 
 
 def start(

@@ -26,6 +26,11 @@ class Packing:
         if layer.weight.dim() == 2:
             self.layers.append(layer)
 
+    @property
+    def bytes(self) -> int:
+        """Of the packed copies."""
+        return sum(layer.weight.nbytes for layer in self.layers)
+
     def refresh(self) -> None:
         """Pack the weights as they are now."""
         from vllm import _custom_ops as ops
