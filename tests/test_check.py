@@ -10,6 +10,7 @@ import h5py
 import launching
 import pytest
 from test_resume import Job, arguments, train
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mpies import memory
 from mpies.check import ranks, storage
@@ -101,6 +102,19 @@ def test_models_that_cannot_be_loaded(tmp_path, tiny_model):
     result = check(1, *words, f"model.path={huge}")
     assert_fails(result, "memory", "of memory free, but needs")
     assert "model" not in lines(result[1]), "what does not fit is not loaded"
+
+
+@pytest.mark.launch
+def test_initial_weights_that_cannot_be_read_one_by_one(tmp_path, tiny_model):
+    """Decay towards them needs that; KL divergence and drift load the model as a whole."""
+    given = AutoModelForCausalLM.from_pretrained(tiny_model(tied=True))
+    given.model.save_pretrained(tmp_path / "bare")  # its weights have other names than the whole model's
+    AutoTokenizer.from_pretrained(tiny_model(tied=True)).save_pretrained(tmp_path / "bare")
+    words = [*arguments(tmp_path / "bare", tmp_path / "run", 4), "run.measure_drift=true"]
+    assert check(1, *words)[0] == 0
+    assert_fails(check(1, *words, "es.anchor_decay=0.1"), "model", "es.anchor_decay: the initial weights")
+    words = arguments(tiny_model(), tmp_path / "run", 4, es__anchor_decay=0.1)
+    assert check(1, *words)[0] == 0
 
 
 @pytest.mark.launch
