@@ -4,19 +4,23 @@
 # launch ARGUMENTS: run `python ARGUMENTS` on all ranks of the job and end the job with its exit code.
 # 75 says that it was stopped early and goes on where it was: then the job is requeued.
 launch() {
-    local code=0 signalled=
-    # Slurm signals this shell alone (--signal=B:...), the launcher passes it on to the ranks.
+    local code=0 waited=0 signalled=""
+    # Slurm signals this shell alone (--signal=B:...), the launcher passes it on to the ranks. Those that are
+    # starting or ending may fail at it: once, therefore, when rank 0 says by a file that all listen.
     trap 'signalled=yes' USR1
+    export MPIES_LISTENING=${TMPDIR:-/tmp}/mpies-listening-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
     banner
-    # The signal would kill a rank that does not listen yet, since Python is starting; so it is ignored
-    # until then, and sent again.
     # shellcheck disable=SC2086  # commands with their options
     ranks $LAUNCHER bash -c 'trap "" USR1; exec "$@"' rank $PYTHON "$@" &
     while [[ $(jobs -r) ]]; do
-        if [[ $signalled ]]; then kill -USR1 $! || true; fi
-        sleep 2
+        if [[ $signalled ]] && { [[ -e $MPIES_LISTENING ]] || ((waited++ == 60)); }; then
+            kill -USR1 $! || true
+            signalled=""
+        fi
+        sleep 1
     done
     wait $! || code=$?
+    rm -f "$MPIES_LISTENING"
     echo "== $(date -Is) exit code $code"
     if ((code == 75)); then requeue; fi
     exit "$code"
@@ -26,8 +30,7 @@ launch() {
 # that take a moment longer, and their 143 hides the 75. A rank that raises ends all others itself; for
 # one that is killed without a word, --wait ends them.
 ranks() {
-    local program=$1
-    shift
+    local program=$1 && shift
     trap '' USR1 # here, too, until the launcher listens
     case $program in
         srun | */srun)

@@ -25,7 +25,7 @@ from mpies.population import Population
 from mpies.replica import Replica
 from mpies.runfile import History, RunFile
 from mpies.screen import Screen
-from mpies.stopping import Stop, seconds_of
+from mpies.stopping import Stop, announce, seconds_of
 from mpies.tasks import rewards
 from mpies.tasks.base import Row, Task, TrainerState
 from mpies.watchdog import watched
@@ -75,6 +75,9 @@ def set_up(comm: Comm, settings: Settings) -> Job:
     limit = parallel.on_root(comm, seconds_of, settings.run.time_limit)
     stop = Stop(limit, settings.run.grace)
     stop.listen()
+    parallel.barrier(comm)
+    if comm.rank == 0:
+        announce()
     path = Path(settings.run.directory) / "run.h5"
     log, history = resume.find(comm, settings, path)
     task = shared_task(comm, settings, history)

@@ -8,12 +8,14 @@ notes the wish; the ranks agree on stopping in the exchanges that they make anyw
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from mpies.errors import InputError
 
@@ -78,6 +80,14 @@ class Stop:
             return True
         self.reason = self.reason or "the time limit"
         return False
+
+
+def announce() -> None:
+    """Tell the job script that all ranks listen: make the file that MPIES_LISTENING names, if it is set."""
+    name = os.environ.get("MPIES_LISTENING")
+    if name:
+        with contextlib.suppress(OSError):
+            Path(name).touch()
 
 
 def ignore(numbers: Iterable[signal.Signals]) -> None:
