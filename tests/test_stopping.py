@@ -16,7 +16,7 @@ from test_resume import ENDLESS, Job, arguments, assert_same_run, committed, tra
 from mpies import config
 from mpies.errors import InputError
 from mpies.runfile import open_for_reading
-from mpies.stopping import REPEATABLE, SIGNALS, Stop, seconds_of
+from mpies.stopping import REPEATABLE, SIGNALS, Stop, announce, seconds_of
 
 STOPPED = 75
 ENOUGH = 12  # generations of the run that all others are compared with
@@ -237,6 +237,15 @@ quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 subprocess.Popen(["sh", "-c", "while kill -{number} $PPID; do sleep 0.1; done"], **quiet)
 sys.exit(1)
 """
+
+
+def test_the_job_script_is_told_that_signals_are_heard(monkeypatch, tmp_path):
+    for name in ("listening", "no/such/folder"):
+        monkeypatch.setenv("MPIES_LISTENING", str(tmp_path / name))
+        announce()
+    monkeypatch.delenv("MPIES_LISTENING")
+    announce()
+    assert [path.name for path in tmp_path.iterdir()] == ["listening"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
