@@ -102,8 +102,7 @@ def wait(*requests: Request, timeout: float = float("inf")) -> bool:
 
 def set_timeout(comm: Comm, timeout: float) -> None:
     """From now on, ranks give up waiting for one another after so many seconds. Collective."""
-    hosts = patience(comm).hosts or tuple(allgather_objects(comm, host()))
-    comm.Set_attr(_patience_key(), Patience(timeout, hosts))
+    comm.Set_attr(_patience_key(), Patience(timeout, _hosts(comm)))
 
 
 def patience(comm: Comm) -> Patience:
@@ -253,14 +252,19 @@ def host() -> str:
     return os.uname().nodename
 
 
-def local_rank(comm: Comm) -> tuple[int, int]:
-    """This rank's number among the ranks on its node, and how many they are."""
-    from mpi4py import MPI
+def _hosts(comm: Comm) -> tuple[str, ...]:
+    """All ranks' hosts. Collective the first time."""
+    return patience(comm).hosts or tuple(allgather_objects(comm, host()))
 
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    place = node.rank, node.size
-    node.Free()
-    return place
+
+def local_rank(comm: Comm) -> tuple[int, int]:
+    """This rank's number among the ranks on its node, and how many they are.
+
+    By the names of their hosts: MPI's own split by node waits without end for a rank that hangs.
+    """
+    hosts = _hosts(comm)
+    mine = hosts[comm.rank]
+    return hosts[: comm.rank].count(mine), hosts.count(mine)
 
 
 def device_for(comm: Comm, setting: str) -> torch.device:

@@ -81,35 +81,45 @@ def test_a_rank_that_hangs_while_it_loads_is_given_up(tmp_path, tiny_model):
     assert f"rank 1 on {parallel.host()}" in " ".join(launching.problems(job.output))
 
 
-# The program, with a fault in one rank's memory or driver put in: it stops for ever in an update.
+# The program, with a fault in one rank's driver or memory put in: it stops for ever.
 STUCK = """
 import os, signal, sys
 
 from mpies import parallel, train
 from mpies.weights import Weights
 
-update, updates = Weights.update, []
+function, calls = {owner}.{name}, []
 
 def stuck(*arguments):
     from mpi4py import MPI
-    updates.append(1)
-    if MPI.COMM_WORLD.rank == 1 and len(updates) == 3:
+    calls.append(1)
+    if MPI.COMM_WORLD.rank == 1 and len(calls) == {call}:
         os.kill(os.getpid(), signal.SIGSTOP)
-    update(*arguments)
+    return function(*arguments)
 
-Weights.update = stuck
+{owner}.{name} = stuck
 parallel.run(train.main, sys.argv[1:])
 """
 
 
-def test_a_rank_that_hangs_in_an_update_is_given_up(tmp_path, tiny_model):
+@pytest.mark.parametrize(
+    "place, done",
+    [("parallel.device_for 1", 0), ("Weights.update 3", 2)],
+    ids=["choosing its device", "updating"],
+)
+def test_a_rank_that_hangs_in_a_call_is_given_up(tmp_path, tiny_model, place, done):
+    where, call = place.split()
+    owner, name = where.split(".")
     script = tmp_path / "stuck.py"
-    script.write_text(STUCK)
+    script.write_text(STUCK.format(owner=owner, name=name, call=call))
     settings = arguments(tiny_model(), tmp_path / "run", ENDLESS, run__collective_timeout=TIMEOUT)
     with Job(2, *settings, program=(script,)) as job:
-        job.wait_for("generation 2/")
+        job.wait_for(f"generation {done}/" if done else "loading")
         assert_given_up(job, missing=1)
-    assert committed(tmp_path / "run") == 2
+    if done:
+        assert committed(tmp_path / "run") == done
+    else:
+        assert not (tmp_path / "run" / "run.h5").exists()
 
 
 # The program on a task of the test's own.
