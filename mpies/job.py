@@ -227,10 +227,12 @@ def finish(job: Job) -> None:
 
 
 def leave(job: Job, done: int) -> None:
-    """Stop early: everything is on disk already."""
+    """Stop early: everything is on disk already. Collective."""
     if job.log:
         job.log.close()
-    why = job.stop.reason or "a signal to another rank, or its time limit"
+    reasons = parallel.allgather_objects(job.comm, job.stop.reason)
+    rank, why = next((rank, reason) for rank, reason in enumerate(reasons) if reason)
+    why += f" (rank {rank})" if rank else ""
     job.screen.say(
         f"stopped by {why} after generation {done} of {job.settings.es.generations};"
         " the same command goes on from there"

@@ -315,7 +315,7 @@ def stopping_line(job: Job) -> tuple[str, int]:
     "number, to, why",
     [
         (signal.SIGUSR1, "the launcher", "signal SIGUSR1"),
-        (signal.SIGUSR2, "rank 1", "signal"),
+        (signal.SIGUSR2, "rank 1", "signal SIGUSR2 (rank 1)"),
         (signal.SIGTERM, "all ranks", "signal SIGTERM"),
         (signal.SIGINT, "the launcher", "signal SIGINT"),
     ],
