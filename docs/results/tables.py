@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "results.md"
 SETTINGS = (
     "perturbation", "population", "sigma", "alpha", "seed", "antithetic", "fitness", "alpha_schedule",
-    "anchor_decay",
+    "anchor_decay", "rank",
 )  # fmt: skip
 ANSWERS = 640
 
@@ -60,7 +60,7 @@ def chosen(frame: pd.DataFrame, split: str = "held_out", answers: int = ANSWERS,
     """Rows of a split after so many answers; of ES with default settings where none is given."""
     given = {
         "task": "conciseness", "perturbation": "lowrank", "antithetic": True, "fitness": "zscore",
-        "alpha_schedule": "constant", "anchor_decay": 0.0,
+        "alpha_schedule": "constant", "anchor_decay": 0.0, "rank": 1,
     } | settings  # fmt: skip
     rows = frame[(frame["split"] == split) & (frame["answers"] == answers)]
     for key, value in given.items():
@@ -88,14 +88,14 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def grid(frame: pd.DataFrame) -> str:
-    """Low rank, sigma 0.01: populations against steps."""
+    """Sigma 0.01: populations against steps."""
     steps = [0.005, 0.01, 0.02, 0.04]
     rows = []
-    for population in (8, 16, 32, 64):
-        cells = [
-            chosen(frame, population=population, sigma=0.01, alpha=alpha, seed=[1, 2, 3]) for alpha in steps
-        ]
-        rows.append([str(population), *(f"{mean(c['reward'])}, {share(c['accuracy'])}" for c in cells)])
+    for noise, population in [*(("lowrank", n) for n in (8, 16, 32, 64)), ("full", 16)]:
+        given = {"perturbation": noise, "population": population, "sigma": 0.01, "seed": [1, 2, 3]}
+        cells = [chosen(frame, alpha=alpha, **given) for alpha in steps]
+        name = str(population) + (", full noise" if noise == "full" else "")
+        rows.append([name, *(f"{mean(c['reward'])}, {share(c['accuracy'])}" for c in cells)])
     return markdown(["N", *(f"alpha = {alpha / 0.01:g} sigma" for alpha in steps)], rows)
 
 
@@ -125,6 +125,20 @@ VARIANTS = {
     "independent members": {"antithetic": False},
     "centred ranks, alpha 0.03": {"fitness": "centered_rank", "alpha": 0.03},
     "anchor decay 0.05": {"anchor_decay": 0.05},
+    "anchor decay 0.05, alpha 0.015": {"anchor_decay": 0.05, "alpha": 0.015},
+    "anchor decay 0.1, alpha 0.02": {"anchor_decay": 0.1, "alpha": 0.02},
+    "anchor decay 0.1, sigma and alpha 0.015": {"anchor_decay": 0.1, "sigma": 0.015, "alpha": 0.015},
+    "anchor decay 0.05, centred ranks, alpha 0.03": {
+        "anchor_decay": 0.05,
+        "fitness": "centered_rank",
+        "alpha": 0.03,
+    },
+    "anchor decay 0.1, centred ranks, alpha 0.06": {
+        "anchor_decay": 0.1,
+        "fitness": "centered_rank",
+        "alpha": 0.06,
+    },
+    "rank 4": {"rank": 4},
 }
 
 
@@ -167,8 +181,8 @@ def anchor(frame: pd.DataFrame) -> str:
 
 
 def countdown(frame: pd.DataFrame) -> str:
-    """Before and after."""
-    mine = frame[frame["task"] == "countdown"]
+    """Before, on the way, and after."""
+    mine = frame[(frame["task"] == "countdown") & frame["answers"].isin([0, 768, 1536, 6144])]
     rows = []
     for (split, answers), group in mine.groupby(["split", "answers"]):
         figures = [f"{group[figure].mean():.3f}" for figure in ("reward", "accuracy", "format")]
@@ -190,10 +204,15 @@ def draw(frame: pd.DataFrame):
         path = over_seeds(held_out, **settings)
         curves.plot(path.index, path["reward"], color=color, marker=".", label=name)
         paid.plot(path["reward"], path["accuracy"], color=color, marker=".", label=name)
-    everything = held_out.groupby(["perturbation", "population", "sigma", "alpha", "answers"])
+    everything = held_out.groupby([key for key in SETTINGS if key != "seed"] + ["answers"])
     points = everything[["reward", "accuracy"]].mean()
     paid.scatter(
-        points["reward"], points["accuracy"], s=6, color="0.8", zorder=0, label="every evaluation of ES"
+        points["reward"],
+        points["accuracy"],
+        s=6,
+        color="0.8",
+        zorder=0,
+        label="every setting of ES (means over seeds)",
     )
     reference = grpo(frame)[["reward", "accuracy"]].mean()
     for axes, x, y in ((curves, ANSWERS, reference["reward"]), (paid, *reference)):
