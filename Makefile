@@ -68,7 +68,8 @@ test-mpi test test-slurm: export PRTE_MCA_rmaps_default_mapping_policy := :overs
 test-quick test-mpi test test-slurm: export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 test-quick: $(INSTALLED) ## the tests that need neither the model nor mpirun nor a browser
-	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "not slow and not launch and not render"
+	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "not slow and not launch and not render" \
+	  -n $(TESTS_AT_ONCE)
 
 # `timeout`, because MPI's own limit on the run time may end a hung run with exit code 0.
 test-mpi: $(INSTALLED) ## the tests that run under MPI, on 1, 2, 3 and 4 ranks
@@ -108,11 +109,12 @@ test-vllm: $(VLLM_INSTALLED) ## the vLLM engine, in an environment of its own wi
 	timeout -k 10 $(VLLM_TEST_SECONDS) $(VLLM_RUN) -m pytest $(PYTEST_ARGS) tests/engine_vllm
 
 torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one left alone
-	$(RUN) tests/torture.py --kills $(KILLS)
+	PYTHONPATH=tests/helpers $(RUN) tests/torture.py --kills $(KILLS)
 
-lint: $(INSTALLED) ## ruff: rules and format; shellcheck, if it is there
+lint: $(INSTALLED) ## ruff: rules and format; the floors of the house; shellcheck, if it is there
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
 	@! command -v shellcheck >/dev/null || \
 	  shellcheck --external-sources jobs/*.sh jobs/*.sbatch tests/slurm/install .ci/run
 

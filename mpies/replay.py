@@ -13,8 +13,6 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,54 +20,11 @@ import numpy as np
 
 from mpies import config
 from mpies.errors import InputError, OrderlyError
+from mpies.run.replaying import needs_anchor, replay, which_generation
 from mpies.runfile import History, TruncatedError, read_history, salvage_history
 
 if TYPE_CHECKING:
-    import torch
-
-    from mpies.anchor import Anchor
-    from mpies.weights import Weights
-
-
-def replay(
-    weights: Weights,
-    history: History,
-    first: int,
-    last: int,
-    *,
-    anchor: Anchor | None = None,
-    every_digest: bool = False,
-    progress: Callable[[float], None] = lambda share: None,
-) -> list[int]:
-    """Apply the updates of generations [first, last) to the base, tensor by tensor.
-
-    Returns the digest after the last of them, or with `every_digest` after each. `progress` is
-    called with the share of the work that each step was. `anchor` is needed if `needs_anchor` says so.
-    """
-    steps = [(*history.directions(g), float(history.anchor_decay[g])) for g in range(first, last)]
-    totals = [0] * (len(steps) if every_digest else 1)
-    for name, base in weights.base.items():
-        initial = anchor.initial(name) if anchor else None
-        for i, (seeds, factors, decay) in enumerate(steps):
-            pull = partial(_pull, initial, decay) if decay else None
-            weights.update_one(name, seeds, factors, pull)
-            if every_digest:
-                totals[i] += weights.digest_of(name, weights.value(name))
-            progress(base.numel() / weights.size / len(steps))
-        if not every_digest:
-            totals[0] += weights.digest_of(name, weights.value(name))
-    return [total % 2**64 for total in totals]
-
-
-def _pull(initial: torch.Tensor, decay: float, name: str, value: torch.Tensor) -> None:
-    from mpies.anchor import pull_towards
-
-    pull_towards(initial.clone(), value, decay)
-
-
-def needs_anchor(history: History, first: int, last: int) -> bool:
-    """Did any of the generations [first, last) decay towards the initial weights?"""
-    return bool(history.anchor_decay[first:last].any())
+    from mpies.model.weights import Weights
 
 
 def main(arguments: list[str]) -> int:
@@ -85,7 +40,7 @@ def main(arguments: list[str]) -> int:
         first = _from_checkpoint(options, weights, history, generation)
     anchor = None
     if needs_anchor(history, first, last):
-        from mpies.anchor import Anchor
+        from mpies.model.anchor import Anchor
 
         anchor = Anchor(options.model or history.model_path, weights, history.model_digest)
     with _progress(last - first) as progress:
@@ -102,7 +57,7 @@ def main(arguments: list[str]) -> int:
         )
     print(f"generation {generation}: digest {digests[0]:016x}, as in the run file")
     if options.output:
-        from mpies.weights import save
+        from mpies.model.saving import save
 
         weights.show_base()
         origin = {
@@ -126,7 +81,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device: no GPU is visible here; leave it out to replay on the CPU")
     if options.output:
-        from mpies.weights import refuse_overwriting
+        from mpies.model.saving import refuse_overwriting
 
         try:
             refuse_overwriting(Path(options.output))
@@ -147,21 +102,21 @@ def _initial(options, history: History):
     """The initial model's weights, checked against the digest in the run file."""
     import torch
 
-    from mpies import model as models
+    from mpies.model import loading
+    from mpies.model.weights import Weights
     from mpies.noise import kernels_for
-    from mpies.weights import Weights
 
     torch.set_num_threads(options.threads)
     path = options.model or history.model_path
     try:
-        model, tokenizer = models.load(path, allow_download=False)
+        model, tokenizer = loading.load(path, allow_download=False)
     except InputError as error:
         raise InputError(f"{error}; name the initial model with --model") from None
     device = torch.device(options.device)
     dtype = getattr(torch, options.dtype or history.dtype)
     settings = config.from_yaml(history.settings)
     # The base is the run's, whatever dtype is asked for here.
-    master = models.base_dtype(settings.model.master, getattr(torch, history.dtype))
+    master = loading.base_dtype(settings.model.master, getattr(torch, history.dtype))
     kernels = kernels_for(device, options.threads)
     weights = Weights(model, dtype, device, kernels, settings.es.noise_rank, master)
     digest = weights.digest()
@@ -174,23 +129,10 @@ def _initial(options, history: History):
 
 
 def _from_checkpoint(options, weights: Weights, history: History, generation: int) -> int:
-    from mpies import checkpoint
+    from mpies.run import checkpoint
 
     folder = Path(options.run_file).parent
     return checkpoint.restore(folder, weights, history.run_uuid, history.digest, generation)
-
-
-def which_generation(text: str, history: History) -> int:
-    """The generation that --generation means: a number, last, or best (by held-out reward)."""
-    if text == "last":
-        return history.generations
-    if text == "best":
-        if not history.held_out:
-            raise InputError("--generation best: the run file holds no evaluation on held-out prompts")
-        return max(history.held_out, key=history.held_out.get)
-    if not (text.isascii() and text.isdecimal() and len(text) < 10) or int(text) > history.generations:
-        raise InputError(f"--generation: given {text}, allowed is 0 to {history.generations}, last or best")
-    return int(text)
 
 
 def _report(history: History, digests: list[int]) -> int:

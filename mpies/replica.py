@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import mpies
-from mpies import linear, parallel, tasks
-from mpies import model as models
-from mpies import perturbation as perturbations
+from mpies import tasks
 from mpies.config import Settings
 from mpies.engines import vllm
 from mpies.engines.base import Engine
 from mpies.engines.text import Text
 from mpies.errors import RefusedError
-from mpies.memory import available
+from mpies.model import linear_cpu, loading, perturbation
+from mpies.model.perturbation import Perturbation
+from mpies.model.weights import Weights
 from mpies.noise import kernels_for
-from mpies.perturbation import Perturbation
+from mpies.ranks import collectives, devices
+from mpies.ranks.memory import available
 from mpies.tasks.base import Task
-from mpies.weights import Weights
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -67,43 +67,43 @@ def build(comm: Comm, settings: Settings, task: Task | None = None) -> Replica:
     dtype or weights differ.
     """
     if settings.engine.name == "vllm":
-        parallel.together(comm, vllm.refuse_unsupported)
-    parallel.require_equal(comm, versions(settings.engine.name), "software versions")
+        collectives.together(comm, vllm.refuse_unsupported)
+    collectives.require_equal(comm, versions(settings.engine.name), "software versions")
     torch.set_num_threads(settings.run.threads)
-    device = parallel.together(comm, parallel.device_for, comm, settings.model.device)
+    device = collectives.together(comm, devices.device_for, comm, settings.model.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # A rank that fell back to its CPU would answer differently.
-    parallel.require_equal(comm, {"device": device.type}, "devices")
-    dtype, reason = models.choose_dtype(settings.model.dtype, device)
-    parallel.require_equal(comm, {"dtype": str(dtype)}, "live weights")
+    collectives.require_equal(comm, {"device": device.type}, "devices")
+    dtype, reason = loading.choose_dtype(settings.model.dtype, device)
+    collectives.require_equal(comm, {"dtype": str(dtype)}, "live weights")
     model, tokenizer = _load(comm, settings)
     if task:
-        parallel.together(comm, tasks.refuse_messages_without_template, task, tokenizer)
-    text = parallel.together(comm, Text, model, tokenizer, settings.task.chat_template)
+        collectives.together(comm, tasks.refuse_messages_without_template, task, tokenizer)
+    text = collectives.together(comm, Text, model, tokenizer, settings.task.chat_template)
     host = _host(comm, settings, model, text, task, device, dtype)
     kernels = kernels_for(device, settings.run.threads)
-    master = models.base_dtype(settings.model.master, dtype)
+    master = loading.base_dtype(settings.model.master, dtype)
     hold = host.hold if host else None
-    weights = parallel.together(
+    weights = collectives.together(
         comm, Weights, model, dtype, device, kernels, settings.es.noise_rank, master, hold
     )
     if device.type == "cpu":
-        linear.install(model)
+        linear_cpu.install(model)
     digest = weights.digest()
     _refuse_diverged(comm, digest)
-    perturbation = parallel.together(comm, perturbations.make, settings.es, model, weights)
-    engine = parallel.together(comm, _engine, settings, model, text, perturbation, host)
+    perturbed = collectives.together(comm, perturbation.make, settings.es, model, weights)
+    engine = collectives.together(comm, _engine, settings, model, text, perturbed, host)
     facts = {
         "model_path": settings.model.path,
-        "model_name": Path(models.locate(settings.model.path)).name,
+        "model_name": Path(loading.locate(settings.model.path)).name,
         "parameters": weights.size,
         "model_digest": digest,
         "dtype": str(dtype).removeprefix("torch."),
         "dtype_reason": reason,
         "base_dtype": str(master).removeprefix("torch."),
     }
-    return Replica(model, tokenizer, weights, perturbation, engine, device, facts)
+    return Replica(model, tokenizer, weights, perturbed, engine, device, facts)
 
 
 def place(device: torch.device) -> dict[str, Any]:
@@ -111,17 +111,17 @@ def place(device: torch.device) -> dict[str, Any]:
     name = str(device)
     if device.type == "cuda":
         name = f"{device} {torch.cuda.get_device_name(device)}"
-    return {"host": parallel.host(), "device": name}
+    return {"host": collectives.host(), "device": name}
 
 
 def _load(comm: Comm, settings: Settings):
     """The model and its tokenizer; a download is made by one rank per node, the others use it."""
     arguments = (settings.model.path, settings.model.allow_download)
     if settings.model.allow_download:
-        first, _ = parallel.local_rank(comm)
-        download = models.load if first == 0 else lambda *_: None
-        parallel.together(comm, download, *arguments, timeout=float("inf"))
-    return parallel.together(comm, models.load, *arguments)
+        first, _ = devices.local_rank(comm)
+        download = loading.load if first == 0 else lambda *_: None
+        collectives.together(comm, download, *arguments, timeout=float("inf"))
+    return collectives.together(comm, loading.load, *arguments)
 
 
 def _host(comm: Comm, settings: Settings, model, text: Text, task: Task | None, device, dtype) -> Host | None:
@@ -132,9 +132,9 @@ def _host(comm: Comm, settings: Settings, model, text: Text, task: Task | None, 
 
     prompts = task.prompts if task else ()
     room = Room.of(text, prompts, settings.engine.batch_size, settings.engine.max_new_tokens)
-    folder = parallel.together(comm, models.folder_of, settings.model.path)
-    free, (local, _) = available(comm, device), parallel.local_rank(comm)
-    return parallel.together(comm, Host, folder, model.config, room, dtype, device, free, local)
+    folder = collectives.together(comm, loading.folder_of, settings.model.path)
+    free, (local, _) = available(comm, device), devices.local_rank(comm)
+    return collectives.together(comm, Host, folder, model.config, room, dtype, device, free, local)
 
 
 def _engine(settings: Settings, model, text: Text, perturbation: Perturbation, host: Host | None) -> Engine:
@@ -152,7 +152,7 @@ def _engine(settings: Settings, model, text: Text, perturbation: Perturbation, h
 
 
 def _refuse_diverged(comm: Comm, digest: int) -> None:
-    differing = parallel.diverged(parallel.allgather_objects(comm, digest))
+    differing = collectives.diverged(collectives.allgather_objects(comm, digest))
     if differing:
         raise RefusedError(
             f"model.path: ranks {differing} loaded other weights than the rest;"

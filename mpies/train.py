@@ -10,60 +10,51 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpies import config, fitness, parallel, schedule, telemetry
+from mpies import config
 from mpies.errors import DivergedError, RefusedError
-from mpies.population import Member, Plan, directions
+from mpies.es import fitness, schedule
+from mpies.es.population import Member, Plan, directions
+from mpies.ranks import collectives, launch
+from mpies.run import telemetry
+from mpies.run.exchange import PAIR, WORDS, Evaluated
 from mpies.tasks.base import TrainerState, member_reward
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
-    from mpies.job import Job
+    from mpies.run.job import Job
 
 RESUMABLE = 75  # exit code: stopped early, the same command goes on (EX_TEMPFAIL of sysexits.h)
 
-PAIR = np.dtype([("seed", "<u8"), ("reward", "<f8")])
-WORDS = np.dtype([("digest", "<u8"), ("stop", "<i8")])
-
-
-@dataclass
-class Evaluated:
-    """A member after its evaluation."""
-
-    member: Member
-    reward: float
-    tokens: int
-    seconds: float
-
 
 def main(comm: Comm, arguments: list[str]) -> int:
-    settings = parallel.together(comm, config.load, arguments)
-    parallel.agree(comm, settings)
-    from mpies import job as jobs  # torch comes along: only once the settings are good
+    settings = collectives.together(comm, config.load, arguments)
+    collectives.agree(comm, settings)
+    # torch comes along: only once the settings are good
+    from mpies.run.job import evaluate_if_due, finish, leave, save_checkpoint_if_due, set_up
 
-    job = jobs.set_up(comm, settings)
+    job = set_up(comm, settings)
     generations = settings.es.generations
     with job.screen.progress(job.first, generations):
-        jobs.evaluate_if_due(job, job.first)
+        evaluate_if_due(job, job.first)
         done = job.first
-        stop = any(parallel.allgather_objects(comm, job.wants_to_stop()))
+        stop = any(collectives.allgather_objects(comm, job.wants_to_stop()))
         while done < generations and not stop:
             committed, stop = evolve(job, done)
             done += committed
             if committed:
-                jobs.save_checkpoint_if_due(job, done)
+                save_checkpoint_if_due(job, done)
             if not stop or done == generations:
-                jobs.evaluate_if_due(job, done)
+                evaluate_if_due(job, done)
     if done < generations:
-        jobs.leave(job, done)
+        leave(job, done)
         return RESUMABLE
-    jobs.finish(job)
+    finish(job)
     return 0
 
 
@@ -91,7 +82,7 @@ def evolve(job: Job, generation: int) -> tuple[bool, bool]:
         digest = weights.digest()
     job.recent.append(time.perf_counter() - start)
     with job.phases("wait"):
-        parallel.barrier(job.comm)
+        collectives.barrier(job.comm)
     with job.phases("communicate"):
         stop = check_replicas(job, digest, generation)
 
@@ -140,9 +131,9 @@ def exchange(job: Job, plan: Plan, mine: list[Evaluated]) -> np.ndarray | None:
     pairs = np.zeros(plan.counts[job.comm.rank], dtype=PAIR)
     pairs[: len(mine)] = [(e.member.seed, e.reward) for e in mine]
     with job.phases("wait"):
-        parallel.barrier(job.comm)
+        collectives.barrier(job.comm)
     with job.phases("communicate"):
-        pairs = parallel.allgather_rows(job.comm, pairs, plan.counts)[plan.order]
+        pairs = collectives.allgather_rows(job.comm, pairs, plan.counts)[plan.order]
     complete = np.array_equal(pairs["seed"], plan.seeds)
     return pairs["reward"].copy() if complete else None
 
@@ -154,10 +145,10 @@ def check_replicas(job: Job, digest: int, generation: int) -> bool:
     because another one would not fit the time limit: 16 bytes a rank. Returns whether any does.
     """
     words = np.array([(digest, job.wants_to_stop())], dtype=WORDS)
-    words = parallel.allgather_rows(job.comm, words, [1] * job.comm.size)
-    differing = parallel.diverged(words["digest"].tolist())
+    words = collectives.allgather_rows(job.comm, words, [1] * job.comm.size)
+    differing = collectives.diverged(words["digest"].tolist())
     if differing:
-        named = parallel.named(job.comm, differing)
+        named = collectives.named(job.comm, differing)
         raise DivergedError(
             f"generation {generation + 1}: the base weights of {named} differ from the others';"
             " this generation is not committed. Memory errors or mixed software do this"
@@ -167,7 +158,7 @@ def check_replicas(job: Job, digest: int, generation: int) -> bool:
 
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
-        if parallel.is_first():
+        if launch.is_first():
             print(f"{__doc__}\n{config.describe()}")
     else:
-        parallel.run(main, sys.argv[1:])
+        launch.run(main, sys.argv[1:])

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mpies.es.population import directions
 from mpies.noise import definition
-from mpies.population import directions
 from mpies.runfile import SCHEMA_VERSION
 
 GENERATIONS = 8

@@ -1,6 +1,6 @@
 """The attack: kill a run again and again, resume it, and compare it with a run that was left alone.
 
-    python tests/torture.py --kills 300
+    make torture KILLS=300
 
 A tiny model is trained under mpirun. At random moments the whole job, or a single rank, gets SIGKILL;
 then the same command goes on, on a random number of ranks. All the while, a reader opens the run file

@@ -9,8 +9,8 @@ import numpy as np
 
 from mpies.analyze import series
 from mpies.analyze.run import Run
-from mpies.fitness import RELATIVE_SPREAD
-from mpies.readable import duration
+from mpies.es.fitness import RELATIVE_SPREAD
+from mpies.text import duration
 
 # From here on, something is worth a line.
 IMBALANCE = 1.25  # slowest rank's evaluation time over the mean

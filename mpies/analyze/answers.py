@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mpies.analyze.evaluations import rows
 from mpies.analyze.run import Run
 from mpies.errors import InputError
-from mpies.readable import clip
+from mpies.text import clip
 
 TABLES = ("sample", "answer")
 

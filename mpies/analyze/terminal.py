@@ -18,7 +18,7 @@ from mpies.analyze.compare import Comparison
 from mpies.analyze.groups import text
 from mpies.analyze.run import Run
 from mpies.analyze.summary import Summary
-from mpies.readable import clip, count, duration, printable
+from mpies.text import clip, count, duration, printable
 
 WIDTH = 100  # of what goes to a file or a pipe
 

@@ -14,7 +14,7 @@ from mpies.analyze import terminal
 from mpies.analyze.run import Run, names, open_run
 from mpies.analyze.summary import summarize
 from mpies.errors import InputError
-from mpies.readable import duration
+from mpies.text import duration
 
 PATIENCE = 5  # looks at a file that cannot be read, before giving up
 

@@ -13,14 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 import mpies
-from mpies import bench, parallel
-from mpies import model as models
-from mpies.bench import generation, kernels, memory, report, vllm
+from mpies import bench
+from mpies.bench import generation, kernels, report, vllm
 from mpies.bench.generation import Subject, Work
 from mpies.bench.report import Figure
 from mpies.engines import vllm as vllm_engine
+from mpies.model import loading
 from mpies.noise import kernels_for
 from mpies.noise.definition import CHUNK
+from mpies.ranks import collectives, devices, launch, memory
 
 PARTS = ("kernels", "vllm", "generation", "share", "memory", "scaling")
 LONG = 64, 64  # prompts and tokens of a member, where the share of inference is measured
@@ -51,8 +52,8 @@ def options(arguments: list[str]) -> argparse.Namespace:
 def main(comm, arguments: list[str]) -> int:
     given = options(arguments)
     torch.set_num_threads(given.threads)
-    device = parallel.together(comm, parallel.device_for, comm, given.device)
-    dtype, _ = models.choose_dtype(given.dtype, device)
+    device = collectives.together(comm, devices.device_for, comm, given.device)
+    dtype, _ = loading.choose_dtype(given.dtype, device)
     console = Console(stderr=True, quiet=comm.rank != 0)
     with console.status("...") as status:
         figures = list(measure(comm, given, device, dtype, lambda text: status.update(text)))
@@ -143,4 +144,4 @@ def show(facts: dict, figures: list[Figure]) -> None:
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
         options(["--help"])
-    parallel.run(main, sys.argv[1:])
+    launch.run(main, sys.argv[1:])

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mpies import linear
-from mpies import model as models
 from mpies.bench import paper
 from mpies.bench.timing import Case, Timings, in_turns
 from mpies.engines.hf import HfEngine
 from mpies.engines.text import Text
-from mpies.lowrank import LowRank
+from mpies.es.population import Population
+from mpies.model import linear_cpu, loading
+from mpies.model.lowrank import LowRank
+from mpies.model.perturbation import Full
+from mpies.model.weights import Weights
 from mpies.noise import Kernels
-from mpies.perturbation import Full
 from mpies.phases import Phases
-from mpies.population import Population
 from mpies.tasks import conciseness
-from mpies.weights import Weights
 
 SIGMA = 0.01
 SAMPLE = 4  # members that ways which evaluate one by one are timed on
@@ -42,13 +41,13 @@ class Subject:
     """A model to run generations with, and a second copy for the paper's way."""
 
     def __init__(self, path: str, dtype: torch.dtype, device: torch.device, kernels: Kernels):
-        self.model, self.tokenizer = models.load(path, allow_download=False)
+        self.model, self.tokenizer = loading.load(path, allow_download=False)
         self.weights = Weights(self.model, dtype, device, kernels, rank=1)
         if device.type == "cpu":
-            linear.install(self.model)
+            linear_cpu.install(self.model)
         self.full = Full(self.weights)
         self.lowrank = LowRank(self.model, self.weights, rank=1)
-        original, _ = models.load(path, allow_download=False)
+        original, _ = loading.load(path, allow_download=False)
         self.original = original.to(device=device, dtype=dtype)
 
     def engine(self, tokens: int, batch: int) -> HfEngine:
@@ -146,7 +145,7 @@ def share(subject: Subject, work: Work, repeats: int, synchronize: Callable[[], 
 
 def scaling(subject: Subject, comm, work: Work, repeats: int, synchronize, say) -> Timings:
     """Seconds of a low-rank generation on rank 0 alone, and spread over all ranks."""
-    from mpies import parallel
+    from mpies.ranks import collectives
 
     prompts = prompts_of(work.prompts)
     members = Population(work.members, seed=1).members(0)
@@ -165,17 +164,17 @@ def scaling(subject: Subject, comm, work: Work, repeats: int, synchronize, say) 
         if comm.rank == 0:
             evaluate(blocks)
             subject.update(seeds, rank=1)
-        parallel.barrier(comm)
+        collectives.barrier(comm)
 
     def together():
         evaluate(blocks[comm.rank :: comm.size])
-        parallel.barrier(comm)
+        collectives.barrier(comm)
         subject.update(seeds, rank=1)
-        parallel.barrier(comm)
+        collectives.barrier(comm)
 
     def start():
         subject.stale()
-        parallel.barrier(comm)
+        collectives.barrier(comm)
 
     cases = {"1 rank": Case(alone, before=start), "all ranks": Case(together, before=start)}
     return in_turns(cases, repeats, synchronize, say)

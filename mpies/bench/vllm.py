@@ -10,7 +10,7 @@ import numpy as np
 from mpies import config, replica
 from mpies.bench.generation import SIGMA, Work, prompts_of
 from mpies.bench.timing import Case, Timings, in_turns
-from mpies.population import Population
+from mpies.es.population import Population
 from mpies.tasks.base import Task
 
 

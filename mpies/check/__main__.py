@@ -5,8 +5,9 @@ import time
 from typing import TYPE_CHECKING
 
 import mpies.check
-from mpies import config, parallel
-from mpies.stopping import seconds_of
+from mpies import config
+from mpies.ranks import collectives, launch
+from mpies.time_limit import seconds_of
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -17,16 +18,16 @@ NAMING = 15.0  # seconds of the job's time that are left when a rank or a reward
 
 def be_done_in_time(comm: Comm, settings: config.Settings) -> None:
     """Wait for no one beyond the end of this job, which Slurm would end without a word. Collective."""
-    left = parallel.on_root(comm, seconds_of, "auto")
+    left = collectives.on_root(comm, seconds_of, "auto")
     if left is not None:
-        parallel.set_timeout(comm, min(settings.run.collective_timeout, max(left - NAMING, 1.0)))
+        collectives.set_timeout(comm, min(settings.run.collective_timeout, max(left - NAMING, 1.0)))
 
 
 def main(comm: Comm, arguments: list[str]) -> int:
     share_gpus = SHARE_GPUS in arguments
     arguments = [argument for argument in arguments if argument != SHARE_GPUS]
-    settings = parallel.together(comm, config.load, arguments)
-    parallel.agree(comm, settings)
+    settings = collectives.together(comm, config.load, arguments)
+    collectives.agree(comm, settings)
     be_done_in_time(comm, settings)
     start = time.perf_counter()
     # Torch comes along: only once the settings are good. A job's start takes these seconds, too.
@@ -37,7 +38,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
     report = Report(comm)
 
     report.check("MPI", ranks.world, comm)
-    report.check("devices", ranks.devices, comm, settings, share_gpus)
+    report.check("devices", ranks.places, comm, settings, share_gpus)
     report.check("clocks", ranks.clocks, comm)
     report.check("exchange", ranks.exchange, comm, settings)
     history = report.obtain("directory", storage.directory, comm, settings)
@@ -54,7 +55,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
     cost = report.obtain("evaluation", rehearsal.rehearse, comm, settings, replica, task, anchor)
     if cost:
         expected = forecast.forecast(settings, cost, comm.size, imports + seconds)
-        limit = parallel.on_root(comm, seconds_of, settings.run.time_limit)
+        limit = collectives.on_root(comm, seconds_of, settings.run.time_limit)
         report.check("generation", forecast.generation, expected)
         report.check("cache", forecast.memory, cost, replica, there)
         done = history.generations if history else 0
@@ -64,7 +65,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
-        if parallel.is_first():
+        if launch.is_first():
             print(f"{mpies.check.__doc__}\n{config.describe()}")
     else:
-        parallel.run(main, sys.argv[1:])
+        launch.run(main, sys.argv[1:])

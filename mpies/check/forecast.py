@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from mpies.check.rehearsal import Cost
 from mpies.check.report import Finding, duration
 from mpies.config import Settings
-from mpies.population import Population
-from mpies.readable import size
+from mpies.es.population import Population
 from mpies.replica import Replica
-from mpies.stopping import LEAVE, SAFETY
+from mpies.run.stopping import LEAVE, SAFETY
+from mpies.text import size
 
 FULL = 0.9  # share of the memory from which on it is called full
 UNEVEN = 0.9  # share of the ranks' time from which on down they are called idle

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from mpies import job as jobs
-from mpies import parallel
 from mpies import replica as replicas
-from mpies.anchor import Anchor
 from mpies.check.report import Finding, duration
 from mpies.config import Settings
+from mpies.model.anchor import Anchor
+from mpies.ranks import collectives
 from mpies.replica import Replica
+from mpies.run.job import initial_of, shared_task
 from mpies.runfile import History
 from mpies.tasks.base import Task
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def task(comm: Comm, settings: Settings, history: History | None) -> tuple[Task, list[Finding]]:
     """Prompts and the reward function."""
-    made = jobs.shared_task(comm, settings, history)
+    made = shared_task(comm, settings, history)
     rows = f"{len(made.train)} training, {len(made.held_out)} held-out prompts"
     return made, [Finding("task", f"{made.name}: {rows}")]
 
@@ -32,8 +32,8 @@ def replica(
     """The replica, what its updates pull it to, and the seconds that the slowest rank took to load them."""
     start = time.perf_counter()
     built = replicas.build(comm, settings, task)
-    anchor, _ = jobs.initial_of(comm, settings, built)
-    seconds = max(parallel.allgather_objects(comm, time.perf_counter() - start))
+    anchor, _ = initial_of(comm, settings, built)
+    seconds = max(collectives.allgather_objects(comm, time.perf_counter() - start))
     facts = built.facts
     value = (
         f"{facts['model_name']}, digest {facts['model_digest']:016x}, live {facts['dtype']}"

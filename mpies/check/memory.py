@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpies import model as models
-from mpies import parallel
 from mpies.check.report import Finding
 from mpies.config import Settings
-from mpies.memory import available, free_on_node
-from mpies.readable import size
+from mpies.model import loading
+from mpies.ranks import collectives, devices
+from mpies.ranks.memory import available, free_on_node
+from mpies.text import size
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -42,10 +42,10 @@ def reckon(comm: Comm, settings: Settings) -> tuple[int, list[Finding]]:
     Raises RefusedError when the model's configuration cannot be read on a rank. What the engine's
     cache takes is measured later, when one member is evaluated.
     """
-    needed = parallel.together(comm, weights_of, comm, settings)
-    device = parallel.device_for(comm, settings.model.device)
+    needed = collectives.together(comm, weights_of, comm, settings)
+    device = devices.device_for(comm, settings.model.device)
     there = available(comm, device)
-    ranks = parallel.allgather_objects(comm, there)
+    ranks = collectives.allgather_objects(comm, there)
     least = min(range(comm.size), key=ranks.__getitem__)
     value = (
         f"{size(needed.total)} a rank: base {size(needed.base)}, live {size(needed.live)}, largest tensor"
@@ -54,24 +54,24 @@ def reckon(comm: Comm, settings: Settings) -> tuple[int, list[Finding]]:
     problem = ""
     if needed.total > ranks[least]:
         problem = (
-            f"{parallel.named(comm, [least])} has {size(ranks[least])} of memory free, but needs"
+            f"{collectives.named(comm, [least])} has {size(ranks[least])} of memory free, but needs"
             f" {size(needed.total)}: fewer ranks on a node, more memory (--mem, larger GPUs), or a"
             " smaller model"
         )
     findings = [Finding("memory", value, problem), *_loading(comm, settings, needed)]
-    return there, [*findings, parallel.on_root(comm, _disk, settings, needed)]
+    return there, [*findings, collectives.on_root(comm, _disk, settings, needed)]
 
 
 def _loading(comm: Comm, settings: Settings, needed: Needed) -> list[Finding]:
     """On GPU nodes: the host's memory, into which all ranks of a node load the model at once. Collective."""
-    if parallel.device_for(comm, settings.model.device).type != "cuda":
+    if devices.device_for(comm, settings.model.device).type != "cuda":
         return []
-    hosts = parallel.allgather_objects(comm, (parallel.host(), free_on_node()))
+    hosts = collectives.allgather_objects(comm, (collectives.host(), free_on_node()))
     sharers = Counter(host for host, _ in hosts)
-    return [loading(needed.file, {host: (sharers[host], free) for host, free in hosts})]
+    return [room_to_load(needed.file, {host: (sharers[host], free) for host, free in hosts})]
 
 
-def loading(copy: int, hosts: dict[str, tuple[int, int]]) -> Finding:
+def room_to_load(copy: int, hosts: dict[str, tuple[int, int]]) -> Finding:
     """`copy`: bytes of the model as it is loaded; `hosts`: name -> (its ranks, its bytes of free memory)."""
     host = min(hosts, key=lambda name: hosts[name][1] - copy * hosts[name][0])
     ranks, free = hosts[host]
@@ -87,11 +87,11 @@ def loading(copy: int, hosts: dict[str, tuple[int, int]]) -> Finding:
 
 def weights_of(comm: Comm, settings: Settings) -> Needed:
     """From the model's configuration alone."""
-    device = parallel.device_for(comm, settings.model.device)
-    dtype, _ = models.choose_dtype(settings.model.dtype, device)
-    outline = models.outline(settings.model.path, settings.model.allow_download)
+    device = devices.device_for(comm, settings.model.device)
+    dtype, _ = loading.choose_dtype(settings.model.dtype, device)
+    outline = loading.outline(settings.model.path, settings.model.allow_download)
     sizes = [parameter.numel() for parameter in outline.parameters()]  # tied ones once
-    count, base = sum(sizes), models.base_dtype(settings.model.master, dtype)
+    count, base = sum(sizes), loading.base_dtype(settings.model.master, dtype)
     stored = getattr(outline.config.dtype, "itemsize", FLOAT32)
     return Needed(base.itemsize * count, dtype.itemsize * count, FLOAT32 * max(sizes), stored * count)
 

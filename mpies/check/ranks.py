@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mpies import parallel
 from mpies.check.report import Finding, duration
 from mpies.config import Settings
-from mpies.memory import gpu_of
-from mpies.readable import size
+from mpies.ranks import collectives, devices
+from mpies.ranks.memory import gpu_of
 from mpies.replica import place
-from mpies.train import PAIR
+from mpies.run.exchange import PAIR
+from mpies.text import size
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -34,7 +34,7 @@ def world(comm: Comm) -> list[Finding]:
     from mpi4py import MPI
 
     library = MPI.Get_library_version().splitlines()[0].strip(" \0")
-    parallel.require_equal(comm, {"library": library}, "MPI libraries")
+    collectives.require_equal(comm, {"library": library}, "MPI libraries")
     tasks = int(os.environ.get("SLURM_NTASKS") or 0)
     note = (
         f"the Slurm job has {tasks} tasks, but {comm.size} rank(s) were started" if tasks > comm.size else ""
@@ -43,10 +43,10 @@ def world(comm: Comm) -> list[Finding]:
     return [Finding("MPI", f"{words}, mpi4py {version('mpi4py')}, {comm.size} rank(s)", note=note)]
 
 
-def devices(comm: Comm, settings: Settings, share_gpus: bool) -> list[Finding]:
+def places(comm: Comm, settings: Settings, share_gpus: bool) -> list[Finding]:
     """Ranks -> hosts -> devices and cores, a line per host."""
-    device = parallel.together(comm, parallel.device_for, comm, settings.model.device)
-    everyone = parallel.allgather_objects(comm, _rank(device))
+    device = collectives.together(comm, devices.device_for, comm, settings.model.device)
+    everyone = collectives.allgather_objects(comm, _rank(device))
     hosts: dict[str, list[dict[str, Any]]] = {}
     for rank, facts in enumerate(everyone):
         hosts.setdefault(facts["host"], []).append({"rank": rank, **facts})
@@ -83,14 +83,14 @@ def host_finding(name: str, ranks: list[dict[str, Any]], threads: int, share_gpu
 
 def clocks(comm: Comm) -> list[Finding]:
     """How far the hosts' clocks are apart."""
-    parallel.barrier(comm)
-    times = parallel.allgather_objects(comm, time.time())
+    collectives.barrier(comm)
+    times = collectives.allgather_objects(comm, time.time())
     apart = max(times) - min(times)
     late, early = times.index(min(times)), times.index(max(times))
     note = ""
     if apart > SKEW:
         note = (
-            f"{parallel.named(comm, [late])} is behind {parallel.named(comm, [early])}:"
+            f"{collectives.named(comm, [late])} is behind {collectives.named(comm, [early])}:"
             " tell your site; time limits are kept by rank 0's clock"
         )
     return [Finding("clocks", f"{duration(apart)} apart or less", note=note)]
@@ -113,8 +113,8 @@ def exchange(comm: Comm, settings: Settings) -> list[Finding]:
 def _seconds_of_allgather(comm: Comm, rows: np.ndarray, counts: list[int], repeats: int = 5) -> float:
     seconds = []
     for _ in range(repeats):
-        parallel.barrier(comm)
+        collectives.barrier(comm)
         start = time.perf_counter()
-        parallel.allgather_rows(comm, rows, counts)
+        collectives.allgather_rows(comm, rows, counts)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpies import parallel
-from mpies.anchor import Anchor
-from mpies.bench.memory import beyond
 from mpies.check.report import Finding, duration
 from mpies.config import Settings
 from mpies.errors import InputError, OrderlyError, reason
-from mpies.population import Member, Population
+from mpies.es.population import Member, Population
+from mpies.model.anchor import Anchor
+from mpies.model.weights import Pull
+from mpies.ranks import collectives
+from mpies.ranks.memory import beyond
 from mpies.replica import Replica
 from mpies.tasks.base import Row, Task
-from mpies.weights import Pull
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -66,14 +66,14 @@ def rehearse(
         memory = beyond(replica.device, evaluate)
         return time.perf_counter() - start, tokens, memory
 
-    evaluation = parallel.together(comm, _told, comm, measured)
-    parallel.together(comm, _told, comm, lambda: _update(replica, 1))
-    update, digest_seconds = parallel.together(comm, _told, comm, lambda: _update(replica, SEEDS))
+    evaluation = collectives.together(comm, _told, comm, measured)
+    collectives.together(comm, _told, comm, lambda: _update(replica, 1))
+    update, digest_seconds = collectives.together(comm, _told, comm, lambda: _update(replica, SEEDS))
     pulling = 0.0
     if anchor:
         pull = partial(anchor.pull, decay=es.anchor_decay)
-        pulling, _ = parallel.together(comm, _told, comm, lambda: _update(replica, 0, pull))
-    everyone = parallel.allgather_objects(comm, (*evaluation, update / SEEDS, pulling, digest_seconds))
+        pulling, _ = collectives.together(comm, _told, comm, lambda: _update(replica, 0, pull))
+    everyone = collectives.allgather_objects(comm, (*evaluation, update / SEEDS, pulling, digest_seconds))
     seconds, tokens, memory, seed, pulls, digest = zip(*everyone, strict=True)
     speed = sum(t / s for t, s in zip(tokens, seconds, strict=True))
     peak = max((bytes_ for bytes_ in memory if bytes_ is not None), default=None)

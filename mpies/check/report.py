@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mpies import parallel
 from mpies.errors import RefusedError
+from mpies.ranks import collectives
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -54,7 +54,7 @@ class Report:
             result, findings = function(*arguments)
         except RefusedError as error:
             findings = [Finding(what, "refused", problem=str(error))]
-        findings = parallel.allgather_objects(self.comm, findings)[0]
+        findings = collectives.allgather_objects(self.comm, findings)[0]
         self.findings += findings
         for finding in findings:
             self._say(f"{finding.mark:5} {finding.what:11} {finding.value}")

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpies import parallel, resume
 from mpies.check.report import Finding, duration
 from mpies.config import Settings
 from mpies.errors import InputError, StorageError, reason
-from mpies.readable import size
+from mpies.ranks import collectives
+from mpies.run import resume
 from mpies.runfile import TABLES, History, RunFile, open_for_reading
+from mpies.text import size
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -32,7 +33,7 @@ def directory(comm: Comm, settings: Settings) -> tuple[History | None, list[Find
     log, history = resume.find(comm, settings, path)
     if log:
         log.close()
-    probe = Path(parallel.on_root(comm, _probe_folder, path.parent))
+    probe = Path(collectives.on_root(comm, _probe_folder, path.parent))
     try:
         findings = _try_out(comm, settings, probe / "run.h5")
     finally:
@@ -64,17 +65,17 @@ def _try_out(comm: Comm, settings: Settings, path: Path) -> list[Finding]:
         except StorageError as error:
             raise InputError(f"run.directory: {error}") from None
 
-    seconds = parallel.on_root(comm, write)
+    seconds = collectives.on_root(comm, write)
     last = comm.rank == comm.size - 1
-    seen, locked = parallel.allgather_objects(comm, (sees(path), kept_out(path)) if last else None)[-1]
+    seen, locked = collectives.allgather_objects(comm, (sees(path), kept_out(path)) if last else None)[-1]
     if log:
         log.close()
-    free = parallel.on_root(comm, lambda: shutil.disk_usage(path.parent).free)
+    free = collectives.on_root(comm, lambda: shutil.disk_usage(path.parent).free)
     slow = "a slow file system: every generation waits for it; a local or a scratch one may be faster"
     value = f"{file_system(path)}, {size(free)} free, {duration(seconds)} to commit a generation"
     findings = [Finding("disk", value, note=slow if seconds > SLOW_COMMIT else "")]
     if comm.size > 1:
-        findings.append(_sharing(parallel.named(comm, [comm.size - 1]), seen, locked))
+        findings.append(_sharing(collectives.named(comm, [comm.size - 1]), seen, locked))
     return findings
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from mpies.engines import likelihood
 from mpies.engines.base import Completions, Draws, Prompt
 from mpies.engines.decode import Choose, decode, greedy
-from mpies.engines.sampling import Sampler
+from mpies.engines.sampler import Sampler
 from mpies.engines.text import Text
 from mpies.errors import InputError
 

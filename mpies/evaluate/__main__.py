@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from mpies import parallel
 from mpies.evaluate import command
+from mpies.ranks import launch
 
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
         command.parser().print_help()
     else:
-        parallel.run(command.main, sys.argv[1:])
+        launch.run(command.main, sys.argv[1:])

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from mpies import config, parallel
+from mpies import config
 from mpies.errors import InputError
-from mpies.replay import which_generation
+from mpies.ranks import collectives
+from mpies.run.replaying import which_generation
 from mpies.runfile import History, RunFile, read_history
 
 if TYPE_CHECKING:
@@ -95,13 +96,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(comm: Comm, arguments: list[str]) -> int:
-    options = parallel.together(comm, parse, arguments)
+    options = collectives.together(comm, parse, arguments)
     log, subject = open_subject(comm, options)
     settings = subject.settings
-    parallel.agree(comm, settings)
+    collectives.agree(comm, settings)
     # torch comes along: only once the command line is good.
     from mpies.evaluate.measure import load, measured
-    from mpies.screen import Screen
+    from mpies.run.screen import Screen
 
     screen = Screen(comm.rank != 0, settings.run.progress)
     report = measured(load(comm, options, subject, screen.say))
@@ -117,7 +118,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
         if options.json:
             report.write_json(Path(options.json))
             screen.say(f"wrote {options.json}")
-    parallel.barrier(comm)
+    collectives.barrier(comm)
     return 0
 
 
@@ -137,8 +138,8 @@ def open_subject(comm: Comm, options: argparse.Namespace) -> tuple[RunFile | Non
             history = log.history()
         return path, history.first(which_generation(options.generation or "last", history))
 
-    path, history = parallel.on_root(comm, look)
-    settings = parallel.together(comm, settings_of, options, history)
+    path, history = collectives.on_root(comm, look)
+    settings = collectives.together(comm, settings_of, options, history)
     return log, Subject(settings, path, history)
 
 

@@ -8,20 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mpies import parallel, resume
 from mpies import replica as replicas
-from mpies.anchor import Anchor
 from mpies.errors import InputError, RefusedError
-from mpies.evaluate.answers import HELD_OUT, Sampling, evaluate
 from mpies.evaluate.command import Subject
-from mpies.evaluate.drift import drift
-from mpies.evaluate.kl import divergence, estimate
 from mpies.evaluate.report import Report
-from mpies.evaluate.statistics import Figure
-from mpies.initial import Files, Loaded, source
-from mpies.job import shared_task
-from mpies.replay import needs_anchor
+from mpies.measure.drift import drift
+from mpies.measure.evaluation import HELD_OUT, Sampling, evaluate
+from mpies.measure.kl import divergence, estimate
+from mpies.measure.statistics import Figure
+from mpies.model.anchor import Anchor
+from mpies.model.initial import Files, Loaded, source
+from mpies.ranks import collectives
 from mpies.replica import Replica
+from mpies.run import resume
+from mpies.run.job import shared_task
+from mpies.run.replaying import needs_anchor
 from mpies.tasks.base import Row, Task, TrainerState
 
 if TYPE_CHECKING:
@@ -50,14 +51,14 @@ def load(comm: Comm, options: argparse.Namespace, subject: Subject, say: Callabl
     """The task, and the model with the weights that are meant. Collective; raises RefusedError."""
     settings = subject.settings
     task = shared_task(comm, settings, subject.history if options.log else None)
-    rows = parallel.together(comm, _chosen, task, options.split)
+    rows = collectives.together(comm, _chosen, task, options.split)
     say(f"loading {settings.model.path} ...")
     replica = replicas.build(comm, settings, task)
     initial = None
     if options.kl or options.drift:
         named = options.initial, replica.weights, None
         own = settings.model.path, replica.weights, replica.facts["model_digest"]
-        initial = parallel.together(comm, source, *(named if options.initial else own))
+        initial = collectives.together(comm, source, *(named if options.initial else own))
     if subject.history:
         _restore(comm, subject, replica)
     replica.perturbation.clear()
@@ -150,7 +151,7 @@ def _restore(comm: Comm, subject: Subject, replica: Replica) -> None:
     anchor = None
     if needs_anchor(history, 0, history.generations):
         origin = subject.settings.model.path, replica.weights, replica.facts["model_digest"]
-        anchor = parallel.together(comm, Anchor, *origin)
+        anchor = collectives.together(comm, Anchor, *origin)
     folder = subject.path.parent
     resume.restore(comm, replica.weights, history, replica.facts, folder, anchor, _quiet)
 

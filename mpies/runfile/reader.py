@@ -11,9 +11,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mpies import fitness
 from mpies.errors import InputError, reason
-from mpies.population import directions
+from mpies.es import fitness
+from mpies.es.population import directions
 from mpies.runfile.schema import SCHEMA_VERSION
 
 # Where HDF5's version 0 superblock, the default, keeps the "end of file address".

@@ -10,7 +10,7 @@ from mpies.tasks import rewards
 from mpies.tasks.base import Task
 
 
-def make(settings: config.Task, seed: int = 0) -> Task:
+def make(settings: config.TaskSettings, seed: int = 0) -> Task:
     """The task that the settings describe; `seed` (es.seed) orders its prompts.
 
     Raises InputError for bad data and for reward functions that cannot be loaded.
@@ -37,7 +37,7 @@ def refuse_messages_without_template(task: Task, tokenizer) -> None:
         )
 
 
-def _built(settings: config.Task, own: rewards.Weighted | None) -> Task:
+def _built(settings: config.TaskSettings, own: rewards.Weighted | None) -> Task:
     if settings.name == "countdown":
         from mpies.tasks import countdown
 

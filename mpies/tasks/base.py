@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from mpies.engines.base import Prompt
-from mpies.tasks import sampling
+from mpies.tasks import epochs
 
 Row = dict[str, Any]
 Reward = Callable[..., Sequence[float | None]]
@@ -71,7 +71,7 @@ class Task:
         """The training rows that all members of a generation answer."""
         if not self.prompts_per_generation:
             return self.train
-        chosen = sampling.sample(self.seed, generation, len(self.train), self.prompts_per_generation)
+        chosen = epochs.sample(self.seed, generation, len(self.train), self.prompts_per_generation)
         return [self.train[i] for i in chosen]
 
     @property

@@ -58,7 +58,7 @@ def holds(completion: str, answer: str) -> bool:
     return re.search(alone, completion, re.IGNORECASE) is not None
 
 
-def task(settings: config.Task) -> Task:
+def task(settings: config.TaskSettings) -> Task:
     """The paper's prompts, or the files that are set, with a column `answer`. Raises InputError."""
     if not settings.train_data:
         return Task("conciseness", _rows(TRAIN), _rows(HELD_OUT), reward, metrics)

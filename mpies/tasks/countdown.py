@@ -84,7 +84,7 @@ def last_answer(text: str) -> str | None:
     return found
 
 
-def task(settings: config.Task) -> Task:
+def task(settings: config.TaskSettings) -> Task:
     """From the files that are set, or made up. Raises InputError for bad data."""
     if settings.train_data:
         train, held_out = data.splits(settings, row)

@@ -14,7 +14,7 @@ from mpies.tasks.base import Reward, Row, Task
 TAKEN = ("prompts", "completions", "trainer_state", "log_extra", "log_metric")
 
 
-def task(settings: config.Task, reward: Reward) -> Task:
+def task(settings: config.TaskSettings, reward: Reward) -> Task:
     """From the files that are set. Raises InputError for bad data."""
     train, held_out = data.splits(settings, partial(row, column=settings.prompt_column))
     if len({isinstance(r["prompt"], str) for r in train + held_out}) > 1:

@@ -21,7 +21,7 @@ Placed = Iterator[tuple[str, Any]]
 """(where it is in the file: "line 3", what is there)"""
 
 
-def splits(settings: config.Task, checked: Callable[[Row], Row]) -> tuple[list[Row], list[Row]]:
+def splits(settings: config.TaskSettings, checked: Callable[[Row], Row]) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows from the files that are set.
 
     Without a file of their own, `task.eval_size` held-out rows are those that follow the

@@ -52,7 +52,7 @@ def metrics(rows: list[Row], completions: list[str]) -> dict[str, list[float]]:
     }
 
 
-def task(settings: config.Task) -> Task:
+def task(settings: config.TaskSettings) -> Task:
     """From the files that are set, or a small sample of our own. Raises InputError."""
     if importlib.util.find_spec("math_verify") is None:
         raise InputError("task.name: math needs math-verify: pip install 'mpies[math]'")

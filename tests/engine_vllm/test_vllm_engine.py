@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen3Config
 
 from mpies import config, replica
 from mpies.engines.base import Draws
-from mpies.engines.sampling import answer_numbers
+from mpies.engines.sampler import answer_numbers
 from mpies.engines.vllm.engine import VllmEngine
 from mpies.engines.vllm.host import RESERVE, Room, cache_bytes
 from mpies.errors import InputError

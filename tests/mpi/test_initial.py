@@ -9,12 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mpies import config, initial, parallel, replica
+from mpies import config, replica
 from mpies.errors import InputError
-from mpies.evaluate import Sampling
-from mpies.evaluate.drift import drift
-from mpies.evaluate.kl import estimate
-from mpies.evaluate.statistics import Figure
+from mpies.measure.drift import drift
+from mpies.measure.evaluation import Sampling
+from mpies.measure.kl import estimate
+from mpies.measure.statistics import Figure
+from mpies.model import initial
+from mpies.ranks import collectives
 
 pytestmark = pytest.mark.mpi
 
@@ -25,7 +27,7 @@ ROWS = [{"prompt": text} for text in ("Solve: 3 + 5 =", "a", "Name one primary c
 def tuned(world, shared_model):
     """A replica whose base was moved away from its model folder's weights, and where to read those from."""
     torch.set_num_threads(1)
-    parallel.set_timeout(world, 60)
+    collectives.set_timeout(world, 60)
 
     def make(shift=0.15, dtype="float32", new=3, perturbation="full", **options):
         folder = shared_model(**options)
@@ -85,7 +87,7 @@ def test_kl_leaves_no_trace(world, tuned, dtype, perturbation):
     assert made.weights.digest() == base
     assert all(torch.equal(made.weights.live[name], value) for name, value in live.items())
     assert estimate(world, made, source, ROWS, 4, Sampling(3)) == first
-    assert len(set(parallel.allgather_objects(world, first))) == 1
+    assert len(set(collectives.allgather_objects(world, first))) == 1
 
 
 def test_any_number_of_ranks_gives_the_same_figures(world, tuned):

@@ -9,9 +9,10 @@ import h5py
 import pytest
 import torch
 
-from mpies import config, parallel, replica, train
+from mpies import config, replica, train
 from mpies.errors import DivergedError, RefusedError
-from mpies.population import Population, directions
+from mpies.es.population import Population, directions
+from mpies.ranks import collectives
 
 pytestmark = pytest.mark.mpi
 
@@ -60,7 +61,7 @@ def test_replicas_stay_equal_although_each_rank_perturbs_its_own(world, shared_m
         factors = [0.01 * (index - 2) for index in range(5)]
         mine.weights.update(*directions([m.seed for m in members], [m.sign for m in members], factors))
         seen.append(mine.weights.digest())
-    everyone = parallel.allgather_objects(world, seen)
+    everyone = collectives.allgather_objects(world, seen)
     assert everyone == [seen] * world.size
     assert len(set(seen)) == 4, "every generation changes the weights"
 
@@ -73,7 +74,7 @@ def test_perturbing_and_evaluating_50_members_leaves_the_base_as_it_was(world, s
         mine.engine.generate(PROMPTS[:1])
     for name, base in mine.weights.base.items():
         assert torch.equal(base.view(torch.int32), before[name].view(torch.int32)), name
-    assert len(set(parallel.allgather_objects(world, mine.weights.digest()))) == 1
+    assert len(set(collectives.allgather_objects(world, mine.weights.digest()))) == 1
 
 
 @pytest.mark.parametrize("which", ["first", "last"])
@@ -114,7 +115,7 @@ def test_a_whole_job_in_one_world(world, shared_model, mpi_tmp_path):
             digests.append(file["generation/digest"][:].tolist())
     assert digests[0] == digests[1]
     assert len(set(digests[0])) == 3
-    parallel.barrier(world)
+    collectives.barrier(world)
 
 
 def test_ranks_that_load_different_weights_are_refused(world, tiny_model):

@@ -16,8 +16,9 @@ import h5py
 import launching
 import psutil
 import pytest
-from test_resume import ENDLESS, arguments, assert_same_run, committed
-from test_stopping import is_open_mpi
+from launching import is_open_mpi
+
+from jobs import ENDLESS, arguments, assert_same_run, committed
 
 SRUN = "srun --mpi=pmi2"
 ACROSS = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1")  # one rank on each node
@@ -284,7 +285,7 @@ def test_bad_input_fails_at_once_and_is_not_requeued(site, tiny_model):
 def test_time_limit_auto_is_the_end_of_the_job(site):
     (site.folder / "jobs" / "left.sbatch").write_text(
         "#!/bin/bash\n#SBATCH --output=slurm-left-%j.out\nsource jobs/env.sh\n"
-        "python -c \"from mpies.stopping import seconds_of; print('left', seconds_of('auto'))\"\n"
+        "python -c \"from mpies.time_limit import seconds_of; print('left', seconds_of('auto'))\"\n"
     )
     limited = site.submit("left.sbatch", options=("--time=4",))
     assert limited.end() == [("COMPLETED", "0:0")], limited.output

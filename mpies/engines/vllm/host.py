@@ -22,8 +22,8 @@ from mpies.engines.text import Text
 from mpies.engines.vllm import INSTEAD, mapping
 from mpies.engines.vllm.packing import Packing
 from mpies.errors import InputError, reason
-from mpies.readable import size
-from mpies.weights import Tensors
+from mpies.model.weights import Tensors
+from mpies.text import size
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

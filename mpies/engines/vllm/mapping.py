@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mpies.errors import InputError, reason
-from mpies.weights import Tensors
+from mpies.model.weights import Tensors
 
 DIGITS = 200  # a number is told in two digits, 1 to 200, which every floating-point dtype holds exactly
 

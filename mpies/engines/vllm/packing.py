@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mpies.linear import linear
+from mpies.model.linear_cpu import linear
 
 
 class Packing:

@@ -13,7 +13,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from mpies.engines.base import Draws
-from mpies.engines.sampling import Sampler
+from mpies.engines.sampler import Sampler
 
 
 class Unfilled(BaseModelLoader):

@@ -1,0 +1,176 @@
+"""Settings from YAML and `section.key=value`, and what is said of those that cannot be.
+
+    settings = load(["config.yaml", "es.sigma=0.002"])
+
+Without a YAML file the embedded quickstart is the base. Unknown keys, wrong types and impossible
+combinations raise `InputError`, a line for each problem: the key's full name, what was given, what is
+allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML, YAMLError
+
+from mpies.config.settings import CHANGEABLE, Section, Settings
+from mpies.errors import InputError
+
+
+def load(arguments: list[str]) -> Settings:
+    """Settings from the command line's arguments: at most one YAML file, then overrides.
+
+    Raises InputError, whose message has one line per problem.
+    """
+    files = [a for a in arguments if "=" not in a or a.endswith((".yaml", ".yml"))]
+    if len(files) > 1:
+        raise InputError(f"one configuration file at most, but there are {len(files)}: {', '.join(files)}")
+    tree = _read(Path(files[0])) if files else quickstart()
+    problems = []
+    for override in arguments:
+        if override not in files:
+            problems += _set(tree, *override.split("=", 1))
+    return _validate(tree, problems)
+
+
+def from_yaml(text: str, overrides: Sequence[str] = ()) -> Settings:
+    """Settings from `Settings.to_yaml`, as the run file keeps them, with overrides `section.key=value`."""
+    tree, problems = _parse(text), []
+    for override in overrides:
+        problems += _set(tree, *override.split("=", 1))
+    return _validate(tree, problems)
+
+
+def refuse_changes(before: Settings, now: Settings) -> None:
+    """Raise InputError if a run cannot go on with other settings, naming those that differ."""
+    old, new = before.flat(), now.flat()
+    differing = [key for key in new if old.get(key) != new[key] and key not in CHANGEABLE]
+    if differing:
+        lines = [f"{key}: the run was begun with {old.get(key)!r}, not {new[key]!r}" for key in differing]
+        remedy = (
+            f"settings of a run stay; on resuming, these may change: {', '.join(CHANGEABLE)}."
+            " For other settings, begin a new run in another run.directory"
+        )
+        raise InputError("\n".join([*lines, remedy]))
+
+
+def _validate(tree: Any, problems: Sequence[str] = ()) -> Settings:
+    # An empty section is all defaults.
+    tree = {name: {} for name in Settings.model_fields} | {
+        name: {} if section is None and name in Settings.model_fields else section
+        for name, section in tree.items()
+    }
+    lines = list(problems)
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        lines += [_line(problem) for problem in error.errors()]
+    if lines:
+        raise InputError("\n".join(lines))
+    return settings
+
+
+def quickstart() -> dict[str, Any]:
+    """The embedded quickstart's settings, before checks."""
+    return _parse(resources.files("mpies.config").joinpath("quickstart.yaml").read_text())
+
+
+def describe() -> str:
+    """Every setting with meaning, default and type, for `--help`."""
+    lines = []
+    for section, field in Settings.model_fields.items():
+        model = field.annotation
+        lines.append(f"{section}: {model.__doc__}")
+        for key, info in model.model_fields.items():
+            default = "required" if info.is_required() else f"default {info.default}"
+            lines.append(f"  {section}.{key}: {info.description} ({default})")
+    return "\n".join(lines)
+
+
+def keys() -> list[str]:
+    """The full names of all settings."""
+    return [
+        f"{section}.{key}"
+        for section, field in Settings.model_fields.items()
+        for key in field.annotation.model_fields
+    ]
+
+
+def _section(name: str) -> type[Section]:
+    return Settings.model_fields[name].annotation
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise InputError(f"{path}: cannot read the configuration file ({reason})") from None
+    try:
+        tree = _parse(text)
+    except (YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"{path}:{where} not valid YAML ({problem})") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected sections ({', '.join(Settings.model_fields)}) with settings")
+    return tree
+
+
+def _parse(text: str) -> Any:
+    # YAML 1.2, where 1e-3 is a number and `no` is a word.
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def _set(tree: dict[str, Any], key: str, text: str) -> list[str]:
+    """Set a key in the tree; returns the problem, if there is one."""
+    section, _, name = key.partition(".")
+    if key not in keys():
+        return [_unknown(key)]
+    try:
+        # A folder may be called 4711: what is text is taken as it stands.
+        value = text if _section(section).model_fields[name].annotation is str else _parse(text)
+    except (YAMLError, ValueError):
+        return [f"{key}: cannot read the value {text!r}"]
+    branch = tree.get(section)
+    tree[section] = {**(branch if isinstance(branch, dict) else {}), name: value}
+    return []
+
+
+def _unknown(key: Any) -> str:
+    """What to say of a key that is none: the nearest name in its section, or anywhere."""
+    section, _, name = str(key).lstrip("-").lower().rpartition(".")
+    anywhere = section not in Settings.model_fields
+    known = {k.split(".")[1]: k for k in keys() if anywhere or k.startswith(f"{section}.")}
+    if not section:
+        known |= {own: own for own in Settings.model_fields}
+    elsewhere = {k.split(".")[1]: k for k in keys()}
+    known = known if name not in elsewhere else {name: elsewhere[name], **known}
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    near = near or [short for short in known if name and short.startswith(name)]
+    hint = f"did you mean {known[near[0]]}?" if near else "--help lists all settings"
+    return f"{key}: no such setting; {hint}"
+
+
+def _line(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return _unknown(key)
+    if problem["type"] == "missing":
+        return f"{key}: missing; set it in the configuration file or as {key}=VALUE"
+    if problem["type"] == "value_error":  # from the checks above, which name the keys themselves
+        return str(problem["ctx"]["error"])
+    message = problem["msg"].removeprefix("Input should be ")
+    if problem["type"] == "invalid_key":
+        return f"{key}: no such setting; --help lists all settings"
+    if problem["type"] == "model_type":
+        message = f"a section with settings, such as {key}: {{...}}"
+    if problem["type"] == "bool_type":
+        message = "true or false"
+    return f"{key}: given {problem['input']!r}, allowed is {message}"

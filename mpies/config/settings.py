@@ -1,0 +1,318 @@
+"""Every setting with its meaning, unit, default and check.
+
+Paper: arXiv 2509.24372; its values are the defaults where it has one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from ruamel.yaml import YAML
+
+from mpies import time_limit
+from mpies.errors import InputError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ModelSettings(Section):
+    """The language model that is tuned."""
+
+    path: str = Field(
+        description="folder or hub id of a causal language model (safetensors), or 'quickstart'"
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto",
+        description="dtype of the live weights that the engine computes with; auto: bfloat16 where the device"
+        " has fast bfloat16, else float32",
+    )
+    master: Literal["float32", "live"] = Field(
+        "float32",
+        description="dtype of the base weights that are updated; live: that of the live weights. In bfloat16"
+        " they take 2 bytes a parameter instead of 4; updates are rounded at random, exactly repeatable",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where ranks compute; auto: a GPU if any is visible. One GPU a rank"
+    )
+    allow_download: bool = Field(
+        False, description="may a hub id be downloaded? Otherwise the local cache only"
+    )
+
+    @model_validator(mode="after")
+    def _rounds_to_bfloat16(self):
+        if self.master == "live" and self.dtype == "float16":
+            raise ValueError("model.master: live is not for float16; set model.dtype=bfloat16 or leave it")
+        return self
+
+
+def _weights(given: Any) -> dict[str, Any]:
+    """`task.reward` as a mapping function -> weight; a name or a list of names weigh 1 each."""
+    names = [given] if isinstance(given, str) and given else given
+    made = dict.fromkeys(names, 1.0) if isinstance(names, list) else names
+    wanted = "FILE.py:FUNCTION, a list of such, or a mapping FILE.py:FUNCTION: weight"
+    good = isinstance(made, dict) and all(
+        isinstance(name, str) and all(name.rpartition(":")) and type(weight) in (int, float)
+        for name, weight in made.items()
+    )
+    if not good:
+        raise ValueError(f"task.reward: given {given!r}, allowed is {wanted}")
+    return {name: float(weight) for name, weight in made.items()}
+
+
+class TaskSettings(Section):
+    """The prompts and the reward."""
+
+    name: Literal["conciseness", "countdown", "math", "custom"] = Field(
+        "conciseness", description="the task; custom: your own task.reward and task.train_data"
+    )
+    train_data: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+        "",
+        description="training prompts: a .json, .jsonl or .parquet file, or a folder written by"
+        " datasets.save_to_disk; empty: the task's own",
+    )
+    eval_data: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+        "", description="held-out prompts, which are evaluated only; in the same formats"
+    )
+    train_size: int = Field(
+        0, ge=0, description="training prompts: the data's first; 0: all, or 200 that countdown makes up"
+    )
+    eval_size: int = Field(
+        0,
+        ge=0,
+        description="held-out prompts: the first of task.eval_data, else of task.train_data after"
+        " task.train_size; 0: all of the former, none of the latter, or 2000 that countdown makes up",
+    )
+    prompts_per_generation: int = Field(
+        0,
+        ge=0,
+        description="prompts that the members of a generation answer, drawn without replacement in an"
+        " epoch; 0: all",
+    )
+    prompt_column: str = Field("prompt", min_length=1, description="the data's column with the prompts")
+    reward: Annotated[dict[str, float], BeforeValidator(_weights)] = Field(
+        {},
+        description="your reward, with TRL's signature: FILE.py:FUNCTION, a list of such, or a mapping"
+        " FILE.py:FUNCTION: weight; empty: the task's own",
+    )
+    chat_template: bool = Field(
+        True,
+        description="wrap prompts that are text in the model's chat template; for countdown, if not"
+        " set, false",
+    )
+    numbers: list[Literal[3, 4]] = Field(
+        [3, 4], min_length=1, description="how many numbers the problems have that countdown makes up"
+    )
+    seed: int = Field(42, ge=0, lt=2**64, description="of the problems that countdown makes up")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_task(cls, given: Any) -> Any:
+        """A reward without a task's name means one's own task; Countdown's prompts are raw text."""
+        if not isinstance(given, dict):
+            return given
+        name = given.get("name", "custom" if given.get("reward") else "conciseness")
+        return {"name": name, "chat_template": name != "countdown", **given}
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if self.name == "custom":
+            for key in ("reward", "train_data"):
+                if not getattr(self, key):
+                    raise ValueError(f"task.{key}: missing; task.name=custom needs it")
+        if self.eval_data and not self.train_data and self.name != "countdown":
+            raise ValueError("task.train_data: missing; task.eval_data alone makes no task")
+        return self
+
+
+class EsSettings(Section):
+    """Evolution strategies (paper, section 3)."""
+
+    population: int = Field(30, ge=1, description="N, members evaluated per generation")
+    generations: int = Field(500, ge=0, description="T, updates in the whole run")
+    sigma: float = Field(0.001, gt=0, description="standard deviation of the perturbations")
+    alpha: float = Field(0.0005, ge=0, description="learning rate, the estimator's 1/sigma absorbed")
+    seed: int = Field(42, ge=0, lt=2**64, description="all randomness of the run follows from it")
+    antithetic: bool = Field(False, description="members 2j and 2j+1 share a seed, with signs + and -")
+    perturbation: Literal["full", "lowrank"] = Field(
+        "full",
+        description="noise of a matrix. full: every element its own, one member at a time;"
+        " lowrank: A B^T / sqrt(rank), a block of members in one batch",
+    )
+    rank: int = Field(1, ge=1, description="rank of low-rank noise")
+    block: int = Field(
+        8, ge=1, description="members that one rank evaluates in one batch (lowrank only; full: 1)"
+    )
+    fitness: Literal["zscore", "centered_rank"] = Field(
+        "zscore",
+        description="how rewards become coefficients. zscore: distance from the mean in standard deviations;"
+        " centered_rank: rank among the members, from -1/2 to 1/2",
+    )
+    sigma_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="how sigma goes to es.sigma_end over the generations"
+    )
+    sigma_end: float = Field(
+        0.1, gt=0, description="what a linear or cosine schedule ends at, as a share of es.sigma"
+    )
+    sigma_warmup: int = Field(0, ge=0, description="generations in which sigma rises to es.sigma")
+    alpha_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="how alpha goes to es.alpha_end over the generations"
+    )
+    alpha_end: float = Field(
+        0.1, ge=0, description="what a linear or cosine schedule ends at, as a share of es.alpha"
+    )
+    alpha_warmup: int = Field(0, ge=0, description="generations in which alpha rises to es.alpha")
+    anchor_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the distance to the initial weights that every update takes back; the"
+        " initial weights are read from disk each time. 0: none",
+    )
+
+    @property
+    def block_size(self) -> int:
+        """Members of a block."""
+        return self.block if self.perturbation == "lowrank" else 1
+
+    @property
+    def noise_rank(self) -> int:
+        """Rank of the noise of matrices; 0: full."""
+        return self.rank if self.perturbation == "lowrank" else 0
+
+    @model_validator(mode="after")
+    def _pairs(self):
+        if self.antithetic and self.population % 2:
+            raise ValueError(
+                f"es.population: given {self.population}, allowed is an even number, since"
+                " es.antithetic makes pairs"
+            )
+        return self
+
+
+class EngineSettings(Section):
+    """What turns prompts into completions."""
+
+    name: Literal["hf", "vllm"] = Field(
+        "hf", description="hf: Hugging Face transformers; vllm: vLLM, for full perturbations"
+    )
+    max_new_tokens: int = Field(1024, ge=1, description="longest completion, in tokens")
+    batch_size: int = Field(32, ge=1, description="prompts decoded together; results may depend on it")
+
+
+class RunSettings(Section):
+    """The job."""
+
+    directory: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+        min_length=1, description="where run.h5 and the tuned model go"
+    )
+    threads: int = Field(1, ge=1, description="CPU threads of a rank; a model's answers may depend on it")
+    evaluate_every: int = Field(
+        0,
+        ge=0,
+        description="generations between evaluations on held-out prompts; 0: first and last only",
+    )
+    keep_samples: int = Field(8, ge=0, description="answers kept in the run file per evaluation and split")
+    kl_samples: int = Field(
+        0,
+        ge=0,
+        description="answers sampled per prompt at every evaluation, to estimate the KL divergence from the"
+        " initial model (the paper: 20); 0: it is not measured",
+    )
+    kl_prompts: int = Field(
+        8,
+        ge=1,
+        description="prompts for that: the first held-out ones, or training ones if none are held out",
+    )
+    measure_drift: bool = Field(
+        False, description="note the distance from the initial weights at every evaluation, by layers"
+    )
+    progress: Literal["auto", "bar", "lines"] = Field(
+        "auto", description="bar on a terminal, else a plain line per generation"
+    )
+    resume: Literal["auto", "never", "must"] = Field(
+        "auto", description="go on with the directory's run file: if there is one, never, or it must be there"
+    )
+    checkpoint_every: int = Field(
+        0, ge=0, description="generations between weight checkpoints, which only save replay time; 0: none"
+    )
+    time_limit: Annotated[str, BeforeValidator(str)] = Field(
+        "auto",
+        description="stop in time, resumable: none, minutes, [days-]hours:minutes:seconds;"
+        " auto: the end of the Slurm job",
+    )
+    grace: int = Field(
+        30, ge=0, description="seconds to finish in after a signal, where no time limit is known"
+    )
+    collective_timeout: int = Field(
+        3600,
+        ge=1,
+        description="seconds that ranks wait for one another, and for a call of the reward function, before"
+        " the job gives up",
+    )
+
+    @model_validator(mode="after")
+    def _time_limit(self):
+        try:
+            time_limit.check(self.time_limit)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+# What may differ when a run goes on. The paths of model and data may, since digests are compared; the
+# live dtype, too, as long as 'auto' comes to the same (see resume.py).
+CHANGEABLE = (
+    "model.path",
+    "model.dtype",
+    "model.device",
+    "model.allow_download",
+    "task.train_data",
+    "task.eval_data",
+    "es.generations",
+    *(f"run.{key}" for key in RunSettings.model_fields if key != "threads"),
+)
+
+
+class Settings(Section):
+    """All settings of a run."""
+
+    model: ModelSettings
+    task: TaskSettings = TaskSettings()
+    es: EsSettings = EsSettings()
+    engine: EngineSettings = EngineSettings()
+    run: RunSettings
+
+    @model_validator(mode="after")
+    def _engine_knows_perturbation(self):
+        if self.engine.name == "vllm" and self.es.perturbation == "lowrank":
+            raise ValueError(
+                "engine.name: vllm evaluates full perturbations only; set es.perturbation=full, or"
+                " engine.name=hf"
+            )
+        return self
+
+    def flat(self) -> dict[str, Any]:
+        """Full key -> value."""
+        tree = self.model_dump()
+        return {f"{section}.{key}": value for section in tree for key, value in tree[section].items()}
+
+    def to_yaml(self) -> str:
+        """The resolved settings as YAML, in the order of this file."""
+        stream = io.StringIO()
+        yaml = YAML(typ="safe", pure=True)
+        yaml.sort_base_mapping_type_on_output = False
+        yaml.default_flow_style = False
+        yaml.dump(self.model_dump(), stream)
+        return stream.getvalue()

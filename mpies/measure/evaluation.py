@@ -1,0 +1,172 @@
+"""Answers of the model as it is live to a task's rows, with rewards and metrics, spread over the ranks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mpies.engines.base import Completions, Draws, Engine, prompt_text
+from mpies.measure.statistics import mean
+from mpies.ranks import collectives
+from mpies.tasks.base import Row, Scores, Task, TrainerState
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+# Random numbers belong to numbered prompts: training prompts count from 0, held-out ones from here.
+HELD_OUT = 2**31
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are sampled: `samples` for each prompt, with probability softmax(logits / temperature)."""
+
+    samples: int = 1
+    temperature: float = 1.0
+    seed: int = 0
+    first: int = 0
+    """The number of the first prompt; see engines/sampling.py."""
+
+    def draws(self, prompts: int) -> Draws:
+        """For every prompt's samples, one prompt after another."""
+        from mpies.engines.sampler import answer_numbers
+
+        numbers = answer_numbers(self.first + np.arange(prompts), self.samples)
+        return Draws(self.seed, self.temperature, numbers)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a list of rows was answered, `samples` answers to each, one row's after another's.
+
+    rewards and metrics: float64 (answers,), NaN where not scored; tokens: int64 (answers,).
+    """
+
+    rows: list[Row]
+    samples: int
+    completions: list[str]
+    rewards: np.ndarray
+    tokens: np.ndarray
+    metrics: dict[str, np.ndarray] = field(default_factory=dict)
+    mine: list[Completions] = field(default_factory=list)
+    """The answers that this rank has made."""
+
+    @property
+    def reward_mean(self) -> float:
+        return mean(self.rewards)
+
+    def by_prompt(self, values: np.ndarray) -> np.ndarray:
+        """Values of the answers (answers,) as (rows, samples)."""
+        return values.reshape(len(self.rows), self.samples)
+
+    def table_rows(
+        self,
+        generation: int,
+        split: str,
+        keep: int,
+        kl: float = math.nan,
+        drift: dict[str, float] | None = None,
+    ):
+        """The run file's evaluation row, sample rows for the first `keep` prompts, and metric rows.
+
+        `kl` is the divergence from the initial model, `drift` the distances of drift.py.
+        """
+        drift = drift or {}
+        where = {"generation": generation, "split": split}
+        means = {name: mean(values) for name, values in self.metrics.items()}
+        row = {
+            "reward_mean": self.reward_mean,
+            "accuracy": means.pop("accuracy", math.nan),
+            "kl": kl,
+            "tokens": int(self.tokens.sum()),
+            "drift_l2": drift.get("all", math.nan),
+            "answer_tokens": mean(self.tokens),
+        }
+        means |= {f"drift_l2 {group}": value for group, value in drift.items() if group != "all"}
+        samples = [{**where, **answer} for answer in self.answers(keep)]
+        metrics = [{**where, "name": name, "mean": value} for name, value in means.items()]
+        return {**where, **row}, samples, metrics
+
+    def answers(self, keep: int) -> list[dict[str, Any]]:
+        """Prompt, number of the sample, completion, tokens, reward of the first `keep` prompts' answers."""
+        return [
+            {
+                "prompt": prompt_text(self.rows[i // self.samples]["prompt"]),
+                "sample": i % self.samples,
+                "completion": self.completions[i],
+                "tokens": int(self.tokens[i]),
+                "reward": float(self.rewards[i]),
+            }
+            for i in range(min(keep, len(self.rows)) * self.samples)
+        ]
+
+
+def evaluate(
+    comm: Comm,
+    engine: Engine,
+    task: Task,
+    rows: list[Row],
+    batch_size: int,
+    state: TrainerState | None = None,
+    sampling: Sampling | None = None,
+) -> Evaluation:
+    """Answers to the rows, greedy or sampled, their rewards and metrics, the same on every rank.
+
+    Ranks take whole batches, so that answers do not depend on the number of ranks.
+    """
+    mine, results = [], []
+    for batch, draws in share(comm, rows, batch_size, sampling):
+        prompts = [row["prompt"] for row in batch]
+        answers = engine.sample(prompts, draws) if draws else engine.generate(prompts)
+        mine.append(answers)
+        results.append((answers.texts, task.judge(batch, answers.texts, answers.ids, state), answers.tokens))
+    collectives.barrier(comm)
+    ordered = rejoin(collectives.allgather_objects(comm, results))
+    return Evaluation(
+        rows=rows,
+        samples=sampling.samples if sampling else 1,
+        completions=[text for texts, _, _ in ordered for text in texts],
+        rewards=_joined([scores.rewards for _, scores, _ in ordered]),
+        tokens=np.array([n for _, _, tokens in ordered for n in tokens], dtype=np.int64),
+        metrics=_joined_metrics([scores for _, scores, _ in ordered]),
+        mine=mine,
+    )
+
+
+def parts(
+    rows: list[Row], batch_size: int, sampling: Sampling | None
+) -> list[tuple[list[Row], Draws | None]]:
+    """Batches of `batch_size` answers: a row for each, and their random numbers if they are sampled."""
+    draws = sampling.draws(len(rows)) if sampling else None
+    asked = [row for row in rows for _ in range(sampling.samples)] if sampling else rows
+    cuts = [slice(i, i + batch_size) for i in range(0, len(asked), batch_size)]
+    return [(asked[cut], draws.part(cut) if draws else None) for cut in cuts]
+
+
+def share(
+    comm: Comm, rows: list[Row], batch_size: int, sampling: Sampling | None
+) -> list[tuple[list[Row], Draws | None]]:
+    """The batches that this rank answers: every (number of ranks)-th."""
+    return parts(rows, batch_size, sampling)[comm.rank :: comm.size]
+
+
+def rejoin(everyone: list[list[Any]]) -> list[Any]:
+    """In order again what ranks have made of their shares."""
+    ranks, batches = len(everyone), sum(map(len, everyone))
+    return [everyone[b % ranks][b // ranks] for b in range(batches)]
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def _joined_metrics(scores: list[Scores]) -> dict[str, np.ndarray]:
+    """The batches' metrics; NaN where a batch does not have one."""
+    names = dict.fromkeys(name for batch in scores for name in batch.metrics)
+    return {
+        name: _joined([batch.metrics.get(name, np.full(batch.rewards.size, np.nan)) for batch in scores])
+        for name in names
+    }

@@ -1,0 +1,81 @@
+"""The KL divergence of a tuned model to its initial model, estimated on answers of the tuned model.
+
+Of every token that the tuned model pi has sampled, with r = pi_0 / pi of that token given those before
+it, r - log r - 1 is an unbiased estimate of the divergence at that place, and never negative (J. Schulman
+2020, "Approximating KL divergence", k3). The paper averages it over all tokens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mpies.engines.base import Completions
+from mpies.measure.evaluation import Sampling, rejoin, share
+from mpies.measure.statistics import Figure, per_token
+from mpies.ranks import collectives
+from mpies.tasks.base import Row
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+    from mpies.model.initial import Files, Loaded
+    from mpies.replica import Replica
+
+
+def estimate(
+    comm: Comm,
+    replica: Replica,
+    initial: Files | Loaded,
+    rows: list[Row],
+    batch_size: int,
+    sampling: Sampling,
+) -> Figure:
+    """Nats per token, on answers that are sampled for it; the same on every rank. Collective."""
+    mine = share(comm, rows, batch_size, sampling)
+    answers = [replica.engine.sample([row["prompt"] for row in batch], draws) for batch, draws in mine]
+    return divergence(comm, replica, initial, rows, batch_size, sampling, answers)
+
+
+def divergence(
+    comm: Comm,
+    replica: Replica,
+    initial: Files | Loaded,
+    rows: list[Row],
+    batch_size: int,
+    sampling: Sampling,
+    answers: list[Completions],
+) -> Figure:
+    """Nats per token, on `answers`: those to this rank's batches. The same on every rank. Collective.
+
+    The live weights are the unperturbed ones, before and after; in between, they are the initial ones,
+    written over them tensor by tensor, so that the memory of one tensor is needed. The base is only read.
+    """
+    asked = [[row["prompt"] for row in batch] for batch, _ in share(comm, rows, batch_size, sampling)]
+
+    def likelihoods() -> list[list[np.ndarray]]:
+        pairs = zip(asked, answers, strict=True)
+        return [replica.engine.log_probabilities(p, a.ids, sampling.temperature) for p, a in pairs]
+
+    tuned = likelihoods()
+    try:
+        for name, value in initial.items(replica.weights):
+            replica.weights.live[name].copy_(value)
+        base = likelihoods()
+    finally:
+        replica.weights.show_base()
+    sums = [
+        [(float(k3(b, t).sum()), len(t)) for b, t in zip(*batch, strict=True)]
+        for batch in zip(base, tuned, strict=True)
+    ]
+    collectives.barrier(comm)
+    everyone = [pair for batch in rejoin(collectives.allgather_objects(comm, sums)) for pair in batch]
+    table = np.array(everyone, dtype=float).reshape(len(rows), sampling.samples, 2)
+    return per_token(table[..., 0], table[..., 1])
+
+
+def k3(base: np.ndarray, tuned: np.ndarray) -> np.ndarray:
+    """r - log r - 1 for log r = base - tuned, the log-probabilities of tokens: float64 (tokens,)."""
+    log_ratio = base - tuned
+    return np.expm1(log_ratio) - log_ratio  # exact where the ratio is near 1, too

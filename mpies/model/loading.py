@@ -1,0 +1,159 @@
+"""Finding and loading a causal language model and its tokenizer; choosing the live dtype.
+
+safetensors only, no code from model folders, no hub access unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from mpies.errors import InputError, reason
+from mpies.model import embedded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def locate(path: str) -> str:
+    """The folder or hub id that `model.path` stands for; 'quickstart' is the embedded model."""
+    if path != "quickstart":
+        return os.path.expanduser(path)
+    folder = embedded.model_folder()
+    if not (folder / "config.json").exists():
+        raise InputError(
+            f"model.path: {embedded.MODEL_NAME} is not in {folder.parent};"
+            " fetch it once with: python -m mpies.quickstart.fetch"
+        )
+    return str(folder)
+
+
+def choose_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The live dtype for `model.dtype` on a device, and why."""
+    if setting != "auto":
+        return getattr(torch, setting), "as set"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return torch.bfloat16, "the GPU computes in it"
+        return torch.float32, "the GPU has no bfloat16"
+    flags = _cpu_flags()
+    for flag in ("amx_bf16", "avx512_bf16"):
+        if flag in flags:
+            return torch.bfloat16, f"the CPU has {flag}"
+    return torch.float32, "the CPU has no fast bfloat16"
+
+
+def base_dtype(master: str, live: torch.dtype) -> torch.dtype:
+    """The dtype of the base weights for `model.master`."""
+    return live if master == "live" else torch.float32
+
+
+def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model on the CPU, in its checkpoint's dtype, for inference, and its tokenizer.
+
+    Raises InputError when it is not there or cannot be read.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not allow_download:
+        _stay_offline()
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    place = locate(path)
+    options = {"trust_remote_code": False, "local_files_only": not allow_download}
+    tokenizer = _attempt(path, "the tokenizer of ", AutoTokenizer.from_pretrained, place, **options)
+    model, info = _attempt(
+        path,
+        "",
+        AutoModelForCausalLM.from_pretrained,
+        place,
+        dtype="auto",
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
+    # transformers would go on with random values.
+    absent = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
+    if absent:
+        raise InputError(
+            f"model.path: {path} lacks {len(absent)} weights that fit its config.json, {absent[0]} among them"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def outline(path: str, allow_download: bool) -> torch.nn.Module:
+    """The model without its weights: parameters have shapes, but no values and no memory.
+
+    Raises InputError when its configuration is not there or cannot be read.
+    """
+    if not allow_download:
+        _stay_offline()
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = {"trust_remote_code": False, "local_files_only": not allow_download}
+    config = _attempt(path, "the configuration of ", AutoConfig.from_pretrained, locate(path), **options)
+    with torch.device("meta"):
+        return _attempt(path, "", AutoModelForCausalLM.from_config, config, trust_remote_code=False)
+
+
+def folder_of(path: str) -> str:
+    """The folder with the files of a model that was loaded before: a hub id's is in the local cache."""
+    place = locate(path)
+    if Path(place).is_dir():
+        return place
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(place, local_files_only=True)
+
+
+def _stay_offline() -> None:
+    """No library asks the hub for anything, whether it was imported before or will be."""
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+
+
+def _attempt(path: str, what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a loader of transformers; whatever it raises is bad input."""
+    try:
+        return function(*arguments, **options)
+    except Exception as error:
+        absence = _absence(path)
+        kind = "damaged safetensors file, " if isinstance(error, SafetensorError) else ""
+        why = f"{path}: {absence}" if absence else f"{what}{path}: {kind}{reason(error)}"
+        raise InputError(f"model.path: cannot load {why}") from error
+
+
+def _absence(path: str) -> str | None:
+    """Why there is nothing to load at a path; None if there is a folder."""
+    folder = Path(path).expanduser()
+    if folder.is_dir() or path == "quickstart":
+        return None
+    if folder.exists():
+        return "this is a file, not a folder"
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        return "there is no such folder"
+    return (
+        "there is no such folder, and it is not in the local Hugging Face cache;"
+        " model.allow_download=true permits a download"
+    )
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return set(line.split())

@@ -1,0 +1,51 @@
+"""Writing a model as a Hugging Face folder, which appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from mpies.errors import InputError, StorageError, reason
+
+MARK = "mpies.json"
+
+
+def save(model: torch.nn.Module, tokenizer, folder: Path, origin: dict[str, Any] | None = None) -> None:
+    """Write the model as it is live, with tokenizer and generation settings: a Hugging Face folder.
+
+    `origin` (run_uuid, generation, digest) goes along as mpies.json. The folder appears whole or not
+    at all; one that was written by this function before is replaced. Raises StorageError, and
+    InputError if the folder holds anything else.
+    """
+    refuse_overwriting(folder)
+    folder = folder.resolve()
+    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+    try:
+        for left in (partial, old):  # by a save that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / MARK).write_text(json.dumps(origin or {}, indent=1) + "\n")
+        for file in partial.iterdir():
+            shutil.copymode(partial / MARK, file)  # safetensors writes files that only we may read
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageError(f"{folder}: cannot write the model ({reason(error)})") from None
+
+
+def refuse_overwriting(folder: Path) -> None:
+    """Raise InputError if the folder holds anything that `save` did not write."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name another folder for the model")
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
+        raise InputError(f"{folder}: holds other things already; name another folder for the model")

@@ -1,0 +1,145 @@
+"""Base weights and live weights of a model, one rank's copy.
+
+The base is a float32 tensor per parameter and the only truth. The live weights are the model's own
+parameters, in the dtype that the engine computes with; they are overwritten as a whole from the base,
+`live <- cast(base + sigma * sign * noise)`, so there is nothing to restore and nothing that can drift.
+Tied parameters are one tensor. Beyond base and live, no more than one tensor's memory is needed.
+
+With a `master` of bfloat16 the base is kept in that, which halves its memory. A parameter is then
+widened to float32 to be worked on, and an update is rounded to it once, up or down at random, so that
+steps far smaller than bfloat16's spacing count on average. Those random bits, too, are a pure function
+of the generation's first seed: everything stays exact.
+
+An engine may hold the live weights in a model of its own; the transformers model then shares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from mpies.errors import InputError
+from mpies.noise import Kernels
+from mpies.noise.definition import parameter_id
+
+MASTERS = (torch.float32, torch.bfloat16)
+
+Tensors = dict[str, torch.Tensor]
+# What may change a parameter's value, float32, at the end of its update: (name, value).
+Pull = Callable[[str, torch.Tensor], None]
+
+
+class Weights:
+    """Takes over a model's parameters: their values become the base, their storage the live weights.
+
+    Afterwards, the model is on `device` with parameters of `dtype`. Raises InputError for parameters
+    that are not floating point (quantised models), and for a `master`, the base's dtype, of float16.
+    `rank` is that of the noise of matrices, 0: full.
+    `hold(base)` returns where the live weights are: contiguous tensors of `dtype` in the base's shapes, by
+    name. It is called when the base is there and the checkpoint's memory is free again.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: Kernels,
+        rank: int = 0,
+        master: torch.dtype = torch.float32,
+        hold: Callable[[Tensors], Tensors] | None = None,
+    ):
+        if master not in MASTERS:
+            raise InputError(
+                "model.master: live needs live weights in bfloat16, and here they are"
+                f" {str(master).removeprefix('torch.')}; use model.master=float32, or model.dtype=bfloat16"
+            )
+        self.kernels = kernels
+        self.rank = rank
+        self.updates = 0
+        self.base: Tensors = {}
+        # Without duplicates: a tied parameter appears once, under its first state-dict name.
+        for name, parameter in model.named_parameters(remove_duplicate=True):
+            if not parameter.is_floating_point():
+                raise InputError(f"model: {name} is {parameter.dtype}; quantised models cannot be tuned")
+            value = parameter.detach()
+            parameter.requires_grad_(False)
+            # A copy always, never a view of the checkpoint's memory, which may be a mapped file.
+            self.base[name] = torch.empty(value.shape, dtype=master, device=device)
+            self.base[name].copy_(value)
+            parameter.data = torch.empty(0, dtype=dtype, device=device)
+        self.live = hold(self.base) if hold else _memory_for(self.base, dtype)
+        for name, parameter in model.named_parameters(remove_duplicate=True):
+            parameter.data = self.live[name]
+        model.to(device)  # buffers
+        model.config.dtype = dtype
+        self.ids = _ids(list(self.base))
+        self.show_base()
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return sum(base.numel() for base in self.base.values())
+
+    def value(self, name: str) -> torch.Tensor:
+        """The base of a parameter in float32: the base itself, or a copy if its dtype is another."""
+        return self.base[name].float()
+
+    def perturb(self, seed: int, scale: float) -> None:
+        """live <- cast(base + scale * noise(seed)), scale being sigma * sign."""
+        for name, live in self.live.items():
+            self.kernels.perturb(self.value(name).view(-1), live.view(-1), seed, self.ids[name], scale)
+
+    def show_base(self) -> None:
+        """live <- cast(base): the unperturbed model."""
+        for name, base in self.base.items():
+            self.live[name].copy_(base)
+
+    def update(self, seeds: np.ndarray, factors: np.ndarray, pull: Pull | None = None) -> None:
+        """base <- base + sum_d factors_d * noise(seeds_d), tensor by tensor, summed in the order given.
+
+        seeds uint64 (D,), factors float32 (D,): see `population.directions`. Paper, section 3:
+        decomposed in-place update. Without directions the base stays as it is. `pull` is called with
+        each parameter's name and new value, float32, which it may change.
+        """
+        self.updates += 1
+        for name in self.base:
+            self.update_one(name, seeds, factors, pull)
+
+    def update_one(self, name: str, seeds: np.ndarray, factors: np.ndarray, pull: Pull | None = None) -> None:
+        """The same for one parameter."""
+        value, number = self.value(name), self.ids[name]
+        if len(seeds) and self.rank and value.dim() == 2:
+            self.kernels.lowrank_update(value, seeds, factors, number, self.rank)
+        elif len(seeds):
+            self.kernels.update(value.view(-1), seeds, factors, number)
+        if pull:
+            pull(name, value)
+        base = self.base[name]
+        if value is not base:
+            seed = int(seeds[0]) if len(seeds) else 0
+            self.kernels.round(value.view(-1), base.view(-1), seed, number)
+
+    def digest(self) -> int:
+        """64 bits that change with any bit of the base.
+
+        Equal on CPU and GPU, for any order of work.
+        """
+        return sum(self.digest_of(name, self.value(name)) for name in self.base) % 2**64
+
+    def digest_of(self, name: str, tensor: torch.Tensor) -> int:
+        """What a tensor of values adds to the digest if it is the base of that parameter."""
+        return self.kernels.digest(tensor.float().view(-1), self.ids[name])
+
+
+def _memory_for(base: Tensors, dtype: torch.dtype) -> Tensors:
+    return {name: torch.empty_like(tensor, dtype=dtype) for name, tensor in base.items()}
+
+
+def _ids(names: list[str]) -> dict[str, int]:
+    ids = {name: parameter_id(name) for name in names}
+    if len(set(ids.values())) < len(ids):  # one model in 100,000 or so
+        raise InputError("model: two parameter names hash to the same id, so their noise would be equal")
+    return ids

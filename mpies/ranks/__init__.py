@@ -1,0 +1,1 @@
+"""What ranks do together: starting, exchanging, failing, waiting; which device and memory is whose."""

@@ -1,0 +1,112 @@
+"""Starting the ranks' program and ending it: all ranks together, whatever happens on one of them.
+
+Importing this module does not initialise MPI.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from mpies.errors import OrderlyError, RefusedError, reason
+from mpies.ranks.collectives import host, set_timeout
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+# What launchers say about the number of ranks. They are believed over a communicator of size 1.
+LAUNCHER_SIZES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE")
+
+# A rank's number before MPI is initialised. Slurm's comes last: under mpirun, it numbers nodes.
+LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PALS_RANKID", "SLURM_PROCID")
+
+START_TIMEOUT = 1800  # seconds, as long as the settings are not known
+
+
+def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoReturn:
+    """Run `main(communicator, arguments)` on every rank and exit with the status it returns.
+
+    Whatever else ends `main` on one rank (an exception, sys.exit, an exception in a thread) ends all
+    ranks, non-zero, with that rank's traceback on screen. Bad input ends with one line and status 2.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        _print_problem(
+            f"no MPI library ({reason(error)}); load your site's MPI module, or: pip install mpich"
+        )
+        sys.exit(2)
+    comm = MPI.COMM_WORLD
+    threading.excepthook = lambda failure: _abort(comm, failure.exc_value)
+    if comm.size > 1:
+        threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
+    try:
+        _refuse_singletons(comm)
+        set_timeout(comm, START_TIMEOUT)
+        status = main(comm, arguments)
+    except OrderlyError as error:
+        if not error.collective:
+            _abort(comm, error)
+        if comm.rank == 0:
+            _print_problem(str(error))
+        status = error.status
+    except BaseException as error:
+        _abort(comm, error)
+    sys.exit(status)
+
+
+def is_first() -> bool:
+    """Is this rank 0, as far as the launcher says? For what is printed without initialising MPI."""
+    known = (os.environ[variable] for variable in LAUNCHER_RANKS if variable in os.environ)
+    return next(known, "0") == "0"
+
+
+def _refuse_singletons(comm: Comm) -> None:
+    """A launcher of another MPI starts N programs that each believe to be alone: refuse that."""
+    if comm.size > 1:
+        return
+    for variable in LAUNCHER_SIZES:
+        if int(os.environ.get(variable) or 1) > 1:
+            raise RefusedError(
+                f"{variable}={os.environ[variable]}, but this rank is alone: the launcher and mpi4py's"
+                " MPI do not match. Launch with the mpirun of that MPI, or with the srun --mpi=... that"
+                " fits it"
+            )
+
+
+def _end_with_launcher(parent: int) -> NoReturn:
+    """End when the process that started this rank is gone.
+
+    A launcher that dies leaves its ranks behind, and they would wait for one another for ever.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _print_problem(message: str) -> None:
+    for line in message.splitlines():
+        print(f"mpies: {line}", file=sys.stderr, flush=True)
+
+
+def _abort(comm: Comm, error: BaseException) -> NoReturn:
+    """Print why this rank ends and take all others along."""
+    status = 1
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        status = error.code % 256 or 1  # what is left of it as an exit status, but never success
+    if isinstance(error, OrderlyError):
+        status = error.status
+        _print_problem(f"rank {comm.rank}: {error}" if comm.size > 1 else str(error))
+    else:
+        text = "".join(traceback.format_exception(error))
+        where = f"rank {comm.rank} of {comm.size} on {host()}"
+        print(f"mpies: {where} failed and ends the job:\n{text}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    time.sleep(0.5)  # the launcher forwards what was printed; an abort at once cuts off 1 in 20
+    comm.Abort(status)
+    os._exit(status)

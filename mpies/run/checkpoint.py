@@ -1,0 +1,108 @@
+"""Weight checkpoints: the base of one generation as a safetensors file. They only save replay time.
+
+The run file is the checkpoint of every generation; these spare a restart the replay from the initial
+model. A checkpoint is written under a temporary name, synced and renamed; it carries the run's uuid
+and its generation, and its digest is compared with the run file's before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from mpies.errors import StorageError, reason
+from mpies.model.weights import Weights
+
+KEPT = 2
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # of a base's dtype, in the file
+NAME = "checkpoint-{:06d}.safetensors"
+
+
+def write(folder: Path, weights: Weights, run_uuid: str, generation: int) -> None:
+    """Write the base of `generation` to the folder, tensor by tensor, and keep the newest two."""
+    path = folder / NAME.format(generation)
+    partial = path.with_suffix(".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(_header(weights, {"run_uuid": run_uuid, "generation": str(generation)}))
+            for base in weights.base.values():
+                file.write(base.cpu().view(-1).view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        # Those of later generations are left from another run in this folder.
+        numbers = _checkpoints(folder)
+        kept = [number for number in numbers if number <= generation][:KEPT]
+        for number in set(numbers) - set(kept):
+            numbers[number].unlink()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise StorageError(f"{path}: cannot write the checkpoint ({reason(error)})") from None
+
+
+def restore(folder: Path, weights: Weights, run_uuid: str, digests: np.ndarray, limit: int, say=print) -> int:
+    """Load the newest usable checkpoint of at most `limit` generations into the base.
+
+    digests: uint64 (G,), the run file's. Returns its generation, 0 if there is none. A damaged
+    checkpoint, or one of another run, is skipped with a message.
+    """
+    for generation, path in _checkpoints(folder).items():
+        if not 0 < generation <= limit:
+            continue
+        try:
+            with safe_open(path, "pt") as file:
+                problem = _problem(file, weights, run_uuid, generation, int(digests[generation - 1]))
+                if problem is None:
+                    for name, base in weights.base.items():
+                        base.copy_(file.get_tensor(name))
+                    return generation
+        except (SafetensorError, OSError, ValueError) as error:
+            problem = f"unreadable ({error})"
+        say(f"{path.name}: {problem}; skipped")
+    return 0
+
+
+def _problem(file, weights: Weights, run_uuid: str, generation: int, digest: int) -> str | None:
+    """Why an open checkpoint cannot be used; None if it can. Reads it once, a tensor at a time."""
+    metadata = file.metadata() or {}
+    if metadata.get("run_uuid") != run_uuid or metadata.get("generation") != str(generation):
+        return "it belongs to another run"
+    if set(file.keys()) != set(weights.base):
+        return "it holds other parameters"
+    total = 0
+    for name, base in weights.base.items():
+        stored = file.get_tensor(name)
+        if stored.shape != base.shape or stored.dtype != base.dtype:
+            return f"it holds another {name}"
+        total += weights.digest_of(name, stored.to(base.device))
+    return None if total % 2**64 == digest else "damaged: its digest is not the run file's"
+
+
+def _header(weights: Weights, metadata: dict[str, str]) -> bytes:
+    """The head of a safetensors file: its length, then JSON, padded to 8 bytes."""
+    entries: dict = {"__metadata__": metadata}
+    offset = 0
+    for name, base in weights.base.items():
+        end = offset + base.numel() * base.element_size()
+        entries[name] = {"dtype": NAMES[base.dtype], "shape": list(base.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """generation -> file, newest first."""
+    found = {}
+    for path in folder.glob("checkpoint-*.safetensors"):
+        number = path.stem.removeprefix("checkpoint-")
+        if number.isdecimal():
+            found[int(number)] = path
+    return dict(sorted(found.items(), reverse=True))

@@ -1,0 +1,124 @@
+"""Going on with a run: find its file, check that it is the same run, bring the base to where it was."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpies import config
+from mpies.errors import InputError, RefusedError
+from mpies.model.anchor import Anchor
+from mpies.model.weights import Weights
+from mpies.ranks import collectives
+from mpies.run import checkpoint
+from mpies.run.replaying import replay
+from mpies.runfile import History, RunFile
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+
+def find(comm: Comm, settings: config.Settings, path: Path) -> tuple[RunFile | None, History | None]:
+    """The run file that is there, opened on rank 0, and its history, on every rank; else None, None.
+
+    Raises RefusedError when `run.resume` forbids what is there, the settings are another run's, or
+    the directory cannot be written to. Collective.
+    """
+    log: RunFile | None = None
+
+    def look() -> History | None:
+        nonlocal log
+        if not _expected(settings.run.resume, path):
+            return None
+        log = RunFile.reopen(path, settings.es.generations)
+        history = log.history()
+        config.refuse_changes(config.from_yaml(history.settings), settings)
+        if history.generations > settings.es.generations:
+            raise InputError(
+                f"es.generations: given {settings.es.generations}, but the run file holds"
+                f" {history.generations} already; python -m mpies.replay gives the weights of any of them"
+            )
+        return history
+
+    history = collectives.on_root(comm, look)
+    return log, history
+
+
+def refuse_other_data(history: History, digest: str) -> None:
+    """Raise RefusedError if the task's data are not those that the run began with."""
+    if history.data_digest not in ("", digest):  # none in files of earlier versions
+        raise RefusedError(
+            f"task.train_data: the data, held-out ones included, have digest {digest[:16]}, but the run"
+            f" began with {history.data_digest[:16]}; for other data, begin a new run in another"
+            " run.directory"
+        )
+
+
+def restore(
+    comm: Comm,
+    weights: Weights,
+    history: History,
+    facts: dict[str, Any],
+    folder: Path,
+    anchor: Anchor | None = None,
+    say=print,
+) -> None:
+    """Bring the initial base to the history's last generation: a checkpoint, then replay. Collective.
+
+    Raises RefusedError when the initial model or the live dtype is not the run's, or when the result
+    is not what the run file's digest says.
+    """
+    start = time.perf_counter()
+    if facts["dtype"] != history.dtype:
+        raise RefusedError(
+            f"model.dtype: the run was begun with {history.dtype}, but here it would be"
+            f" {facts['dtype']}; set model.dtype={history.dtype}"
+        )
+    if facts["model_digest"] != history.model_digest:
+        raise RefusedError(
+            f"model.path: {facts['model_path']} has digest {facts['model_digest']:016x}, but the run"
+            f" began with {history.model_digest:016x}: another model, or a changed one"
+        )
+    last = history.generations
+    if last == 0:
+        return
+    first = checkpoint.restore(folder, weights, history.run_uuid, history.digest, last, say)
+    began = collectives.allgather_objects(comm, first)
+    if len(set(began)) > 1:
+        without = [rank for rank, generation in enumerate(began) if generation < max(began)]
+        say(
+            f"{collectives.named(comm, without)} cannot read checkpoint {max(began)} of run.directory, and"
+            " must replay more: with run.checkpoint_every, all nodes should see the directory"
+        )
+    collectives.together(comm, _replay, weights, history, first, last, anchor)
+    origin = f"checkpoint {first}" if first else "the initial model"
+    say(f"resuming after generation {last}, replayed from {origin} in {time.perf_counter() - start:.1f} s")
+
+
+def _replay(weights: Weights, history: History, first: int, last: int, anchor: Anchor | None) -> None:
+    (digest,) = replay(weights, history, first, last, anchor=anchor)
+    if digest != history.digest[-1]:
+        raise InputError(
+            f"run.directory: replaying {last} generations gives digest {digest:016x}, not the run file's"
+            f" {history.digest[-1]:016x}; python -m mpies.replay --verify tells where they part"
+        )
+
+
+def _expected(resume: str, path: Path) -> bool:
+    """Is there a run file to go on with? Raises InputError if that is not what `run.resume` says."""
+    if path.exists():
+        if resume == "never":
+            raise InputError(
+                f"run.directory: {path} exists already; choose another directory, or run.resume=auto"
+            )
+        return True
+    if resume == "must":
+        raise InputError(f"run.resume: must, but there is no {path}")
+    parent = path.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"run.directory: cannot write to {parent}")
+    return False

@@ -1,0 +1,215 @@
+"""What rank 0 shows: the banner, the progress of generations, answers before and after.
+
+On a terminal, a progress bar; otherwise a plain line per generation, flushed. A launcher passes its
+ranks' output through a pipe, so the terminal is looked for at the launcher (`_terminal_behind`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+import mpies
+from mpies.config import Settings
+from mpies.phases import PHASES
+from mpies.runfile import open_for_reading
+from mpies.text import clip, count, duration
+
+LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
+# What starts ranks on other nodes; the launcher's terminal cannot be seen from there.
+DAEMONS = ("prted", "orted")
+
+
+class Screen:
+    """Shows a run on rank 0; on other ranks (`quiet`) it shows nothing."""
+
+    def __init__(self, quiet: bool, progress: str):
+        terminal = None if quiet or progress == "lines" else _terminal_behind()
+        self.bar = not quiet and (progress == "bar" or (progress == "auto" and terminal is not None))
+        self.console = Console(
+            quiet=quiet,
+            force_terminal=self.bar,
+            width=terminal or (None if sys.stdout.isatty() else 100),
+            highlight=False,
+            soft_wrap=not self.bar,
+        )
+        self._progress: Progress | None = None
+
+    def say(self, text: str) -> None:
+        """One line, at once."""
+        self.console.print(text, markup=False)
+        sys.stdout.flush()
+
+    def banner(self, settings: Settings, facts: dict[str, Any], places: list[dict[str, Any]]) -> None:
+        """What runs where."""
+        es = settings.es
+        pairs = f" in {es.population // 2} antithetic pairs" if es.antithetic else ""
+        table = Table.grid(padding=(0, 2))
+        for key, value in {
+            "model": f"{facts['model_name']}, {count(facts['parameters'])} parameters,"
+            f" digest {facts['model_digest']:016x}",
+            "weights": f"base {facts['base_dtype']}, live {facts['dtype']} ({facts['dtype_reason']})",
+            "task": f"{settings.task.name}: {facts['train']} training, {facts['held_out']} held-out prompts",
+            "population": f"{es.population} members{pairs}, sigma {es.sigma:g}, alpha {es.alpha:g},"
+            f" seed {es.seed}",
+            "perturbation": f"low rank {es.rank}, {es.block} members in a batch"
+            if es.noise_rank
+            else "full, one member at a time",
+            "ranks": f"{len(places)} on {_places(places)}, {settings.run.threads} CPU thread(s) each",
+            "run file": facts["run_file"],
+        }.items():
+            table.add_row(f"  {key}", Text(str(value)))
+        self.say(f"mpies {mpies.__version__}")
+        self.console.print(table)
+        sys.stdout.flush()
+
+    @contextlib.contextmanager
+    def progress(self, done: int, total: int):
+        """While generations are made, `done` of `total` being there already."""
+        self._done, self._total = done, total
+        if self.bar:
+            self._progress = Progress(
+                TextColumn("generation {task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("reward {task.fields[reward]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                console=self.console,
+            )
+            self._task = self._progress.add_task("", completed=done, total=total, reward="...")
+            self._progress.start()
+        try:
+            yield
+        finally:  # a bar that is not stopped leaves the cursor hidden
+            if self._progress:
+                self._progress.stop()
+                self._progress = None
+
+    def generation(self, row: dict[str, Any]) -> None:
+        """A generation is committed."""
+        self._done += 1
+        left = self._total - self._done
+        if self._progress:
+            self._progress.update(self._task, advance=1, reward=f"{row['reward_mean']:.4g}")
+            return
+        self.say(
+            f"generation {self._done}/{self._total}  reward {row['reward_mean']:.4g}"
+            f" +- {row['reward_std']:.3g}  best {row['reward_max']:.4g}  {row['seconds']:.1f} s"
+            f"  {row['tokens'] / row['seconds']:.0f} tokens/s"
+            f"  {left} left, {duration(left * row['seconds'])}"
+        )
+
+    def result(self, path: Path) -> None:
+        """From the run file: answers and rewards before and after, and where the time went."""
+        with open_for_reading(path) as file:
+            self._answers(file["sample"])
+            self._rewards(file["evaluation"])
+            self._times(file["generation"], file.attrs["generations_committed"])
+
+    def _answers(self, samples) -> None:
+        generation, split = samples["generation"][:], samples["split"].asstr()[:]
+        prompts, answers = samples["prompt"].asstr()[:], samples["completion"].asstr()[:]
+        kept = [i for i in range(len(split)) if split[i] == "held_out"]
+        if not kept:
+            return
+        last = {prompts[i]: answers[i] for i in kept}
+        table = Table("held-out prompt", "before", "after", show_lines=True, expand=True)
+        for i in kept:
+            if generation[i] == 0:
+                cells = (prompts[i], answers[i], last[prompts[i]])
+                table.add_row(*(Text(clip(text)) for text in cells))
+        self.console.print(table)
+
+    def _rewards(self, evaluations) -> None:
+        columns = (evaluations[name][:] for name in ("reward_mean", "accuracy", "answer_tokens"))
+        splits: dict[str, list[tuple[float, ...]]] = {}
+        for split, *row in zip(evaluations["split"].asstr()[:], *columns, strict=True):
+            splits.setdefault(split, []).append(row)
+        for split, rows in splits.items():
+            (reward, right, tokens), (reward_after, right_after, tokens_after) = rows[0], rows[-1]
+            name = split.replace("_", "-")
+            text = f"mean reward, {name} prompts: {reward:.4g} before, {reward_after:.4g} after"
+            if not np.isnan([right, right_after]).any():
+                text += f"; right answers: {100 * right:.3g} %, {100 * right_after:.3g} %"
+            self.say(f"{text}; tokens an answer: {tokens:.3g}, {tokens_after:.3g}")
+
+    def _times(self, generations, committed: int) -> None:
+        seconds = {phase: np.nansum(generations[f"seconds_{phase}"][:committed]) for phase in PHASES}
+        total = sum(seconds.values())
+        if total:
+            shares = sorted(seconds.items(), key=lambda item: -item[1])
+            self.say("time: " + ", ".join(f"{p} {100 * s / total:.1f} %" for p, s in shares))
+
+    def next_steps(self, path: Path, generations: int, ranks: int) -> None:
+        """Where things are and what to type next."""
+        python = _as_typed(Path(sys.executable))
+        kept = [a for a in sys.argv[1:] if not a.startswith("es.generations=")]
+        again = shlex.join([*kept, f"es.generations={2 * generations or 10}"])
+        mpirun = Path(sys.executable).with_name("mpirun")
+        launch = _as_typed(mpirun) if mpirun.exists() else "mpirun"
+        middle = max(1, generations // 2)
+        self.say(f"tuned model: {path.parent / 'model'} (a Hugging Face folder)")
+        self.say(f"run file:    {path} (HDF5; a checkpoint of every generation)")
+        self.say("next:")
+        self.say(f"  {launch} -n {ranks} {python} -m mpies.train {again}    # go on from here")
+        self.say(f"  {python} -m mpies.replay {path} --generation {middle} --output gen{middle}")
+        self.say(f"  {python} -m mpies.analyze summary {path}    # also plot, compare, report, watch, ...")
+        self.say(f"  {python} -m mpies.train --help    # all settings")
+
+
+def _as_typed(program: Path) -> str:
+    """A program's path as one would type it here."""
+    try:
+        return str(program.relative_to(Path.cwd()))
+    except ValueError:
+        return str(program)
+
+
+def _places(places: list[dict[str, Any]]) -> str:
+    """Hosts with their devices: 'node1 (cuda:0, cuda:1), node2 (...)', shortened for many."""
+    hosts: dict[str, Counter] = {}
+    for place in places:
+        hosts.setdefault(place["host"], Counter())[place["device"]] += 1
+    shown = [
+        f"{host} ({', '.join(f'{n} x {d}' if n > 1 else d for d, n in devices.items())})"
+        for host, devices in list(hosts.items())[:4]
+    ]
+    more = f" and {len(hosts) - 4} more hosts" if len(hosts) > 4 else ""
+    return ", ".join(shown) + more
+
+
+def _terminal_behind() -> int | None:
+    """The width of the terminal that shows our output, directly or through a launcher; else None.
+
+    The launcher is asked first: Open MPI gives every rank a terminal of its own, whatever mpirun's
+    output goes to.
+    """
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+            if name in LAUNCHERS:
+                terminal = os.open(f"/proc/{pid}/fd/1", os.O_WRONLY | os.O_NOCTTY)
+                try:
+                    return os.get_terminal_size(terminal).columns if os.isatty(terminal) else None
+                finally:
+                    os.close(terminal)
+        except (OSError, ValueError):
+            return None
+        if name in DAEMONS:
+            return None
+        pid = parent
+    return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None

@@ -1,0 +1,263 @@
+"""mpies.check says before a job what the job would run into, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import launching
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from jobs import Job, arguments, train
+from mpies.check import ranks, storage
+from mpies.check.forecast import Forecast, jobs_needed
+from mpies.check.memory import room_to_load
+from mpies.check.report import duration
+from mpies.ranks import memory
+from mpies.text import size
+
+CHECK = ("-m", "mpies.check")
+
+
+def check(n: int, *arguments: str | Path, program=CHECK):
+    """The check's exit code, table and problems."""
+    ended = launching.mpirun(n, *program, *arguments)
+    return ended.returncode, ended.stdout, launching.problems(ended.stderr), ended.stderr
+
+
+def lines(table: str) -> dict[str, str]:
+    """what -> mark and value."""
+    found = {}
+    for line in table.splitlines():
+        mark, _, rest = line.partition(" ")
+        if mark in ("ok", "note", "FAIL"):
+            what, value = rest.strip().split(maxsplit=1)
+            found[what] = f"{mark}: {value}"
+    return found
+
+
+def assert_fails(result, what: str, problem: str) -> None:
+    """With that one problem, marked in the table, and what needs it is not tried."""
+    code, table, problems, stderr = result
+    assert code == 2, stderr
+    assert problem in problems[0], stderr
+    assert lines(table)[what].startswith("FAIL: ")
+    assert "evaluation" not in lines(table) or what in ("evaluation", "time")
+    assert table.splitlines()[-1] == "verdict: this job would fail"
+
+
+@pytest.mark.launch
+def test_a_job_that_would_run(tmp_path, tiny_model):
+    folder = tmp_path / "runs" / "new"
+    words = arguments(tiny_model(), folder, 100, run__time_limit="2:00:00", es__perturbation="full")
+    code, table, problems, stderr = check(2, *words)
+    assert (code, problems) == (0, []), stderr
+    assert table.splitlines()[-1].startswith("verdict: this job would run")
+    said = lines(table)
+    assert "mpi4py" in said["MPI"] and said["MPI"].endswith("2 rank(s)")
+    assert "a new run" in said["directory"]
+    assert said["run"].startswith("ok: file") and "locked" in said["run"] and "not" not in said["run"]
+    assert said["time"].startswith("ok: 100 generation(s) to go") and said["time"].endswith("1 job(s) of 2 h")
+    assert "3 such block(s)" in said["generation"], "5 members on 2 ranks"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.launch
+def test_a_run_that_goes_on_is_looked_at_and_left_as_it_is(tmp_path, tiny_model):
+    words = arguments(tiny_model(), tmp_path, 4)
+    train(1, *words)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, table, _, stderr = check(1, *words, "es.generations=9")
+    assert code == 0, stderr
+    assert "goes on after generation 4" in lines(table)["directory"]
+    assert "5 generation(s) to go" in lines(table)["time"]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert_fails(check(1, *words, "es.sigma=0.2"), "directory", "es.sigma: the run was begun with 0.3")
+    assert_fails(check(1, *words, "run.resume=never"), "directory", "exists already")
+
+
+@pytest.mark.launch
+def test_a_directory_that_another_job_writes_to(tmp_path, tiny_model):
+    words = arguments(tiny_model(), tmp_path, 10**6)
+    with Job(1, *words) as job:
+        job.wait_for("generation 1/")
+        assert_fails(check(1, *words), "directory", "is in use by another job")
+
+
+@pytest.mark.launch
+def test_models_that_cannot_be_loaded(tmp_path, tiny_model):
+    words = arguments(tiny_model(), tmp_path / "run", 4)
+    assert_fails(
+        check(1, *words, "model.path=org/none"), "memory", "it is not in the local Hugging Face cache"
+    )
+    without = shutil.copytree(tiny_model(), tmp_path / "without-weights")
+    (without / "model.safetensors").unlink()
+    assert_fails(check(1, *words, f"model.path={without}"), "model", "model.path: cannot load")
+    huge = shutil.copytree(tiny_model(), tmp_path / "huge")
+    config = json.loads((huge / "config.json").read_text())
+    (huge / "config.json").write_text(json.dumps({**config, "vocab_size": 10**10, "hidden_size": 128}))
+    result = check(1, *words, f"model.path={huge}")
+    assert_fails(result, "memory", "of memory free, but needs")
+    assert "model" not in lines(result[1]), "what does not fit is not loaded"
+
+
+@pytest.mark.launch
+def test_initial_weights_that_cannot_be_read_one_by_one(tmp_path, tiny_model):
+    """Decay towards them needs that; KL divergence and drift load the model as a whole."""
+    given = AutoModelForCausalLM.from_pretrained(tiny_model(tied=True))
+    given.model.save_pretrained(tmp_path / "bare")  # its weights have other names than the whole model's
+    AutoTokenizer.from_pretrained(tiny_model(tied=True)).save_pretrained(tmp_path / "bare")
+    words = [*arguments(tmp_path / "bare", tmp_path / "run", 4), "run.measure_drift=true"]
+    assert check(1, *words)[0] == 0
+    assert_fails(check(1, *words, "es.anchor_decay=0.1"), "model", "es.anchor_decay: the initial weights")
+    words = arguments(tiny_model(), tmp_path / "run", 4, es__anchor_decay=0.1)
+    assert check(1, *words)[0] == 0
+
+
+@pytest.mark.launch
+def test_a_time_limit_that_no_generation_fits(tmp_path, tiny_model):
+    words = arguments(tiny_model(), tmp_path, 4, run__time_limit="0:05")
+    assert_fails(check(1, *words), "time", "run.time_limit: not one generation")
+
+
+@pytest.mark.launch
+def test_bad_settings_are_told_without_a_table(tmp_path, tiny_model):
+    code, table, problems, stderr = check(2, *arguments(tiny_model(), tmp_path, 4), "es.sigma=-1")
+    assert (code, table, len(problems)) == (2, "", 1), stderr
+    assert problems[0].startswith("es.sigma: given -1")
+
+
+REWARD = """
+from mpi4py import MPI
+
+def judge(prompts, completions, **columns):
+    if MPI.COMM_WORLD.rank == 1:
+        raise ConnectionError("the judge does not answer")
+    return [0.0 for c in completions]
+"""
+
+
+@pytest.mark.launch
+def test_a_reward_function_that_fails(tmp_path, tiny_model):
+    (tmp_path / "rewards.py").write_text(REWARD)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "3 + 5 ="}\n')
+    words = [
+        *arguments(tiny_model(), tmp_path / "run", 4),
+        f"task.reward={tmp_path}/rewards.py:judge",
+        f"task.train_data={tmp_path}/prompts.jsonl",
+    ]
+    result = check(2, *words)
+    assert_fails(result, "evaluation", "rank 1 with ConnectionError: the judge does not answer")
+    assert result[3].count("Traceback (most recent call last)") == 1
+    assert_fails(check(1, *words, f"task.reward={tmp_path}/rewards.py:jugde"), "task", "judge")
+
+
+@pytest.mark.launch
+def test_help_is_printed_once():
+    ended = launching.mpirun(3, *CHECK, "--help")
+    assert ended.returncode == 0 and ended.stdout.count("run.time_limit:") == 1
+    ended = launching.mpirun(3, "-m", "mpies.train", "--help")
+    assert ended.returncode == 0 and ended.stdout.count("run.time_limit:") == 1
+
+
+# Parts
+
+
+def rank_facts(gpu: str | None, cores: set[int]) -> dict:
+    return {"host": "n1", "device": "cuda:0" if gpu else "cpu", "gpu": gpu, "cores": cores, "rank": 3}
+
+
+@pytest.mark.parametrize("share, problem", [(False, True), (True, False)])
+def test_two_ranks_on_one_gpu_have_to_be_asked_for(share, problem):
+    facts = [rank_facts("a", {0, 1}), rank_facts("a", {2, 3}), rank_facts("b", {4, 5})]
+    found = ranks.host_finding("n1", facts, 1, share)
+    assert bool(found.problem) == problem
+    assert not problem or "--share-gpus" in found.problem
+    assert not ranks.host_finding("n1", facts[1:], 1, False).problem
+
+
+@pytest.mark.parametrize(
+    "cores, threads, note",
+    [([{0}, {1}], 1, False), ([{0}, {0}], 1, True), ([{0, 1}, {0, 1}], 1, False), ([{0}, {1}], 2, True)],
+)
+def test_ranks_that_share_cores_are_noted(cores, threads, note):
+    facts = [rank_facts(None, mine) for mine in cores]
+    assert bool(ranks.host_finding("n1", facts, threads, False).note) == note
+
+
+def test_a_lock_that_nobody_holds_keeps_nobody_out(tmp_path):
+    (tmp_path / "run.lock").touch()
+    assert not storage.kept_out(tmp_path / "run.h5")
+
+
+def test_a_file_system_is_named_by_the_nearest_mount():
+    assert storage.file_system(Path("/proc/self/status")) == "proc"
+
+
+@pytest.mark.parametrize(
+    "limit, used, left", [("1000", "300", [700]), ("max", "300", []), ("", "300", []), ("1000", "", [])]
+)
+def test_what_a_control_group_leaves(tmp_path, limit, used, left):
+    (tmp_path / "max").write_text(limit + "\n")
+    (tmp_path / "current").write_text(used + "\n")
+    assert list(memory.left(tmp_path / "max", tmp_path / "current")) == left
+    assert list(memory.left(tmp_path / "absent", tmp_path / "current")) == []
+
+
+@pytest.mark.parametrize(
+    "stat",
+    ["active_file 30\ninactive_file 4\n", "active_file 1\ntotal_active_file 30\ntotal_inactive_file 4\n"],
+)
+def test_copies_of_files_are_there_to_be_had(tmp_path, stat):
+    (tmp_path / "max").write_text("1000\n")
+    (tmp_path / "current").write_text("300\n")
+    (tmp_path / "memory.stat").write_text("anon 250\n" + stat)
+    assert list(memory.left(tmp_path / "max", tmp_path / "current")) == [734]
+
+
+ONE = Forecast(start=10.0, generation=5.0, update=1.0, blocks=(1,))
+
+
+@pytest.mark.parametrize(
+    "limit, done, total, every, expected",
+    [
+        (1000, 0, 10, 0, (1, 10)),
+        (1000, 10, 10, 0, (0, 10)),
+        (19, 0, 10, 0, (0, 0)),  # 10 to start, 5 to leave, and a generation of 5
+        (21, 0, 1, 0, (1, 1)),
+        (26.5, 0, 8, 0, (5, 6)),  # 2, then 1 at a time, since others are replayed first; then none
+        (26.5, 0, 8, 2, (4, 8)),  # with checkpoints, nothing is replayed
+        (26.5, 6, 8, 0, (0, 6)),
+    ],
+)
+def test_jobs_that_follow_one_another(limit, done, total, every, expected):
+    assert jobs_needed(ONE, limit, done, total, every) == expected
+
+
+def test_words_for_sizes_and_times():
+    assert [size(n) for n in (12, 1234, 5.6e6, 30.46e9)] == ["12 B", "1.23 kB", "5.6 MB", "30.5 GB"]
+    words = [duration(s) for s in (0.0021, 3.44, 75, 130, 7200, 86400)]
+    assert words == ["2.1 ms", "3.4 s", "75 s", "2.17 min", "2 h", "24 h"]
+
+
+def test_the_probe_is_a_run_file_that_readers_understand(tmp_path):
+    from mpies import config
+
+    settings = config.load([f"run.directory={tmp_path}"])
+    log = storage.new_run_file(tmp_path / "probe" / "run.h5", settings)
+    assert 0 < storage.seconds_of_commit(log, settings.es.population) < 60
+    assert storage.sees(tmp_path / "probe" / "run.h5")
+    log.close()
+    with h5py.File(tmp_path / "probe" / "run.h5", "r") as file:
+        assert file.attrs["generations_committed"] == storage.COMMITS
+
+
+def test_all_ranks_of_a_node_load_into_its_own_memory_at_once():
+    fits = room_to_load(10**9, {"big": (8, 9 * 10**9), "small": (1, 15 * 10**8)})
+    assert (fits.mark, fits.value) == ("ok", "1 GB of small's own memory while 1 rank(s) load, 1.5 GB there")
+    too_many = room_to_load(10**9, {"big": (8, 9 * 10**9), "small": (2, 15 * 10**8)})
+    assert too_many.mark == "FAIL"
+    assert too_many.problem.startswith("small has 1.5 GB of its own memory free, but 2 rank(s)")

@@ -1,0 +1,171 @@
+"""Run files with made-up numbers, as large as wanted, in files of the program's own writer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from mpies import config
+from mpies.es.population import Population
+from mpies.phases import PHASES
+from mpies.runfile import RunFile
+
+BASE = ("es.population=16", "es.perturbation=full", "es.antithetic=true")
+
+
+def write_run(
+    folder: Path,
+    *settings: str,
+    generations: int = 30,
+    ranks: int = 4,
+    gain: float = 100.0,
+    scatter: float = 30.0,
+    evaluate_every: int = 10,
+    kl: float | None = None,
+    hosts: int = 1,
+) -> Path:
+    """A finished run whose mean reward rises by `gain` from -gain, with `scatter` among members.
+
+    `settings` are command-line settings, beyond BASE. `kl`: that at the end, if measured.
+    Deterministic, by es.seed.
+    """
+    wanted = [*BASE, *settings, f"es.generations={generations}", f"run.directory={folder}"]
+    chosen = config.load(wanted)
+    log = RunFile.create(
+        folder / "run.h5",
+        chosen.to_yaml(),
+        _start(ranks, hosts),
+        population=chosen.es.population,
+        generations=generations,
+        model_path="made/up",
+        model_digest=np.uint64(7),
+        parameters=1_000_000,
+        dtype="float32",
+    )
+    log.close()
+    curve = _curve(generations, gain)
+    evaluated = sorted({*range(0, generations, evaluate_every), generations})
+    with h5py.File(folder / "run.h5", "r+") as file:
+        _fill(file, chosen.es, curve, scatter, ranks)
+        for g in evaluated:
+            _evaluate(file, g, curve[g], kl and kl * g / max(1, generations))
+    return folder / "run.h5"
+
+
+def evaluation(generation: int, reward: float, kl: float | None) -> tuple[dict, list[dict]]:
+    """A row of /evaluation, and three kept answers."""
+    unmeasured = {"accuracy": np.nan, "drift_l2": np.nan}
+    measured = {**unmeasured, "answer_tokens": 12.5, "kl": np.nan if kl is None else kl}
+    row = {"generation": generation, "reward_mean": reward - 5, "tokens": 100, **measured}
+    samples = [
+        {
+            "generation": generation,
+            "split": "held_out",
+            "prompt": f"prompt {i}",
+            "completion": f"answer {generation}.{i}",
+            "reward": reward - i,
+        }
+        for i in range(3)
+    ]
+    return row, samples
+
+
+def evaluate_later(path: Path, generation: int, samples: int = 0, **figures: float) -> None:
+    """What `mpies.evaluate --log` adds: figures with a standard error of 0.5, and answers to two prompts.
+
+    `samples`: sampled at temperature 0.7; 0: greedy, and the answers are those of `evaluation`.
+    """
+    where = {
+        "generation": generation,
+        "split": "held_out",
+        "seed": 42,
+        "temperature": 0.7 if samples else 0.0,
+    }
+    shape = {**where, "prompts": 3, "samples": samples or 1}
+    answers = [
+        {**where, "prompt": f"prompt {i}", "sample": s, "tokens": 5, "reward": -float(i)}
+        | {"completion": f"sampled {generation}.{i}.{s}" if samples else f"answer {generation}.{i}"}
+        for i in range(2)
+        for s in range(samples or 1)
+    ]
+    log = RunFile.reopen(path, generation)
+    log.add_command(
+        [], [], [], [{**shape, "name": n, "mean": m, "error": 0.5} for n, m in figures.items()], answers
+    )
+    log.close()
+
+
+def _evaluate(file: h5py.File, generation: int, reward: float, kl: float | None) -> None:
+    row, samples = evaluation(generation, reward, kl)
+    _append(file["evaluation"], {**row, "split": "train", "kl": np.nan})
+    _append(file["evaluation"], {**row, "split": "held_out", "reward_mean": row["reward_mean"] - 10})
+    for sample in samples:
+        _append(file["sample"], sample)
+
+
+def _append(table: h5py.Group, row: dict) -> None:
+    for name, value in row.items():
+        table[name].resize(len(table[name]) + 1, axis=0)
+        table[name][-1] = value
+
+
+def _start(ranks: int, hosts: int) -> dict:
+    names = [f"node{r * hosts // ranks}" for r in range(ranks)]
+    return {
+        "world_size": ranks,
+        "hosts": ",".join(names),
+        "devices": ",".join(f"cuda:{r}" for r in range(ranks)),
+        "versions": '{"mpies": "0.1.0", "torch": "2.13.0"}',
+        "reason": "new",
+    }
+
+
+def _curve(generations: int, gain: float) -> np.ndarray:
+    return gain * (-np.exp(-4 * np.arange(generations + 1) / max(1, generations)))
+
+
+def _fill(file: h5py.File, es: config.EsSettings, curve: np.ndarray, scatter: float, ranks: int) -> None:
+    """All generations at once: a commit of each would wait for the disk each time."""
+    random = np.random.default_rng([es.seed, int(1e9 * es.sigma), int(1e9 * es.alpha)])
+    shape = (generations, n) = (len(curve) - 1, es.population)
+    rewards = curve[:-1, None] + scatter * (
+        random.standard_normal(shape) + 0.3 * random.standard_normal((generations, 1))
+    )
+    seconds = 2 + random.random(shape)
+    plans = Population(n, es.seed, es.antithetic, es.block_size)
+    members = {
+        "seed": random.integers(1, 2**64, shape, dtype=np.uint64),
+        "sign": np.ones(shape),
+        "reward": rewards,
+        "coefficient": es.alpha
+        / n
+        * (rewards - rewards.mean(1, keepdims=True))
+        / rewards.std(1, keepdims=True),
+        "rank": np.stack([plans.plan(g, ranks).rank_of for g in range(8)])[np.arange(generations) % 8],
+        "tokens": random.integers(20, 80, shape),
+        "seconds": seconds,
+    }
+    phases = dict(zip(PHASES, (0.05, 0.9, 0.001, 0.002, 0.03, 0.016, 0.001), strict=True))
+    whole = seconds.sum(1) / ranks
+    rows = {
+        "reward_mean": rewards.mean(1),
+        "reward_std": rewards.std(1),
+        "reward_min": rewards.min(1),
+        "reward_max": rewards.max(1),
+        "unscored": np.zeros(generations),
+        "sigma": np.full(generations, es.sigma),
+        "alpha": np.full(generations, es.alpha),
+        "digest": random.integers(1, 2**64, generations, dtype=np.uint64),
+        "seconds": whole,
+        **{f"seconds_{phase}": share * whole for phase, share in phases.items()},
+        "imbalance": 1 + 0.1 * random.random(generations),
+        "tokens": members["tokens"].sum(1),
+        "bytes_communicated": np.full(generations, 16 * n),
+    }
+    for table, columns in (("generation", rows), ("member", members)):
+        for name, values in columns.items():
+            file[table][name].resize(max(generations, len(file[table][name])), axis=0)
+            file[table][name][:generations] = values
+    file.attrs.modify("generations_committed", generations)

@@ -1,0 +1,149 @@
+"""Low-rank noise: its definition and kernels, and a block of members against their materialised weights."""
+
+from __future__ import annotations
+
+import math
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from mpies.engines.hf import HfEngine
+from mpies.engines.text import Text
+from mpies.errors import InputError
+from mpies.es.population import Member
+from mpies.model import loading
+from mpies.model.lowrank import LowRank
+from mpies.model.weights import Weights
+from mpies.noise import definition
+from mpies.noise.cpu import CpuKernels
+from mpies.noise.device import DeviceKernels
+
+SIGMA = 0.05
+MEMBERS = [Member(0, 5, 1), Member(1, 5, -1), Member(2, 2**63 + 8, 1)]
+KERNELS = {
+    "cpu": CpuKernels(1),
+    "cpu, 3 threads": CpuKernels(3),
+    "device": DeviceKernels(),
+}
+if find_spec("triton"):
+    from mpies.noise.gpu import GpuKernels
+
+    KERNELS["gpu"] = GpuKernels()
+
+
+@pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 1), (37, 53), (2, 600)])
+def test_update_has_the_definitions_bits(kernels, rank, shape):
+    base = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    seeds = np.array([3, 2**63 + 9, 11], dtype=np.uint64)
+    factors = np.array([0.1, -0.3, 0.01], dtype=np.float32)
+    expected = definition.lowrank_updated(base, seeds, factors, 77, rank)
+    updated = torch.from_numpy(base.copy())
+    kernels.lowrank_update(updated, seeds, factors, 77, rank)
+    assert np.array_equal(updated.numpy().view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_noise_of_a_matrix_has_mean_0_and_variance_1(rank):
+    """Over seeds, not within a matrix: its elements share factors."""
+    noise = []
+    for seed in range(2000):
+        a, b = definition.factors(seed, 7, (5, 6), rank)
+        noise.append(a.T @ b / math.sqrt(rank))
+    noise = np.array(noise)
+    assert abs(noise.mean()) < 5 / math.sqrt(noise.size)
+    # The variance of E^2 is 2 + 6 / rank: a product of normals has heavy tails.
+    assert abs((noise**2).mean() - 1) < 5 * math.sqrt((2 + 6 / rank) / noise.size)
+
+
+def materialise(weights: Weights, member: Member, rank: int) -> None:
+    """The member's own weights as live weights, by the definition."""
+    for name, base in weights.base.items():
+        number, values = weights.ids[name], base.numpy()
+        if values.ndim == 2:
+            a, b = definition.factors(member.seed, number, values.shape, rank)
+            noise = a.T @ b / np.sqrt(rank)
+        else:
+            noise = definition.normal(member.seed, number, 0, values.size)
+        weights.live[name].copy_(torch.from_numpy(values + SIGMA * member.sign * noise))
+
+
+FLOAT32, BFLOAT16 = (torch.float32, 1e-4), (torch.bfloat16, 0.25)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize(
+    "kind, tied", [("llama", True), ("llama", False), ("qwen2", True), ("qwen2", False), ("gpt2", True)]
+)
+def test_a_block_computes_what_materialised_members_compute(tiny_model, kind, tied, rank, dtype, tolerance):
+    if kind == "gpt2":
+        torch.manual_seed(0)
+        config = GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    else:
+        model, _ = loading.load(str(tiny_model(kind=kind, tied=tied)), allow_download=False)
+    weights = Weights(model, dtype, torch.device("cpu"), CpuKernels(1), rank)
+    digest = weights.digest()
+    perturbation = LowRank(model, weights, rank)
+    ids = torch.randint(4, 90, (2, 9), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        plain = model(ids).logits.float()
+        perturbation.set(MEMBERS, SIGMA)
+        perturbation.rows(torch.arange(len(MEMBERS)).repeat_interleave(len(ids)))
+        block = model(ids.repeat(len(MEMBERS), 1)).logits.float().view(len(MEMBERS), *plain.shape)
+        perturbation.clear()
+        assert torch.equal(model(ids).logits.float(), plain), "nothing is left of the block"
+        for member, logits in zip(MEMBERS, block, strict=True):
+            materialise(weights, member, rank)
+            expected = model(ids).logits.float()
+            assert (expected - plain).abs().max() > 0.1, "the perturbation is large enough to be seen"
+            assert (logits - expected).norm() < 0.2 * (expected - plain).norm()
+            torch.testing.assert_close(logits, expected, atol=tolerance, rtol=tolerance)
+    assert weights.digest() == digest
+
+
+def test_a_block_generates_what_its_members_generate_alone(tiny_model):
+    model, tokenizer = loading.load(str(tiny_model(kind="llama", tied=True)), allow_download=False)
+    weights = Weights(model, torch.float32, torch.device("cpu"), CpuKernels(1), 1)
+    perturbation = LowRank(model, weights, 1)
+    text = Text(model, tokenizer, chat_template=True)
+    engine = HfEngine(model, text, max_new_tokens=12, batch_size=6, on_rows=perturbation.rows)
+    text.stops = set(range(0, 99, 7))  # so that rows leave the batch one after another
+    prompts = ["2 + 2 =", "Say something short.", "?"]
+    perturbation.set(MEMBERS, SIGMA)
+    together = engine.generate_block(prompts, len(MEMBERS))
+    perturbation.clear()
+    for member, answers in zip(MEMBERS, together, strict=True):
+        materialise(weights, member, 1)
+        assert engine.generate(prompts) == answers
+    assert len({tuple(answers.texts) for answers in together}) == len(MEMBERS)
+    assert len({tokens for answers in together for tokens in answers.tokens}) > 2
+
+
+def test_update_reaches_the_live_weights_of_the_next_block(tiny_model):
+    model, _ = loading.load(str(tiny_model(kind="llama", tied=True)), allow_download=False)
+    weights = Weights(model, torch.float32, torch.device("cpu"), CpuKernels(1), 1)
+    perturbation = LowRank(model, weights, 1)
+    perturbation.set(MEMBERS, SIGMA)
+    weights.update(np.array([1], dtype=np.uint64), np.array([0.1], dtype=np.float32))
+    perturbation.set(MEMBERS, SIGMA)
+    for name, base in weights.base.items():
+        assert torch.equal(weights.live[name], base)
+
+
+def test_unknown_modules_are_refused(tiny_model):
+    class Experts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(2, 3, 4))
+
+    model, _ = loading.load(str(tiny_model(kind="llama", tied=True)), allow_download=False)
+    model.experts = Experts()
+    weights = Weights(model, torch.float32, torch.device("cpu"), CpuKernels(1), 1)
+    with pytest.raises(InputError, match=r"Experts at experts; use es\.perturbation=full"):
+        LowRank(model, weights, 1)

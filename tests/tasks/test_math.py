@@ -1,0 +1,239 @@
+"""Mathematics: final answers in GSM8K's and MATH's formats, and answers that would stop the checker."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import launching
+import psutil
+import pytest
+
+from mpies import config, tasks
+from mpies.errors import InputError
+from mpies.tasks.math import SAMPLE, reward
+from mpies.tasks.math_worker import final_answer
+
+pytest.importorskip("math_verify")
+
+
+def scores(completions: list[str], gold: str) -> list[float | None]:
+    return reward([""] * len(completions), completions, answer=[gold] * len(completions))
+
+
+def workers() -> list[psutil.Process]:
+    """This process's checkers."""
+    children = psutil.Process().children()
+    return [child for child in children if any("math_worker" in word for word in child.cmdline())]
+
+
+@pytest.mark.parametrize(
+    "gold, right, wrong",
+    [
+        (
+            "36",
+            ["\\boxed{36}", "#### 36", "It is $36$.", "36", "#### 36.00", "#### 36 euros"],
+            ["\\boxed{63}"],
+        ),
+        ("1,080", ["#### 1080", "\\boxed{1,080}", "\\boxed{1080}"], ["#### 1", "#### 80"]),
+        ("19.80", ["#### 19.8", "\\boxed{\\frac{99}{5}}"], ["#### 19.9"]),
+        (
+            "\\frac{1}{2}",
+            ["\\boxed{\\frac{1}{2}}", "\\boxed{0.5}", "$\\frac{2}{4}$"],
+            ["\\boxed{\\frac{1}{3}}"],
+        ),
+        ("6\\sqrt{2}", ["\\boxed{6\\sqrt{2}}", "\\boxed{\\sqrt{72}}"], ["\\boxed{6}"]),
+        ("x^2 - 3x - 10", ["\\boxed{(x+2)(x-5)}"], ["\\boxed{x^2 - 3x}"]),
+        ("(2, 3)", ["\\boxed{(2,3)}"], ["\\boxed{(3,2)}", "\\boxed{2}"]),
+        ("5", ["not \\boxed{4} but \\boxed{5}"], ["", " ", "no idea", "\\boxed{}", "####", "\\boxed{5"]),
+    ],
+)
+def test_answers(gold, right, wrong):
+    assert scores(right, gold) == [1] * len(right)
+    assert scores(wrong, gold) == [0] * len(wrong)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("so 3 * 4 = 12\n#### 12", "12"),
+        ("#### 1 #### 2 ", "2"),
+        ("so $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
+        ("\\boxed{1} or \\boxed{{2}}", "{2}"),
+        ("\\boxed{1", None),
+        ("twelve", None),
+    ],
+)
+def test_final_answer(text, expected):
+    assert final_answer(text) == expected
+
+
+# Data
+
+
+def test_the_sample_is_right_by_its_own_solutions():
+    task = tasks.make(config.TaskSettings(name="math"))
+    assert (len(task.train), len(task.held_out)) == (20, 8)
+    rows = task.train + task.held_out
+    assert len({row["prompt"] for row in rows}) == len(rows)
+    assert all("\\boxed{}" in row["prompt"] for row in rows)
+    worked = [json.loads(line) for line in SAMPLE.read_text().splitlines()]
+    solutions = [row.get("answer", row.get("solution")) for row in worked]
+    made = task.judge(rows, solutions)
+    assert made.rewards.tolist() == [1] * len(rows) == made.metrics["accuracy"].tolist()
+    assert 0 < made.metrics["boxed"].mean() < 1
+    # The neighbour's solution is wrong.
+    assert task.score(rows, solutions[1:] + solutions[:1]).sum() <= 1
+
+
+ROWS = {
+    "GSM8K": ({"question": "3 * 4?", "answer": "3 * 4 = 12\n#### 12"}, "12"),
+    "MATH": ({"problem": "3 * 4?", "solution": "It is $\\boxed{12}$.", "level": "Level 3"}, "12"),
+    "MATH-500": ({"problem": "3 * 4?", "solution": "\\boxed{12}", "answer": "12"}, "12"),
+    "own": ({"prompt": "3 * 4?", "answer": 12}, "12"),
+    "chat": ({"prompt": [{"role": "user", "content": "3 * 4?"}], "answer": "\\frac{1}{2}"}, "\\frac{1}{2}"),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_rows(tmp_path, kind):
+    given, gold = ROWS[kind]
+    (tmp_path / "data.jsonl").write_text(json.dumps(given))
+    (row,) = tasks.make(config.TaskSettings(name="math", train_data=str(tmp_path / "data.jsonl"))).train
+    assert row["answer"] == gold
+    if kind in ("own", "chat"):
+        assert row["prompt"] == given["prompt"]
+    else:
+        assert row["prompt"].startswith("3 * 4?") and "\\boxed{}" in row["prompt"]
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"question": "3 * 4?"}, "no final answer; needed is a column `answer`"),
+        ({"problem": "3 * 4?", "solution": "twelve"}, "no final answer"),
+        ({"problem": "3 * 4?", "solution": "\\boxed{}"}, "no final answer"),
+        ({"answer": "12"}, "no column 'prompt', only answer"),
+        ({"question": "?", "answer": "#### }{"}, "answer: '}{' cannot be compared"),
+    ],
+)
+def test_rows_that_are_wrong(tmp_path, row, words):
+    lines = [json.dumps(ROWS["GSM8K"][0]), "", json.dumps(row)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError) as error:
+        tasks.make(config.TaskSettings(name="math", train_data=str(tmp_path / "data.jsonl")))
+    (line,) = str(error.value).splitlines()
+    assert "data.jsonl: line 3: " in line and words in line
+
+
+def test_without_math_verify_a_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(InputError, match=r"math needs math-verify: pip install 'mpies\[math\]'"):
+        tasks.make(config.TaskSettings(name="math"))
+
+
+# Hostile answers
+
+
+def test_an_answer_without_end_is_wrong_soon_in_any_thread():
+    """math-verify's own time limits refuse to work outside of the main thread."""
+    made = []
+    thread = threading.Thread(target=lambda: made.append(scores(["\\boxed{7^{7^{11}}}"], "3")))
+    start = time.monotonic()
+    thread.start()
+    thread.join(60)
+    assert made == [[0]]
+    assert time.monotonic() - start < 60
+    assert scores(["\\boxed{3}"], "3") == [1]
+
+
+@pytest.mark.parametrize(
+    "nest", ["(", "{", "\\frac{", "\\sqrt{", "-", "[", "\\boxed{", "$", "\\left(", "9", "####"]
+)
+def test_deep_and_long_answers_are_wrong(nest):
+    assert scores([nest * 2000, f"\\boxed{{{nest * 500}"], "3") == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "text", ["\0", "\ud800", "\u202e\\boxed{4}", "\\boxed{__import__('os')}", "💥" * 1000]
+)
+def test_odd_characters_are_wrong(text):
+    assert scores([text], "3") == [0]
+
+
+UNINTERRUPTED = """
+import signal
+from mpies.tasks import math_worker
+signal.signal(signal.SIGPROF, math_worker._time_is_up)
+math_worker.SECONDS = math_worker.KILL_AFTER = 1
+math_worker._in_time(lambda: sum(range(10**12)))  # one step of the interpreter
+"""
+
+
+def test_the_kernel_ends_what_no_signal_interrupts():
+    ended = subprocess.run([sys.executable, "-c", UNINTERRUPTED], env=launching.environment(), timeout=200)
+    assert ended.returncode == -signal.SIGXCPU
+
+
+def test_the_answer_that_used_up_the_time_is_wrong_and_no_other(monkeypatch):
+    assert scores(["\\boxed{3}"], "3") == [1]
+    (worker,) = workers()
+    worker.send_signal(signal.SIGXCPU)  # as the kernel does
+    worker.wait(10)
+    assert scores(["\\boxed{5}", "\\boxed{6}"], "6") == [0, 1]
+
+
+def test_a_worker_that_was_killed_by_others_is_replaced():
+    assert scores(["\\boxed{3}"], "3") == [1]
+    (worker,) = workers()
+    worker.kill()
+    worker.wait(10)
+    assert scores(["\\boxed{41}", "\\boxed{42}"], "42") == [0, 1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_are_for_the_rank(number):
+    """A batch system sends them to every process of the job, and the generation is to be finished."""
+    assert scores([f"\\boxed{{{number}}}"], f"{int(number)}") == [1]
+    (worker,) = workers()
+    worker.send_signal(number)
+    time.sleep(0.2)
+    assert scores([f"\\boxed{{{number + 1000}}}"], f"{number + 1000}") == [1]
+    assert workers() == [worker]
+
+
+def test_no_worker_outlives_its_rank():
+    program = (
+        "import os, psutil; from mpies.tasks.math import reward; reward([''], ['1'], ['1']);"
+        " print(psutil.Process().children()[0].pid, flush=True); os._exit(1)"
+    )
+    ended = launching.python("-c", program)
+    pid = int(ended.stdout)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.launch
+def test_training_on_two_ranks(tmp_path, tiny_model):
+    settings = [
+        f"model.path={tiny_model()}",
+        "model.dtype=float32",
+        "model.device=cpu",
+        "task.name=math",
+        "task.train_size=4",
+        "task.eval_size=2",
+        "es.population=4",
+        "es.generations=2",
+        "engine.max_new_tokens=8",
+        f"run.directory={tmp_path / 'run'}",
+    ]
+    ended = launching.mpirun(2, "-m", "mpies.train", *settings)
+    assert ended.returncode == 0, ended.stderr
+    assert "math: 4 training, 2 held-out prompts" in ended.stdout
+    assert "right answers: 0 %" in ended.stdout
