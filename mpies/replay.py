@@ -13,8 +13,9 @@ import argparse
 import contextlib
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,48 +26,29 @@ from mpies.runfile import History, TruncatedError, read_history, salvage_history
 
 if TYPE_CHECKING:
     from mpies.model.weights import Weights
+    from mpies.replica import LoadedModel
 
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
-    history = _history(options.run_file)
+    history = _read(options.run_file)
     generation = which_generation(options.generation, history)
-    last = history.generations if options.verify else generation
-
-    weights, model, tokenizer = _initial(options, history)
-    first = 0
-    if not options.verify and options.output:
-        first = _from_checkpoint(options, weights, history, generation)
-    anchor = None
-    if needs_anchor(history, first, last):
-        from mpies.model.anchor import Anchor
-
-        anchor = Anchor(options.model or history.model_path, weights, history.model_digest)
-    with _progress(last - first) as progress:
-        digests = replay(
-            weights, history, first, last, anchor=anchor, every_digest=options.verify, progress=progress
-        )
+    loaded = _load_initial(options, history)
     if options.verify:
-        return _report(history, digests)
+        return _report(history, _replay(options, loaded.weights, history, 0, history.generations))
+    first = _from_checkpoint(options, loaded.weights, history, generation) if options.output else 0
+    (digest,) = _replay(options, loaded.weights, history, first, generation)
     expected = int(history.digest[generation - 1]) if generation else history.model_digest
-    if digests[0] != expected:
+    if digest != expected:
         raise OrderlyError(
-            f"generation {generation}: the replayed weights' digest {digests[0]:016x} is not the run"
+            f"generation {generation}: the replayed weights' digest {digest:016x} is not the run"
             f" file's {expected:016x}; --verify tells from which generation on"
         )
-    print(f"generation {generation}: digest {digests[0]:016x}, as in the run file")
+    print(f"generation {generation}: digest {digest:016x}, as in the run file")
     if options.output:
-        from mpies.model.saving import save
-
-        weights.show_base()
-        origin = {
-            "run_uuid": history.run_uuid,
-            "generation": generation,
-            "digest": f"{expected:016x}",
-        }
-        save(model, tokenizer, Path(options.output), origin)
-        print(f"wrote {options.output} ({str(model.dtype).removeprefix('torch.')})")
+        origin = {"run_uuid": history.run_uuid, "generation": generation, "digest": f"{expected:016x}"}
+        _write(loaded, Path(options.output), origin)
     return 0
 
 
@@ -89,7 +71,7 @@ def _check(options: argparse.Namespace) -> None:
             raise InputError(f"--output: {error}") from None
 
 
-def _history(path: str) -> History:
+def _read(path: str) -> History:
     try:
         return read_history(path)
     except TruncatedError:
@@ -98,37 +80,60 @@ def _history(path: str) -> History:
         return history
 
 
-def _initial(options, history: History):
-    """The initial model's weights, checked against the digest in the run file."""
+def _load_initial(options: argparse.Namespace, history: History) -> LoadedModel:
+    """The initial model, its weights checked against the digest in the run file."""
     import torch
 
-    from mpies.model import loading
-    from mpies.model.weights import Weights
-    from mpies.noise import kernels_for
+    from mpies.model.loading import base_dtype
+    from mpies.replica import load_model
 
     torch.set_num_threads(options.threads)
-    path = options.model or history.model_path
+    path, settings = options.model or history.model_path, config.from_yaml(history.settings)
     try:
-        model, tokenizer = loading.load(path, allow_download=False)
+        loaded = load_model(
+            path,
+            device=torch.device(options.device),
+            dtype=getattr(torch, options.dtype or history.dtype),
+            # The base is the run's, whatever dtype is asked for here.
+            master=base_dtype(settings.model.master, getattr(torch, history.dtype)),
+            rank=settings.es.noise_rank,
+            threads=options.threads,
+        )
     except InputError as error:
         raise InputError(f"{error}; name the initial model with --model") from None
-    device = torch.device(options.device)
-    dtype = getattr(torch, options.dtype or history.dtype)
-    settings = config.from_yaml(history.settings)
-    # The base is the run's, whatever dtype is asked for here.
-    master = loading.base_dtype(settings.model.master, getattr(torch, history.dtype))
-    kernels = kernels_for(device, options.threads)
-    weights = Weights(model, dtype, device, kernels, settings.es.noise_rank, master)
-    digest = weights.digest()
+    digest = loaded.weights.digest()
     if digest != history.model_digest:
         raise InputError(
             f"{path}: its weights' digest is {digest:016x}, but the run began with"
             f" {history.model_digest:016x}; name the initial model with --model"
         )
-    return weights, model, tokenizer
+    return loaded
 
 
-def _from_checkpoint(options, weights: Weights, history: History, generation: int) -> int:
+def _replay(
+    options: argparse.Namespace, weights: Weights, history: History, first: int, last: int
+) -> list[int]:
+    """The digest after the last generation; of all with --verify."""
+    anchor = None
+    if needs_anchor(history, first, last):
+        from mpies.model.anchor import Anchor
+
+        anchor = Anchor(options.model or history.model_path, weights, history.model_digest)
+    with _progress(last - first) as progress:
+        return replay(
+            weights, history, first, last, anchor=anchor, every_digest=options.verify, progress=progress
+        )
+
+
+def _write(loaded: LoadedModel, folder: Path, origin: dict[str, Any]) -> None:
+    from mpies.model.saving import save
+
+    loaded.weights.show_base()
+    save(loaded.model, loaded.tokenizer, folder, origin)
+    print(f"wrote {folder} ({str(loaded.model.dtype).removeprefix('torch.')})")
+
+
+def _from_checkpoint(options: argparse.Namespace, weights: Weights, history: History, generation: int) -> int:
     from mpies.run import checkpoint
 
     folder = Path(options.run_file).parent
@@ -151,7 +156,7 @@ def _report(history: History, digests: list[int]) -> int:
 
 
 @contextlib.contextmanager
-def _progress(generations: int):
+def _progress(generations: int) -> Iterator[Callable[[float], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = [

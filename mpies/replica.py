@@ -1,9 +1,14 @@
-"""A rank's replica of the model: device, weights, engine; and that all ranks' replicas are alike."""
+"""One rank's replica: its device, task, model, weights, engine; and that all ranks' replicas are alike.
+
+Every command that computes with a model begins with `settle`, which finds out what is cheap to know, and
+`load`, which makes the replica. The ranks agree once in each.
+"""
 
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +21,16 @@ from mpies.config import Settings
 from mpies.engines import vllm
 from mpies.engines.base import Engine
 from mpies.engines.text import Text
-from mpies.errors import RefusedError
-from mpies.model import linear_cpu, loading, perturbation
+from mpies.model import initial, linear_cpu, loading, perturbation
+from mpies.model.anchor import Anchor
+from mpies.model.initial import InitialWeights
 from mpies.model.perturbation import Perturbation
-from mpies.model.weights import Weights
+from mpies.model.weights import Tensors, Weights
 from mpies.noise import kernels_for
-from mpies.ranks import collectives, devices
-from mpies.ranks.memory import available
+from mpies.ranks.agreement import Brought, agree, together
+from mpies.ranks.devices import Place, device_for, local_rank, place_of, shares
+from mpies.ranks.watchdog import watched
+from mpies.tasks import rewards
 from mpies.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -35,21 +43,137 @@ if TYPE_CHECKING:
 SOFTWARE = ("torch", "transformers", "tokenizers", "numpy", "numba")
 
 
-@dataclass
-class Replica:
+@dataclass(frozen=True)
+class Setup:
+    """What is settled before the model is loaded: what to do, and where."""
+
+    task: Task
+    device: torch.device
+    dtype: torch.dtype
+    """Of the live weights."""
+    dtype_reason: str
+    versions: dict[str, str]
+    """Of the software that computes."""
+    places: tuple[Place, ...] = ()
+    """Of all ranks."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes that every rank can have, as on the rank that has least: what depends on it is alike."""
+        return min(shares(self.places))
+
+
+@dataclass(frozen=True)
+class InitialUse:
+    """What the initial weights are needed for once the base has moved."""
+
+    anchored: bool = False
+    """The base is pulled to them."""
+    compared_with: str | None = None
+    """The path of those that evaluations compare with, if they do."""
+
+    @classmethod
+    def of_training(cls, settings: Settings) -> InitialUse:
+        compared = settings.run.kl_samples or settings.run.measure_drift
+        return cls(settings.es.anchor_decay > 0, settings.model.path if compared else None)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a replica, for the banner and the run file; the same on all ranks."""
+
+    model_path: str
+    model_name: str
+    parameters: int
+    model_digest: int
+    """Of the weights as they were loaded."""
+    dtype: str
+    dtype_reason: str
+    base_dtype: str
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model whose parameters are live weights over a base, and its tokenizer."""
+
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     weights: Weights
+
+
+@dataclass(frozen=True)
+class Replica(LoadedModel):
+    task: Task
     perturbation: Perturbation
     engine: Engine
     device: torch.device
-    facts: dict[str, Any]
-    """For the banner and the run file: names, sizes, digest, dtype and why."""
+    facts: Facts
+    anchor: Anchor | None
+    """What the base decays to, if it does."""
+    initial: InitialWeights | None
+    """Where to read the initial weights from, if they are compared with."""
 
     def synchronize(self) -> None:
         """Wait for the device's queued work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queued work; nothing is queued on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def settle(comm: Comm, settings: Settings, task: Task | None = None) -> Setup:
+    """Device, dtype, task (unless it is given) on every rank. Collective; the ranks agree once.
+
+    Raises RefusedError when a rank has not what the settings name, or when software, devices, dtypes, data
+    or reward functions differ.
+    """
+    setup, places = agree(comm, "software, devices or data", _settle, comm, settings, task)
+    return replace(setup, places=tuple(places))
+
+
+def load(comm: Comm, settings: Settings, setup: Setup, use: InitialUse) -> Replica:
+    """The replica. Collective; the ranks agree once, on the digest of what they have loaded.
+
+    Raises RefusedError when a rank cannot load the model, its engine or the initial weights, or when the
+    ranks' weights differ.
+    """
+    if settings.model.allow_download:  # by one rank of a node; the others use it
+        download = loading.load if local_rank(comm) == 0 else lambda *_: None
+        together(comm, download, settings.model.path, True, timeout=float("inf"))
+
+    def make() -> Brought[Replica]:
+        made = _make(settings, setup, local_rank(comm), use)
+        return Brought(made, {"digest": f"{made.facts.model_digest:016x}"})
+
+    made, _ = agree(comm, "model.path: the loaded weights", make)
+    return made
+
+
+def build(comm: Comm, settings: Settings, task: Task | None = None) -> Replica:
+    """`settle` and `load` as training does, with nothing in between."""
+    return load(comm, settings, settle(comm, settings, task), InitialUse.of_training(settings))
+
+
+def load_model(
+    path: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    master: torch.dtype,
+    rank: int,
+    threads: int,
+    allow_download: bool = False,
+) -> LoadedModel:
+    """A model with live weights of `dtype` over a base of `master`; noise of matrices of rank `rank`.
+
+    Raises InputError when it cannot be loaded.
+    """
+    model, tokenizer = loading.load(path, allow_download)
+    kernels = kernels_for(device, threads)
+    return LoadedModel(model, tokenizer, Weights(model, dtype, device, kernels, rank, master))
 
 
 def versions(engine: str) -> dict[str, str]:
@@ -60,101 +184,92 @@ def versions(engine: str) -> dict[str, str]:
     return {"mpies": mpies.__version__, "python": platform.python_version(), **others}
 
 
-def build(comm: Comm, settings: Settings, task: Task | None = None) -> Replica:
-    """Load the model on every rank and check that the ranks agree. Collective.
-
-    `task`: what it is to answer. Raises RefusedError when a rank cannot load the model, or when software,
-    dtype or weights differ.
-    """
+def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]:
     if settings.engine.name == "vllm":
-        collectives.together(comm, vllm.refuse_unsupported)
-    collectives.require_equal(comm, versions(settings.engine.name), "software versions")
+        vllm.refuse_unsupported()
     torch.set_num_threads(settings.run.threads)
-    device = collectives.together(comm, devices.device_for, comm, settings.model.device)
+    device = device_for(comm, settings.model.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # A rank that fell back to its CPU would answer differently.
-    collectives.require_equal(comm, {"device": device.type}, "devices")
-    dtype, reason = loading.choose_dtype(settings.model.dtype, device)
-    collectives.require_equal(comm, {"dtype": str(dtype)}, "live weights")
-    model, tokenizer = _load(comm, settings)
-    if task:
-        collectives.together(comm, tasks.refuse_messages_without_template, task, tokenizer)
-    text = collectives.together(comm, Text, model, tokenizer, settings.task.chat_template)
-    host = _host(comm, settings, model, text, task, device, dtype)
-    kernels = kernels_for(device, settings.run.threads)
+    dtype, why = loading.choose_dtype(settings.model.dtype, device)
+    task = task or tasks.make(settings.task, settings.es.seed)
+    # A call lasts no longer than the ranks are set to wait for one another.
+    task = replace(task, reward=watched(comm, task.reward, f"the reward function of task {task.name}"))
+    software = versions(settings.engine.name)
+    same = {
+        **{f"the version of {name}": number for name, number in software.items()},
+        # A rank that fell back to its CPU would answer differently.
+        "model.device": device.type,
+        "model.dtype": str(dtype).removeprefix("torch."),
+        "task.train_data": task.digest,
+        **rewards.digests(settings.task.reward),
+    }
+    return Brought(Setup(task, device, dtype, why, software), same, place_of(device))
+
+
+def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Replica:
+    """Load and assemble everything on this rank. Raises InputError."""
+    path, device, dtype = settings.model.path, setup.device, setup.dtype
+    model, tokenizer = loading.load(path, settings.model.allow_download)
+    tasks.refuse_messages_without_template(setup.task, tokenizer)
+    text = Text(model, tokenizer, settings.task.chat_template)
+    host = _host(settings, setup, model, text, local) if settings.engine.name == "vllm" else None
     master = loading.base_dtype(settings.model.master, dtype)
-    hold = host.hold if host else None
-    weights = collectives.together(
-        comm, Weights, model, dtype, device, kernels, settings.es.noise_rank, master, hold
-    )
+    kernels = kernels_for(device, settings.run.threads)
+    hold: Callable[[Tensors], Tensors] | None = host.hold if host else None
+    weights = Weights(model, dtype, device, kernels, settings.es.noise_rank, master, hold)
     if device.type == "cpu":
         linear_cpu.install(model)
     digest = weights.digest()
-    _refuse_diverged(comm, digest)
-    perturbed = collectives.together(comm, perturbation.make, settings.es, model, weights)
-    engine = collectives.together(comm, _engine, settings, model, text, perturbed, host)
-    facts = {
-        "model_path": settings.model.path,
-        "model_name": Path(loading.locate(settings.model.path)).name,
-        "parameters": weights.size,
-        "model_digest": digest,
-        "dtype": str(dtype).removeprefix("torch."),
-        "dtype_reason": reason,
-        "base_dtype": str(master).removeprefix("torch."),
-    }
-    return Replica(model, tokenizer, weights, perturbed, engine, device, facts)
+    perturbed = perturbation.make(settings.es, model, weights)
+    facts = Facts(
+        model_path=path,
+        model_name=Path(loading.locate(path)).name,
+        parameters=weights.size,
+        model_digest=digest,
+        dtype=str(dtype).removeprefix("torch."),
+        dtype_reason=setup.dtype_reason,
+        base_dtype=str(master).removeprefix("torch."),
+    )
+    return Replica(
+        model=model,
+        tokenizer=tokenizer,
+        weights=weights,
+        task=setup.task,
+        perturbation=perturbed,
+        engine=_engine(settings, model, text, perturbed, host),
+        device=device,
+        facts=facts,
+        anchor=Anchor(path, weights, digest) if use.anchored else None,
+        initial=_initial(path, weights, digest, use.compared_with),
+    )
 
 
-def place(device: torch.device) -> dict[str, Any]:
-    """Where this rank runs, for the banner and the run file."""
-    name = str(device)
-    if device.type == "cuda":
-        name = f"{device} {torch.cuda.get_device_name(device)}"
-    return {"host": collectives.host(), "device": name}
-
-
-def _load(comm: Comm, settings: Settings):
-    """The model and its tokenizer; a download is made by one rank per node, the others use it."""
-    arguments = (settings.model.path, settings.model.allow_download)
-    if settings.model.allow_download:
-        first, _ = devices.local_rank(comm)
-        download = loading.load if first == 0 else lambda *_: None
-        collectives.together(comm, download, *arguments, timeout=float("inf"))
-    return collectives.together(comm, loading.load, *arguments)
-
-
-def _host(comm: Comm, settings: Settings, model, text: Text, task: Task | None, device, dtype) -> Host | None:
-    """Where the live weights will be, if that is not in memory of their own. Collective."""
-    if settings.engine.name != "vllm":
+def _initial(path: str, weights: Weights, digest: int, compared_with: str | None) -> InitialWeights | None:
+    """The weights at `compared_with`: if that is the model's own path, those with its digest."""
+    if compared_with is None:
         return None
+    return initial.find_initial(compared_with, weights, digest if compared_with == path else None)
+
+
+def _host(settings: Settings, setup: Setup, model: Any, text: Text, local: int) -> Host:
+    """The vLLM whose memory the live weights will be in."""
     from mpies.engines.vllm.host import Host, Room
 
-    prompts = task.prompts if task else ()
-    room = Room.of(text, prompts, settings.engine.batch_size, settings.engine.max_new_tokens)
-    folder = collectives.together(comm, loading.folder_of, settings.model.path)
-    free, (local, _) = available(comm, device), devices.local_rank(comm)
-    return collectives.together(comm, Host, folder, model.config, room, dtype, device, free, local)
+    room = Room.of(text, setup.task.prompts, settings.engine.batch_size, settings.engine.max_new_tokens)
+    folder = loading.folder_of(settings.model.path)
+    return Host(folder, model.config, room, setup.dtype, setup.device, setup.memory, local)
 
 
-def _engine(settings: Settings, model, text: Text, perturbation: Perturbation, host: Host | None) -> Engine:
+def _engine(settings: Settings, model: Any, text: Text, perturbed: Perturbation, host: Host | None) -> Engine:
     from mpies.engines.hf import HfEngine
 
     limit = settings.engine.max_new_tokens
     # Beside vLLM, it reads the answers that KL divergence is estimated on.
     rows = min(settings.engine.batch_size, host.rows_besides) if host else settings.engine.batch_size
-    engine = HfEngine(model, text, max_new_tokens=limit, batch_size=rows, on_rows=perturbation.rows)
+    engine = HfEngine(model, text, max_new_tokens=limit, batch_size=rows, on_rows=perturbed.rows)
     if host is None:
         return engine
     from mpies.engines.vllm.engine import VllmEngine
 
     return VllmEngine(host, text, engine, max_new_tokens=limit)
-
-
-def _refuse_diverged(comm: Comm, digest: int) -> None:
-    differing = collectives.diverged(collectives.allgather_objects(comm, digest))
-    if differing:
-        raise RefusedError(
-            f"model.path: ranks {differing} loaded other weights than the rest;"
-            " is the same model on every node?"
-        )

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mpies import config
-from mpies.errors import DivergedError, RefusedError
 from mpies.es import fitness, schedule
-from mpies.es.population import Member, Plan, directions
-from mpies.ranks import collectives, launch
-from mpies.run import telemetry
-from mpies.run.exchange import PAIR, WORDS, Evaluated
+from mpies.es.population import Member, directions
+from mpies.es.schedule import Step
+from mpies.ranks import launch
+from mpies.ranks.agreement import agree_on_settings
+from mpies.run.exchange import Evaluated, compare_replicas, exchange_rewards
+from mpies.run.stopping import OutOfTimeError
+from mpies.run.telemetry import Outcome, record
 from mpies.tasks.base import TrainerState, member_reward
 
 if TYPE_CHECKING:
@@ -33,82 +33,62 @@ RESUMABLE = 75  # exit code: stopped early, the same command goes on (EX_TEMPFAI
 
 
 def main(comm: Comm, arguments: list[str]) -> int:
-    settings = collectives.together(comm, config.load, arguments)
-    collectives.agree(comm, settings)
-    # torch comes along: only once the settings are good
-    from mpies.run.job import evaluate_if_due, finish, leave, save_checkpoint_if_due, set_up
+    settings = agree_on_settings(comm, config.load, arguments)
+    from mpies.run.job import set_up  # torch comes along: only once the settings are good
 
     job = set_up(comm, settings)
-    generations = settings.es.generations
-    with job.screen.progress(job.first, generations):
-        evaluate_if_due(job, job.first)
-        done = job.first
-        stop = any(collectives.allgather_objects(comm, job.wants_to_stop()))
-        while done < generations and not stop:
-            committed, stop = evolve(job, done)
-            done += committed
-            if committed:
-                save_checkpoint_if_due(job, done)
-            if not stop or done == generations:
-                evaluate_if_due(job, done)
-    if done < generations:
-        leave(job, done)
+    with job.screen.progress(job.first, settings.es.generations):
+        done = evolve(job)
+    if done < settings.es.generations:
+        job.leave(done)
         return RESUMABLE
-    finish(job)
+    job.finish()
     return 0
 
 
-def evolve(job: Job, generation: int) -> tuple[bool, bool]:
-    """One generation (paper, section 3): evaluate, exchange (seed, reward), update, commit.
+def evolve(job: Job) -> int:
+    """The generations that are missing, or as many as there is time for. Returns how many there are then."""
+    done, last = job.first, job.settings.es.generations
+    job.evaluate_if_due(done)
+    stop = job.agree_to_stop()
+    try:
+        while done < last and not stop:
+            stop = make_generation(job, done)
+            done += 1
+            job.save_checkpoint_if_due(done)
+            if not stop or done == last:
+                job.evaluate_if_due(done)
+    except OutOfTimeError:
+        pass
+    return done
 
-    Returns (was it committed, have the ranks agreed to stop).
+
+def make_generation(job: Job, generation: int) -> bool:
+    """One generation (paper, section 3, algorithm 2). Have the ranks agreed to stop after it?
+
+    Raises OutOfTimeError on all ranks if a rank has no time for its members: then it is not made.
     """
-    start = time.perf_counter()
-    weights = job.replica.weights
+    job.phases.begin()
     plan = job.population.plan(generation, job.comm.size)
     step = schedule.step(job.settings.es, generation)
-
-    mine = list(evaluate_members(job, plan.blocks[job.comm.rank], generation, step.sigma))
-    rewards = exchange(job, plan, mine)
-    if rewards is None:  # a rank had to leave before its last block
-        return False, True
-    if np.isnan(rewards).all():
-        raise RefusedError("no answer of this generation could be scored; see the reward function")
-
+    mine = evaluate_members(job, plan.blocks[job.comm.rank], generation, step.sigma)
+    rewards = exchange_rewards(job.comm, job.phases, plan, mine)
     coefficients = fitness.coefficients(rewards, step.alpha, job.settings.es.fitness)
-    with job.phases("update"):
-        pull = job.anchor and partial(job.anchor.pull, decay=step.anchor_decay)
-        weights.update(*directions(plan.seeds, plan.signs, coefficients), pull)  # every seed is replayed
-        digest = weights.digest()
-    job.recent.append(time.perf_counter() - start)
-    with job.phases("wait"):
-        collectives.barrier(job.comm)
-    with job.phases("communicate"):
-        stop = check_replicas(job, digest, generation)
-
-    cost = telemetry.gather(job.comm, plan, job.phases, mine)
-    if job.log:
-        row, members = telemetry.rows(step, plan, rewards, coefficients, digest, cost)
-        row["seconds"] = time.perf_counter() - start
-        row["bytes_communicated"] = rewards.size * PAIR.itemsize + job.comm.size * WORDS.itemsize
-        with job.phases("log"):
-            job.log.append(row, members)
-        job.log.log_seconds(job.phases.seconds["log"])
-        job.screen.generation(row)
-        job.guard.look(generation, rewards, coefficients)
-    return True, stop
+    digest = update(job, directions(plan.seeds, plan.signs, coefficients), step)
+    stop = compare_replicas(job.comm, job.phases, digest, job.wants_to_stop, generation)
+    record(job, Outcome(generation, plan, step, rewards, coefficients, digest), mine)
+    return stop
 
 
-def evaluate_members(
-    job: Job, blocks: list[list[Member]], generation: int, sigma: float
-) -> Iterator[Evaluated]:
-    """Perturb, generate, score each block of members."""
-    phases, rows, replica = job.phases, job.task.rows(generation), job.replica
-    state = TrainerState(generation, job.settings.es.generations)
+def evaluate_members(job: Job, blocks: list[list[Member]], generation: int, sigma: float) -> list[Evaluated]:
+    """Perturb, generate, score each block of members, as long as there is time for those that are left."""
+    rows, replica, phases = job.task.rows(generation), job.replica, job.phases
     prompts = [row["prompt"] for row in rows]
+    state = TrainerState(generation, job.settings.es.generations)
+    evaluated: list[Evaluated] = []
     for done, block in enumerate(blocks):
-        if not job.stop.fits(max(job.recent_blocks, default=0.0) * (len(blocks) - done)):
-            return
+        if not job.has_time_for(len(blocks) - done):
+            break
         start = time.perf_counter()
         with phases("perturb"):  # the model computes with base + sigma * sign * noise(seed)
             replica.perturbation.set(block, sigma)
@@ -116,44 +96,22 @@ def evaluate_members(
             answers = replica.engine.generate_block(prompts, len(block))
         with phases("reward"):
             scores = [job.task.score(rows, answer.texts, answer.ids, state) for answer in answers]
-            rewards = [member_reward(score) for score in scores]
         seconds = time.perf_counter() - start
-        job.recent_blocks.append(seconds)
-        for member, reward, answer in zip(block, rewards, answers, strict=True):
-            yield Evaluated(member, reward, sum(answer.tokens), seconds / len(block))
+        job.block_seconds.append(seconds)
+        for member, score, answer in zip(block, scores, answers, strict=True):
+            evaluated.append(
+                Evaluated(member, member_reward(score), sum(answer.tokens), seconds / len(block))
+            )
+    return evaluated
 
 
-def exchange(job: Job, plan: Plan, mine: list[Evaluated]) -> np.ndarray | None:
-    """All members' rewards, float64 (N,), in member order: 16 bytes a member travel.
-
-    None if a rank left members unevaluated; those travel with seed 0.
-    """
-    pairs = np.zeros(plan.counts[job.comm.rank], dtype=PAIR)
-    pairs[: len(mine)] = [(e.member.seed, e.reward) for e in mine]
-    with job.phases("wait"):
-        collectives.barrier(job.comm)
-    with job.phases("communicate"):
-        pairs = collectives.allgather_rows(job.comm, pairs, plan.counts)[plan.order]
-    complete = np.array_equal(pairs["seed"], plan.seeds)
-    return pairs["reward"].copy() if complete else None
-
-
-def check_replicas(job: Job, digest: int, generation: int) -> bool:
-    """Compare the replicas' digests; stop the job if a rank has diverged.
-
-    With its digest, each rank says whether it wants to stop after this generation, for a signal or
-    because another one would not fit the time limit: 16 bytes a rank. Returns whether any does.
-    """
-    words = np.array([(digest, job.wants_to_stop())], dtype=WORDS)
-    words = collectives.allgather_rows(job.comm, words, [1] * job.comm.size)
-    differing = collectives.diverged(words["digest"].tolist())
-    if differing:
-        named = collectives.named(job.comm, differing)
-        raise DivergedError(
-            f"generation {generation + 1}: the base weights of {named} differ from the others';"
-            " this generation is not committed. Memory errors or mixed software do this"
-        )
-    return bool(words["stop"].any())
+def update(job: Job, moves: tuple[np.ndarray, np.ndarray], step: Step) -> int:
+    """base <- base + sum of factor * noise(seed): every rank replays every seed. The base's digest."""
+    with job.phases("update"):
+        job.replica.weights.update(*moves, job.pull(step.anchor_decay))
+        digest = job.replica.weights.digest()
+    job.generation_seconds.append(job.phases.elapsed)
+    return digest
 
 
 if __name__ == "__main__":

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from mpies import config
 from mpies.bench import paper
 from mpies.bench.timing import Case, Timings, in_turns
 from mpies.engines.hf import HfEngine
 from mpies.engines.text import Text
-from mpies.es.population import Population
-from mpies.model import linear_cpu, loading
-from mpies.model.lowrank import LowRank
+from mpies.es.population import Member, Population
+from mpies.model import loading
 from mpies.model.perturbation import Full
-from mpies.model.weights import Weights
-from mpies.noise import Kernels
 from mpies.phases import Phases
+from mpies.ranks.collectives import barrier
+from mpies.replica import build
 from mpies.tasks import conciseness
+from mpies.tasks.base import Task
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
 
 SIGMA = 0.01
 SAMPLE = 4  # members that ways which evaluate one by one are timed on
@@ -37,24 +43,23 @@ class Work:
         return f"{self.members} members x {self.prompts} prompts x {self.tokens} tokens"
 
 
-class Subject:
-    """A model to run generations with, and a second copy for the paper's way."""
+class Rig:
+    """A replica to run generations with, low rank and full, and a second copy for the paper's way."""
 
-    def __init__(self, path: str, dtype: torch.dtype, device: torch.device, kernels: Kernels):
-        self.model, self.tokenizer = loading.load(path, allow_download=False)
-        self.weights = Weights(self.model, dtype, device, kernels, rank=1)
-        if device.type == "cpu":
-            linear_cpu.install(self.model)
+    def __init__(self, comm: Comm, given: argparse.Namespace, dtype: str, work: Work):
+        chosen = {"es.perturbation": "lowrank", "es.rank": 1, "es.block": work.members}
+        self.replica = build(comm, settings_of(given, dtype, work, chosen), task_of(work))
+        self.weights = self.replica.weights
+        self.lowrank = self.replica.perturbation
         self.full = Full(self.weights)
-        self.lowrank = LowRank(self.model, self.weights, rank=1)
-        original, _ = loading.load(path, allow_download=False)
-        self.original = original.to(device=device, dtype=dtype)
+        original, _ = loading.load(given.model, allow_download=False)
+        self.original = original.to(device=self.replica.device, dtype=getattr(torch, dtype))
 
     def engine(self, tokens: int, batch: int) -> HfEngine:
         """The program's engine, without an end of sequence."""
         engine = HfEngine(
-            self.model,
-            Text(self.model, self.tokenizer, bool(self.tokenizer.chat_template)),
+            self.replica.model,
+            Text(self.replica.model, self.replica.tokenizer, bool(self.replica.tokenizer.chat_template)),
             max_new_tokens=tokens,
             batch_size=batch,
             on_rows=self.lowrank.rows,
@@ -75,51 +80,51 @@ class Subject:
 
     def plain(self) -> None:
         """The unperturbed model."""
-        self.weights.updates += 1
+        self.stale()
         self.lowrank.clear()
 
 
 def compare(
-    subject: Subject, work: Work, repeats: int, synchronize: Callable[[], None], say
+    rig: Rig, work: Work, repeats: int, synchronize: Callable[[], None], say
 ) -> tuple[Timings, Phases]:
     """Seconds of the same work done in each way, and the phases of the low-rank generations.
 
     Ways that evaluate members one by one are timed per member.
     """
     prompts = prompts_of(work.prompts)
-    engine = subject.engine(work.tokens, work.members * work.prompts)
+    engine = rig.engine(work.tokens, work.members * work.prompts)
     ids = [engine.text.encode(prompt) for prompt in prompts]
     members = Population(work.members, seed=1).members(0)
-    seeds = np.array([member.seed for member in members], np.uint64)
+    seeds = seeds_of(members)
     few = members[:SAMPLE]
-    tensors = [parameter.data for parameter in subject.original.parameters()]
+    tensors = [parameter.data for parameter in rig.original.parameters()]
     phases = Phases(synchronize)
 
     def lowrank():
         with phases("perturb"):
-            subject.lowrank.set(members, SIGMA)
+            rig.lowrank.set(members, SIGMA)
         with phases("generate"):
             engine.generate_block(prompts, work.members)
         with phases("update"):
-            subject.update(seeds, rank=1)
+            rig.update(seeds, rank=1)
 
     def full():
         for member in few:
-            subject.full.set([member], SIGMA)
+            rig.full.set([member], SIGMA)
             engine.generate(prompts)
 
     def papers():
         for member in few:
             paper.add_noise(tensors, member.index, SIGMA)
-            paper.generate(subject.original, ids, work.tokens)
+            paper.generate(rig.original, ids, work.tokens)
             paper.add_noise(tensors, member.index, -SIGMA)
 
     small = [1e-9] * len(few)
     cases = {
-        "plain": Case(lambda: engine.generate(prompts * work.members), before=subject.plain),
-        "low rank": Case(lowrank, before=subject.stale),
-        "full: a member": Case(full, len(few), before=subject.plain),
-        "full: update": Case(lambda: subject.update(seeds, rank=0)),
+        "plain": Case(lambda: engine.generate(prompts * work.members), before=rig.plain),
+        "low rank": Case(lowrank, before=rig.stale),
+        "full: a member": Case(full, len(few), before=rig.plain),
+        "full: update": Case(lambda: rig.update(seeds, rank=0)),
         "paper: a member": Case(papers, len(few)),
         "paper: update, a member": Case(
             lambda: paper.update(tensors, [m.index for m in few], small), len(few)
@@ -128,56 +133,80 @@ def compare(
     return in_turns(cases, repeats, synchronize, say), phases
 
 
-def share(subject: Subject, work: Work, repeats: int, synchronize: Callable[[], None], say) -> Timings:
+def share(rig: Rig, work: Work, repeats: int, synchronize: Callable[[], None], say) -> Timings:
     """Seconds of the parts of a generation with full perturbation, per member."""
     prompts = prompts_of(work.prompts)
-    engine = subject.engine(work.tokens, work.prompts)
+    engine = rig.engine(work.tokens, work.prompts)
     members = Population(work.members, seed=1).members(0)
-    seeds = np.array([member.seed for member in members], np.uint64)
-    subject.plain()
+    seeds = seeds_of(members)
+    rig.plain()
     cases = {
-        "perturb": Case(lambda: subject.full.set(members[:1], SIGMA)),
+        "perturb": Case(lambda: rig.full.set(members[:1], SIGMA)),
         "generate": Case(lambda: engine.generate(prompts)),
-        "update": Case(lambda: subject.update(seeds, rank=0), work.members),
+        "update": Case(lambda: rig.update(seeds, rank=0), work.members),
     }
     return in_turns(cases, repeats, synchronize, say)
 
 
-def scaling(subject: Subject, comm, work: Work, repeats: int, synchronize, say) -> Timings:
+def scaling(rig: Rig, comm, work: Work, repeats: int, synchronize, say) -> Timings:
     """Seconds of a low-rank generation on rank 0 alone, and spread over all ranks."""
-    from mpies.ranks import collectives
-
     prompts = prompts_of(work.prompts)
     members = Population(work.members, seed=1).members(0)
-    seeds = np.array([member.seed for member in members], np.uint64)
+    seeds = seeds_of(members)
     block = max(1, work.members // comm.size)
-    engine = subject.engine(work.tokens, block * work.prompts)
+    engine = rig.engine(work.tokens, block * work.prompts)
     blocks = [members[i : i + block] for i in range(0, work.members, block)]
 
     def evaluate(mine):
         for chosen in mine:
-            subject.lowrank.set(chosen, SIGMA)
+            rig.lowrank.set(chosen, SIGMA)
             engine.generate_block(prompts, len(chosen))
 
     def alone():
         """The other ranks wait, as if they were not there."""
         if comm.rank == 0:
             evaluate(blocks)
-            subject.update(seeds, rank=1)
-        collectives.barrier(comm)
+            rig.update(seeds, rank=1)
+        barrier(comm)
 
     def together():
         evaluate(blocks[comm.rank :: comm.size])
-        collectives.barrier(comm)
-        subject.update(seeds, rank=1)
-        collectives.barrier(comm)
+        barrier(comm)
+        rig.update(seeds, rank=1)
+        barrier(comm)
 
     def start():
-        subject.stale()
-        collectives.barrier(comm)
+        rig.stale()
+        barrier(comm)
 
     cases = {"1 rank": Case(alone, before=start), "all ranks": Case(together, before=start)}
     return in_turns(cases, repeats, synchronize, say)
+
+
+def seeds_of(members: list[Member]) -> np.ndarray:
+    """uint64 (members,)."""
+    return np.array([member.seed for member in members], np.uint64)
+
+
+def settings_of(given: argparse.Namespace, dtype: str, work: Work, chosen: dict[str, Any]) -> config.Settings:
+    """The settings of a job that does the work as `given` and `chosen` say."""
+    values = {
+        "model.path": given.model,
+        "model.dtype": dtype,
+        "model.device": given.device,
+        "task.chat_template": False,
+        "engine.batch_size": work.prompts,
+        "engine.max_new_tokens": work.tokens,
+        "run.threads": given.threads,
+        **chosen,
+    }
+    return config.load([f"{key}={value}" for key, value in values.items()])
+
+
+def task_of(work: Work) -> Task:
+    """Prompts to answer; nothing scores the answers."""
+    rows = [{"prompt": prompt} for prompt in prompts_of(work.prompts)]
+    return Task("bench", rows, [], lambda *_, **__: [])
 
 
 def prompts_of(count: int) -> list[str]:

@@ -12,7 +12,7 @@ from mpies.phases import Phases
 
 
 @dataclass(frozen=True)
-class Figure:
+class Result:
     """A measured value; `target` is the least or the most that it should be, `runs` what it is from."""
 
     group: str
@@ -31,46 +31,46 @@ class Figure:
         return ""
 
 
-def kernels(t: Timings, bytes_moved: int) -> Iterator[Figure]:
+def kernels(t: Timings, bytes_moved: int) -> Iterator[Result]:
     group = "kernels, one tensor"
-    yield Figure(group, "copy of a perturbation's bytes, the limit", bytes_moved / t["copy"] / 1e9, "GB/s")
+    yield Result(group, "copy of a perturbation's bytes, the limit", bytes_moved / t["copy"] / 1e9, "GB/s")
     for name in ("noise", "perturb", "update", "digest"):
         unit = "ns per parameter" + (" and member" if name == "update" else "")
-        yield Figure(group, name, t[name] * 1e9, unit)
+        yield Result(group, name, t[name] * 1e9, unit)
     for name in ("perturb", "digest"):
         share = t.ratio("copy", name)
-        yield Figure(group, f"{name}: speed against the copy", share, "", 0.5 if name == "perturb" else None)
-    yield Figure(group, "paper: perturb + restore", t["paper: perturb + restore"] * 1e9, "ns per parameter")
-    yield Figure(group, "paper: update", t["paper: update"] * 1e9, "ns per parameter and member")
-    yield Figure(
+        yield Result(group, f"{name}: speed against the copy", share, "", 0.5 if name == "perturb" else None)
+    yield Result(group, "paper: perturb + restore", t["paper: perturb + restore"] * 1e9, "ns per parameter")
+    yield Result(group, "paper: update", t["paper: update"] * 1e9, "ns per parameter and member")
+    yield Result(
         group, "perturb, against the paper's perturb + restore",
         t.ratio("paper: perturb + restore", "perturb"), "times faster", 15,
     )  # fmt: skip
-    yield Figure(group, "update, against the paper's", t.ratio("paper: update", "update"), "times faster", 15)
+    yield Result(group, "update, against the paper's", t.ratio("paper: update", "update"), "times faster", 15)
 
 
-def generations(t: Timings, phases: Phases, work: Work, rounds: int) -> Iterator[Figure]:
+def generations(t: Timings, phases: Phases, work: Work, rounds: int) -> Iterator[Result]:
     group = f"generation, {work}"
     turns = range(len(t.seconds["plain"]))
     n, s = work.members, t.seconds
     full = [n * s["full: a member"][i] + s["full: update"][i] for i in turns]
     paper = [n * (s["paper: a member"][i] + s["paper: update, a member"][i]) for i in turns]
-    yield Figure(group, "plain inference of all rows", t["plain"], "s")
-    yield Figure(group, "plain inference", n * work.prompts * work.tokens / t["plain"], "tokens/s")
-    yield Figure(group, "low rank", t["low rank"], "s")
+    yield Result(group, "plain inference of all rows", t["plain"], "s")
+    yield Result(group, "plain inference", n * work.prompts * work.tokens / t["plain"], "tokens/s")
+    yield Result(group, "low rank", t["low rank"], "s")
     for phase in ("perturb", "generate", "update"):
-        yield Figure(group, f"low rank: {phase}", phases.seconds[phase] / rounds, "s")
-    yield Figure(group, f"full ({n} x a member's time, of {SAMPLE}, + update)", median(full), "s")
-    yield Figure(group, f"paper ({n} x a member's time, of {SAMPLE}, with its update)", median(paper), "s")
+        yield Result(group, f"low rank: {phase}", phases.seconds[phase] / rounds, "s")
+    yield Result(group, f"full ({n} x a member's time, of {SAMPLE}, + update)", median(full), "s")
+    yield Result(group, f"paper ({n} x a member's time, of {SAMPLE}, with its update)", median(paper), "s")
     against = [p / o for p, o in zip(paper, s["low rank"], strict=True)]
-    yield Figure(group, "low rank, against the paper's way", median(against), "times faster", 12)
+    yield Result(group, "low rank, against the paper's way", median(against), "times faster", 12)
     against = [p / o for p, o in zip(paper, full, strict=True)]
-    yield Figure(group, "full, against the paper's way", median(against), "times faster", 2)
+    yield Result(group, "full, against the paper's way", median(against), "times faster", 2)
     efficiency = t.ratio("plain", "low rank")
-    yield Figure(group, "low rank, everything: speed of plain inference", 100 * efficiency, "%", 90)
+    yield Result(group, "low rank, everything: speed of plain inference", 100 * efficiency, "%", 90)
 
 
-def forecast(t: Timings, phases: Phases, work: Work, rounds: int, population: int = 1024) -> Iterator[Figure]:
+def forecast(t: Timings, phases: Phases, work: Work, rounds: int, population: int = 1024) -> Iterator[Result]:
     """A generation of a large population on many ranks like this one.
 
     Evaluating is shared by the ranks, the update is not: every rank replays all seeds. The exchange, 16
@@ -92,46 +92,46 @@ def forecast(t: Timings, phases: Phases, work: Work, rounds: int, population: in
             update = population * updating
             seconds = blocks * evaluating + update
             text = f"{way}, {ranks} ranks: {100 * update / seconds:.0f} % of it the update"
-            yield Figure(group, text, seconds, "s")
+            yield Result(group, text, seconds, "s")
 
 
-def share(t: Timings, work: Work) -> Iterator[Figure]:
+def share(t: Timings, work: Work) -> Iterator[Result]:
     group = f"full perturbation, {work}"
     turns = range(len(t.seconds["generate"]))
     parts = [{name: values[i] for name, values in t.seconds.items()} for i in turns]
     others = [1 - part["generate"] / sum(part.values()) for part in parts]
     for name in ("generate", "perturb", "update"):
-        yield Figure(group, f"{name}, per member", t[name], "s")
-    yield Figure(group, "share that is not inference", 100 * median(others), "%", most=5)
+        yield Result(group, f"{name}, per member", t[name], "s")
+    yield Result(group, "share that is not inference", 100 * median(others), "%", most=5)
 
 
-def vllm(t: Timings, work: Work) -> Iterator[Figure]:
+def vllm(t: Timings, work: Work) -> Iterator[Result]:
     group = f"vLLM, full perturbation, {work}"
     turns = range(len(t.seconds["vllm"]))
     ours = [t.seconds["vllm"][i] + t.seconds["update"][i] for i in turns]
     theirs = [t.seconds["hf"][i] + t.seconds["update"][i] for i in turns]
-    yield Figure(group, "vLLM's own generate", work.prompts * work.tokens / t["vLLM alone"], "tokens/s")
-    yield Figure(group, "a member, with its share of the update", median(ours), "s")
+    yield Result(group, "vLLM's own generate", work.prompts * work.tokens / t["vLLM alone"], "tokens/s")
+    yield Result(group, "a member, with its share of the update", median(ours), "s")
     for name in ("perturb", "pack", "update"):
-        yield Figure(group, f"{name}, per member", t[name], "s")
+        yield Result(group, f"{name}, per member", t[name], "s")
     share = median(alone / all_ for alone, all_ in zip(t.seconds["vLLM alone"], ours, strict=True))
-    yield Figure(group, "everything: speed of vLLM's own generate", 100 * share, "%", 92)
-    yield Figure(
+    yield Result(group, "everything: speed of vLLM's own generate", 100 * share, "%", 92)
+    yield Result(
         group, "against the hf engine", median(b / a for a, b in zip(ours, theirs, strict=True)),
         "times faster", 2,
     )  # fmt: skip
 
 
-def scaling(t: Timings, ranks: int, work: Work) -> Iterator[Figure]:
+def scaling(t: Timings, ranks: int, work: Work) -> Iterator[Result]:
     group = f"{ranks} ranks, low rank, {work}"
-    yield Figure(group, "1 rank", t["1 rank"], "s")
-    yield Figure(group, f"{ranks} ranks", t["all ranks"], "s")
+    yield Result(group, "1 rank", t["1 rank"], "s")
+    yield Result(group, f"{ranks} ranks", t["all ranks"], "s")
     least = 1.9 if ranks == 2 else None
-    yield Figure(group, f"{ranks} ranks against 1", t.ratio("1 rank", "all ranks"), "times faster", least)
+    yield Result(group, f"{ranks} ranks against 1", t.ratio("1 rank", "all ranks"), "times faster", least)
 
 
-def memory(bytes_beyond: dict[str, int | None], largest: int) -> Iterator[Figure]:
+def memory(bytes_beyond: dict[str, int | None], largest: int) -> Iterator[Result]:
     most = (largest + 200e6) / 1e6
     for name, value in bytes_beyond.items():
         if value is not None:
-            yield Figure("peak memory beyond live and base weights", name, value / 1e6, "MB", most=most)
+            yield Result("peak memory beyond live and base weights", name, value / 1e6, "MB", most=most)

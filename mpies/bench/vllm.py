@@ -7,11 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mpies import config, replica
-from mpies.bench.generation import SIGMA, Work, prompts_of
+from mpies.bench.generation import SIGMA, Work, prompts_of, seeds_of, settings_of, task_of
 from mpies.bench.timing import Case, Timings, in_turns
 from mpies.es.population import Population
-from mpies.tasks.base import Task
+from mpies.replica import build
 
 
 def measure(
@@ -22,13 +21,13 @@ def measure(
     The hf engine computes on vLLM's memory. vLLM generates with the same options in both cases.
     """
     prompts = prompts_of(work.prompts)
-    task = Task("bench", [{"prompt": prompt} for prompt in prompts], [], lambda *_, **__: [])
-    subject = replica.build(comm, _settings(given, dtype, work), task)
+    chosen = {"engine.name": "vllm", "es.perturbation": "full", "task.chat_template": True}
+    subject = build(comm, settings_of(given, dtype, work, chosen), task_of(work))
     engine = subject.engine
     engine.text.stops = set()
     engine.hf.batch_size = work.prompts
     members = Population(work.members, seed=1).members(0)
-    seeds = np.array([member.seed for member in members], np.uint64)
+    seeds = seeds_of(members)
     factors = np.full(len(seeds), 1e-9, np.float32)
     encoded = [{"prompt_token_ids": engine.text.encode(prompt)} for prompt in prompts]
 
@@ -49,17 +48,3 @@ def measure(
         "update": Case(update, work.members),
     }
     return in_turns(cases, given.repeats, synchronize, say)
-
-
-def _settings(given: argparse.Namespace, dtype: str, work: Work) -> config.Settings:
-    values = {
-        "model.path": given.model,
-        "model.dtype": dtype,
-        "model.device": given.device,
-        "engine.name": "vllm",
-        "engine.batch_size": work.prompts,
-        "engine.max_new_tokens": work.tokens,
-        "es.perturbation": "full",
-        "run.threads": given.threads,
-    }
-    return config.load([f"{key}={value}" for key, value in values.items()])

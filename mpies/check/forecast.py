@@ -35,7 +35,7 @@ def forecast(settings: Settings, cost: Cost, ranks: int, start: float) -> Foreca
     return Forecast(start, max(blocks) * cost.block + update + cost.digest, update, blocks)
 
 
-def memory(cost: Cost, replica: Replica, there: int) -> list[Finding]:
+def describe_memory(cost: Cost, replica: Replica, there: int) -> list[Finding]:
     """The engine's cache and all else that an evaluation needs beyond the weights; `there`: bytes."""
     weights, held = replica.weights, replica.engine.held
     if cost.memory is None:
@@ -48,7 +48,7 @@ def memory(cost: Cost, replica: Replica, there: int) -> list[Finding]:
     return [Finding("cache", value, note=note if peak > FULL * there else "")]
 
 
-def generation(expected: Forecast) -> list[Finding]:
+def describe_generation(expected: Forecast) -> list[Finding]:
     """A generation, and how evenly the ranks share it."""
     value = (
         f"{duration(expected.generation)}: {max(expected.blocks)} such block(s) on the busiest rank,"
@@ -69,7 +69,7 @@ def _idleness(blocks: tuple[int, ...]) -> str:
     )
 
 
-def run(settings: Settings, expected: Forecast, limit: float | None, done: int) -> list[Finding]:
+def describe_run(settings: Settings, expected: Forecast, limit: float | None, done: int) -> list[Finding]:
     """How long the run takes, and whether it gets to its end in jobs of `limit` seconds (None: unlimited).
 
     `done`: generations that were made before.

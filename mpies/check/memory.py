@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from mpies.check.report import Finding
 from mpies.config import Settings
 from mpies.model import loading
-from mpies.ranks import collectives, devices
-from mpies.ranks.memory import available, free_on_node
+from mpies.ranks.agreement import on_root, together
+from mpies.ranks.collectives import allgather_objects, host, named
+from mpies.ranks.devices import shares
+from mpies.ranks.memory import free_on_node
+from mpies.replica import Setup
 from mpies.text import size
 
 if TYPE_CHECKING:
@@ -36,16 +41,14 @@ class Needed:
         return self.base + self.live + self.scratch
 
 
-def reckon(comm: Comm, settings: Settings) -> tuple[int, list[Finding]]:
-    """Bytes there are for this rank, and whether the weights fit into them and on the disk.
+def check_memory(comm: Comm, settings: Settings, setup: Setup) -> list[Finding]:
+    """Do the weights fit into what every rank can have, and on the disk?
 
     Raises RefusedError when the model's configuration cannot be read on a rank. What the engine's
     cache takes is measured later, when one member is evaluated.
     """
-    needed = collectives.together(comm, weights_of, comm, settings)
-    device = devices.device_for(comm, settings.model.device)
-    there = available(comm, device)
-    ranks = collectives.allgather_objects(comm, there)
+    needed = together(comm, reckon_weights, settings, setup.dtype)
+    ranks = shares(setup.places)
     least = min(range(comm.size), key=ranks.__getitem__)
     value = (
         f"{size(needed.total)} a rank: base {size(needed.base)}, live {size(needed.live)}, largest tensor"
@@ -54,21 +57,21 @@ def reckon(comm: Comm, settings: Settings) -> tuple[int, list[Finding]]:
     problem = ""
     if needed.total > ranks[least]:
         problem = (
-            f"{collectives.named(comm, [least])} has {size(ranks[least])} of memory free, but needs"
+            f"{named(comm, [least])} has {size(ranks[least])} of memory free, but needs"
             f" {size(needed.total)}: fewer ranks on a node, more memory (--mem, larger GPUs), or a"
             " smaller model"
         )
-    findings = [Finding("memory", value, problem), *_loading(comm, settings, needed)]
-    return there, [*findings, collectives.on_root(comm, _disk, settings, needed)]
+    findings = [Finding("memory", value, problem)]
+    if setup.device.type == "cuda":
+        findings.append(_check_loading(comm, needed))
+    return [*findings, on_root(comm, _check_disk, settings, needed)]
 
 
-def _loading(comm: Comm, settings: Settings, needed: Needed) -> list[Finding]:
+def _check_loading(comm: Comm, needed: Needed) -> Finding:
     """On GPU nodes: the host's memory, into which all ranks of a node load the model at once. Collective."""
-    if devices.device_for(comm, settings.model.device).type != "cuda":
-        return []
-    hosts = collectives.allgather_objects(comm, (collectives.host(), free_on_node()))
-    sharers = Counter(host for host, _ in hosts)
-    return [room_to_load(needed.file, {host: (sharers[host], free) for host, free in hosts})]
+    hosts = allgather_objects(comm, (host(), free_on_node()))
+    sharers = Counter(name for name, _ in hosts)
+    return room_to_load(needed.file, {name: (sharers[name], free) for name, free in hosts})
 
 
 def room_to_load(copy: int, hosts: dict[str, tuple[int, int]]) -> Finding:
@@ -85,10 +88,8 @@ def room_to_load(copy: int, hosts: dict[str, tuple[int, int]]) -> Finding:
     return Finding("loading", value, problem)
 
 
-def weights_of(comm: Comm, settings: Settings) -> Needed:
+def reckon_weights(settings: Settings, dtype: torch.dtype) -> Needed:
     """From the model's configuration alone."""
-    device = devices.device_for(comm, settings.model.device)
-    dtype, _ = loading.choose_dtype(settings.model.dtype, device)
     outline = loading.outline(settings.model.path, settings.model.allow_download)
     sizes = [parameter.numel() for parameter in outline.parameters()]  # tied ones once
     count, base = sum(sizes), loading.base_dtype(settings.model.master, dtype)
@@ -96,7 +97,7 @@ def weights_of(comm: Comm, settings: Settings) -> Needed:
     return Needed(base.itemsize * count, dtype.itemsize * count, FLOAT32 * max(sizes), stored * count)
 
 
-def _disk(settings: Settings, needed: Needed) -> Finding:
+def _check_disk(settings: Settings, needed: Needed) -> Finding:
     """Room for the tuned model and two checkpoints, or three: the newest is there before the oldest goes."""
     folder = Path(settings.run.directory).resolve()
     while not folder.exists():

@@ -6,17 +6,16 @@ import os
 import statistics
 import time
 from collections import Counter
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from mpies.check.report import Finding, duration
 from mpies.config import Settings
-from mpies.ranks import collectives, devices
-from mpies.ranks.memory import gpu_of
-from mpies.replica import place
+from mpies.ranks import agreement, collectives
+from mpies.ranks.devices import Place, device_for, place_of
 from mpies.run.exchange import PAIR
 from mpies.text import size
 
@@ -29,12 +28,12 @@ SLOW_EXCHANGE = 1.0
 PROBE = 2**20  # bytes from each rank
 
 
-def world(comm: Comm) -> list[Finding]:
+def check_world(comm: Comm) -> list[Finding]:
     """The MPI library, the same on all ranks, and whether the launcher started all that Slurm allows."""
     from mpi4py import MPI
 
     library = MPI.Get_library_version().splitlines()[0].strip(" \0")
-    collectives.require_equal(comm, {"library": library}, "MPI libraries")
+    agreement.require_equal(comm, {"library": library}, "MPI libraries")
     tasks = int(os.environ.get("SLURM_NTASKS") or 0)
     note = (
         f"the Slurm job has {tasks} tasks, but {comm.size} rank(s) were started" if tasks > comm.size else ""
@@ -43,35 +42,39 @@ def world(comm: Comm) -> list[Finding]:
     return [Finding("MPI", f"{words}, mpi4py {version('mpi4py')}, {comm.size} rank(s)", note=note)]
 
 
-def places(comm: Comm, settings: Settings, share_gpus: bool) -> list[Finding]:
+def check_places(comm: Comm, settings: Settings, share_gpus: bool) -> list[Finding]:
     """Ranks -> hosts -> devices and cores, a line per host."""
-    device = collectives.together(comm, devices.device_for, comm, settings.model.device)
-    everyone = collectives.allgather_objects(comm, _rank(device))
-    hosts: dict[str, list[dict[str, Any]]] = {}
-    for rank, facts in enumerate(everyone):
-        hosts.setdefault(facts["host"], []).append({"rank": rank, **facts})
-    return [host_finding(name, ranks, settings.run.threads, share_gpus) for name, ranks in hosts.items()]
+    device = agreement.together(comm, device_for, comm, settings.model.device)
+    everyone = collectives.allgather_objects(comm, (place_of(device), os.sched_getaffinity(0)))
+    hosts: dict[str, list[RankOnHost]] = {}
+    for rank, (place, cores) in enumerate(everyone):
+        hosts.setdefault(place.host, []).append(RankOnHost(rank, place, cores))
+    return [describe_host(name, ranks, settings.run.threads, share_gpus) for name, ranks in hosts.items()]
 
 
-def _rank(device: torch.device) -> dict[str, Any]:
-    return {**place(device), "gpu": gpu_of(device), "cores": os.sched_getaffinity(0)}
+@dataclass(frozen=True)
+class RankOnHost:
+    rank: int
+    place: Place
+    cores: set[int]
+    """Numbers of those that it may use."""
 
 
-def host_finding(name: str, ranks: list[dict[str, Any]], threads: int, share_gpus: bool) -> Finding:
-    cores = len(set().union(*(rank["cores"] for rank in ranks)))
-    named = ", ".join(f"{rank['rank']} on {rank['device']}" for rank in ranks)
+def describe_host(name: str, ranks: list[RankOnHost], threads: int, share_gpus: bool) -> Finding:
+    cores = len(set().union(*(rank.cores for rank in ranks)))
+    named = ", ".join(f"{rank.rank} on {rank.place.device}" for rank in ranks)
     value = f"rank {named}; {cores} core(s)"
     problem, note = "", ""
     shared = [
-        gpu for gpu, count in Counter(rank["gpu"] for rank in ranks if rank["gpu"]).items() if count > 1
+        gpu for gpu, count in Counter(rank.place.gpu for rank in ranks if rank.place.gpu).items() if count > 1
     ]
     if shared and not share_gpus:
-        both = " and ".join(str(rank["rank"]) for rank in ranks if rank["gpu"] == shared[0])
+        both = " and ".join(str(rank.rank) for rank in ranks if rank.place.gpu == shared[0])
         problem = (
             f"ranks {both} are on one GPU of {name}: start as many ranks on a node as it has GPUs"
             " (--ntasks-per-node, --gpus-per-node), or give --share-gpus if this is wanted"
         )
-    least = min(len(rank["cores"]) for rank in ranks)
+    least = min(len(rank.cores) for rank in ranks)
     wanted = threads * len(ranks)
     if least < threads or cores < wanted:
         note = (
@@ -81,7 +84,7 @@ def host_finding(name: str, ranks: list[dict[str, Any]], threads: int, share_gpu
     return Finding(name, value, problem, note)
 
 
-def clocks(comm: Comm) -> list[Finding]:
+def check_clocks(comm: Comm) -> list[Finding]:
     """How far the hosts' clocks are apart."""
     collectives.barrier(comm)
     times = collectives.allgather_objects(comm, time.time())
@@ -96,7 +99,7 @@ def clocks(comm: Comm) -> list[Finding]:
     return [Finding("clocks", f"{duration(apart)} apart or less", note=note)]
 
 
-def exchange(comm: Comm, settings: Settings) -> list[Finding]:
+def check_exchange(comm: Comm, settings: Settings) -> list[Finding]:
     """The allgather of a generation, and the bandwidth of a large one."""
     members = settings.es.population
     counts = [members // comm.size + (rank < members % comm.size) for rank in range(comm.size)]

@@ -15,12 +15,12 @@ from mpies.check.report import Finding, duration
 from mpies.config import Settings
 from mpies.errors import InputError, OrderlyError, reason
 from mpies.es.population import Member, Population
-from mpies.model.anchor import Anchor
 from mpies.model.weights import Pull
-from mpies.ranks import collectives
-from mpies.ranks.memory import beyond
+from mpies.ranks.agreement import together
+from mpies.ranks.collectives import allgather_objects
+from mpies.ranks.memory import measure_peak
 from mpies.replica import Replica
-from mpies.tasks.base import Row, Task
+from mpies.tasks.base import Row
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -40,9 +40,19 @@ class Cost:
     """Bytes beyond the weights at the peak, on the rank that needs most; None: nobody counts them."""
 
 
-def rehearse(
-    comm: Comm, settings: Settings, replica: Replica, task: Task, anchor: Anchor | None
-) -> tuple[Cost, list[Finding]]:
+@dataclass(frozen=True)
+class Trial:
+    """What one rank measured; as `Cost`, and the tokens that its block generated."""
+
+    block: float
+    tokens: int
+    memory: int | None
+    seed: float
+    pull: float
+    digest: float
+
+
+def rehearse(comm: Comm, settings: Settings, replica: Replica) -> tuple[Cost, list[Finding]]:
     """Evaluate a block on every rank, then replay some seeds. Raises RefusedError if that fails.
 
     Collective. The base weights are others afterwards.
@@ -50,45 +60,47 @@ def rehearse(
     es = settings.es
     members = min(es.block_size, es.population)
     (block,) = Population(members * comm.size, es.seed, block=members).blocks_of(comm.rank, comm.size, 0)
-
-    rows = task.rows(0)
-
-    def measured() -> tuple[float, int, int | None]:
-        # What is compiled and loaded at the first call is no part of a generation.
-        _evaluate(replica, task, rows[:1], block, es.sigma)
-        start, tokens = time.perf_counter(), 0
-
-        def evaluate() -> None:
-            nonlocal start, tokens
-            start = time.perf_counter()
-            tokens = _evaluate(replica, task, rows, block, es.sigma)
-
-        memory = beyond(replica.device, evaluate)
-        return time.perf_counter() - start, tokens, memory
-
-    evaluation = collectives.together(comm, _told, comm, measured)
-    collectives.together(comm, _told, comm, lambda: _update(replica, 1))
-    update, digest_seconds = collectives.together(comm, _told, comm, lambda: _update(replica, SEEDS))
-    pulling = 0.0
-    if anchor:
-        pull = partial(anchor.pull, decay=es.anchor_decay)
-        pulling, _ = collectives.together(comm, _told, comm, lambda: _update(replica, 0, pull))
-    everyone = collectives.allgather_objects(comm, (*evaluation, update / SEEDS, pulling, digest_seconds))
-    seconds, tokens, memory, seed, pulls, digest = zip(*everyone, strict=True)
-    speed = sum(t / s for t, s in zip(tokens, seconds, strict=True))
-    peak = max((bytes_ for bytes_ in memory if bytes_ is not None), default=None)
-    value = (
-        f"{duration(max(seconds))} for {members} member(s) on the slowest rank, {speed:.0f} tokens/s in all"
+    trial = together(comm, _refuse_errors, comm, lambda: _try_out(settings, replica, block))
+    trials: list[Trial] = allgather_objects(comm, trial)
+    cost = Cost(
+        block=max(one.block for one in trials),
+        seed=max(one.seed for one in trials),
+        pull=max(one.pull for one in trials),
+        digest=max(one.digest for one in trials),
+        memory=max((one.memory for one in trials if one.memory is not None), default=None),
     )
-    return Cost(max(seconds), max(seed), max(pulls), max(digest), peak), [Finding("evaluation", value)]
+    speed = sum(one.tokens / one.block for one in trials)
+    value = f"{duration(cost.block)} for {members} member(s) on the slowest rank, {speed:.0f} tokens/s in all"
+    return cost, [Finding("evaluation", value)]
 
 
-def _evaluate(replica: Replica, task: Task, rows: list[Row], block: list[Member], sigma: float) -> int:
+def _try_out(settings: Settings, replica: Replica, block: list[Member]) -> Trial:
+    es, rows = settings.es, replica.task.rows(0)
+    # What is compiled and loaded at the first call is no part of a generation.
+    _evaluate(replica, rows[:1], block, es.sigma)
+    tokens = 0
+
+    def evaluate() -> None:
+        nonlocal tokens
+        tokens = _evaluate(replica, rows, block, es.sigma)
+
+    start = time.perf_counter()
+    memory = measure_peak(replica.device, evaluate)
+    seconds = time.perf_counter() - start
+    _update(replica, 1)
+    update, digest = _update(replica, SEEDS)
+    pulling = 0.0
+    if replica.anchor:
+        pulling, _ = _update(replica, 0, partial(replica.anchor.pull, decay=es.anchor_decay))
+    return Trial(seconds, tokens, memory, update / SEEDS, pulling, digest)
+
+
+def _evaluate(replica: Replica, rows: list[Row], block: list[Member], sigma: float) -> int:
     """Perturb, generate and score as a generation does; the tokens that were generated."""
     replica.perturbation.set(block, sigma)
     answers = replica.engine.generate_block([row["prompt"] for row in rows], len(block))
     for answer in answers:
-        task.score(rows, answer.texts, answer.ids)
+        replica.task.score(rows, answer.texts, answer.ids)
     replica.synchronize()
     return sum(sum(answer.tokens) for answer in answers)
 
@@ -104,7 +116,7 @@ def _update(replica: Replica, seeds: int, pull: Pull | None = None) -> tuple[flo
     return middle - start, time.perf_counter() - middle
 
 
-def _told(comm: Comm, function: Callable[[], Any]) -> Any:
+def _refuse_errors(comm: Comm, function: Callable[[], Any]) -> Any:
     """Call it; whatever it raises on this rank (a reward function's error, no memory) is refused by all."""
     try:
         return function()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mpies.errors import RefusedError
-from mpies.ranks import collectives
+from mpies.ranks.collectives import allgather_objects
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -29,7 +29,7 @@ class Finding:
         return "FAIL" if self.problem else "note" if self.note else "ok"
 
 
-class Report:
+class Findings:
     """The findings so far, the same on every rank; rank 0 prints each at once."""
 
     def __init__(self, comm: Comm):
@@ -38,7 +38,7 @@ class Report:
 
     @property
     def problems(self) -> list[str]:
-        return [finding.problem for finding in self.findings if finding.problem]
+        return list(dict.fromkeys(finding.problem for finding in self.findings if finding.problem))
 
     def check(self, what: str, function: Callable[..., list[Finding]], *arguments: Any) -> None:
         """Call the function on all ranks and print what it found."""
@@ -54,7 +54,7 @@ class Report:
             result, findings = function(*arguments)
         except RefusedError as error:
             findings = [Finding(what, "refused", problem=str(error))]
-        findings = collectives.allgather_objects(self.comm, findings)[0]
+        findings = allgather_objects(self.comm, findings)[0]
         self.findings += findings
         for finding in findings:
             self._say(f"{finding.mark:5} {finding.what:11} {finding.value}")

@@ -14,7 +14,7 @@ import numpy as np
 from mpies.check.report import Finding, duration
 from mpies.config import Settings
 from mpies.errors import InputError, StorageError, reason
-from mpies.ranks import collectives
+from mpies.ranks import agreement, collectives
 from mpies.run import resume
 from mpies.runfile import TABLES, History, RunFile, open_for_reading
 from mpies.text import size
@@ -27,13 +27,13 @@ SLOW_COMMIT = 1.0  # seconds
 SHOWN_WITHIN = 10.0  # seconds that another node may take to see a file; NFS caches
 
 
-def directory(comm: Comm, settings: Settings) -> tuple[History | None, list[Finding]]:
+def check_directory(comm: Comm, settings: Settings) -> tuple[History | None, list[Finding]]:
     """The run that the directory has already, and what a run file does there."""
     path = Path(settings.run.directory) / "run.h5"
     log, history = resume.find(comm, settings, path)
     if log:
         log.close()
-    probe = Path(collectives.on_root(comm, _probe_folder, path.parent))
+    probe = Path(agreement.on_root(comm, _probe_folder, path.parent))
     try:
         findings = _try_out(comm, settings, probe / "run.h5")
     finally:
@@ -65,12 +65,12 @@ def _try_out(comm: Comm, settings: Settings, path: Path) -> list[Finding]:
         except StorageError as error:
             raise InputError(f"run.directory: {error}") from None
 
-    seconds = collectives.on_root(comm, write)
+    seconds = agreement.on_root(comm, write)
     last = comm.rank == comm.size - 1
     seen, locked = collectives.allgather_objects(comm, (sees(path), kept_out(path)) if last else None)[-1]
     if log:
         log.close()
-    free = collectives.on_root(comm, lambda: shutil.disk_usage(path.parent).free)
+    free = agreement.on_root(comm, lambda: shutil.disk_usage(path.parent).free)
     slow = "a slow file system: every generation waits for it; a local or a scratch one may be faster"
     value = f"{file_system(path)}, {size(free)} free, {duration(seconds)} to commit a generation"
     findings = [Finding("disk", value, note=slow if seconds > SLOW_COMMIT else "")]

@@ -13,33 +13,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from mpies import config
 from mpies.errors import InputError
-from mpies.ranks import collectives
-from mpies.run.replaying import which_generation
-from mpies.runfile import History, RunFile, read_history
+from mpies.evaluate.subject import answers_as_trained, open_subject
+from mpies.ranks.agreement import on_root, together
+from mpies.ranks.collectives import barrier
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated: a model, or one generation of a run."""
-
-    settings: config.Settings
-    path: Path | None = None
-    """The run file."""
-    history: History | None = None
-    """Up to the generation."""
-
-    @property
-    def generation(self) -> int | None:
-        return self.history.generations if self.history else None
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,21 +79,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(comm: Comm, arguments: list[str]) -> int:
-    options = collectives.together(comm, parse, arguments)
+    options = together(comm, parse, arguments)
+    on_root(comm, refuse_unwritable, options.json)
     log, subject = open_subject(comm, options)
-    settings = subject.settings
-    collectives.agree(comm, settings)
     # torch comes along: only once the command line is good.
-    from mpies.evaluate.measure import load, measured
+    from mpies.evaluate.measuring import assemble, measure
     from mpies.run.screen import Screen
 
-    screen = Screen(comm.rank != 0, settings.run.progress)
-    report = measured(load(comm, options, subject, screen.say))
+    run = subject.settings.run
+    screen = Screen(comm.rank != 0, run.progress)
+    report = measure(assemble(comm, options, subject, screen.say))
     if comm.rank == 0:
-        report.show(screen.console, settings.run.keep_samples)
-        if log:
-            as_trained = answers_as_trained(settings, subject.history)
-            log.add_command(**report.tables(settings.run.keep_samples, as_trained))
+        report.show(screen.console, run.keep_samples)
+        if log and subject.history:
+            as_trained = answers_as_trained(subject.settings, subject.history)
+            log.add_command(**report.tables(run.keep_samples, as_trained))
             log.close()
             screen.say(f"wrote to {subject.path}")
             if not as_trained:
@@ -118,76 +101,8 @@ def main(comm: Comm, arguments: list[str]) -> int:
         if options.json:
             report.write_json(Path(options.json))
             screen.say(f"wrote {options.json}")
-    collectives.barrier(comm)
+    barrier(comm)
     return 0
-
-
-def open_subject(comm: Comm, options: argparse.Namespace) -> tuple[RunFile | None, Subject]:
-    """What is evaluated; with --log also the run file, on rank 0, locked against other jobs. Collective."""
-    log: RunFile | None = None
-
-    def look() -> tuple[Path | None, History | None]:
-        nonlocal log
-        refuse_unwritable(options.json)
-        path = run_file(options.subject)
-        if path is None:
-            return None, None
-        history = read_history(path)
-        if options.log:
-            log = locked(path, history)
-            history = log.history()
-        return path, history.first(which_generation(options.generation or "last", history))
-
-    path, history = collectives.on_root(comm, look)
-    settings = collectives.together(comm, settings_of, options, history)
-    return log, Subject(settings, path, history)
-
-
-def run_file(subject: str) -> Path | None:
-    """The run file that is meant; None if it is a model."""
-    path = Path(subject).expanduser()
-    if (path / "run.h5").is_file() and not (path / "config.json").exists():
-        return path / "run.h5"
-    # What is called so must be there; a hub id is called otherwise.
-    return path if path.is_file() or path.suffix in (".h5", ".hdf5") else None
-
-
-def locked(path: Path, history: History) -> RunFile:
-    """The run file, to be written to."""
-    try:
-        return RunFile.reopen(path, history.generations)
-    except InputError as error:
-        raise InputError(f"--log: {error}; leave it out, or wait until that job has ended") from None
-
-
-def settings_of(options: argparse.Namespace, history: History | None) -> config.Settings:
-    """The run's settings, or the configuration file's, with overrides. Raises InputError."""
-    if history is None:
-        for name in ("generation", "log"):
-            if getattr(options, name):
-                raise InputError(f"--{name}: {options.subject} is no run file, which this is for")
-        if (options.kl or options.drift) and not options.initial:
-            raise InputError("--kl and --drift: name the model to compare with, by --initial MODEL")
-        return config.load([*options.settings, f"model.path={options.subject}", "run.directory=."])
-    if options.log and options.initial:
-        raise InputError(
-            "--log: a run file tells how far its run is from its own initial model; leave out --initial or it"
-        )
-    for given in options.settings:
-        if "=" not in given:
-            raise InputError(f"{given}: a run has its own settings; give section.key=value to change one")
-        if given.startswith(("es.", "model.master=")):
-            raise InputError(f"{given}: what has made the run's weights cannot be changed; leave it out")
-    return config.from_yaml(history.settings, [f"model.dtype={history.dtype}", *options.settings])
-
-
-def answers_as_trained(settings: config.Settings, history: History) -> bool:
-    """Are answers found and scored as the run itself does, so that figures can stand beside its own?"""
-    own, now = config.from_yaml(history.settings).flat(), settings.flat()
-    decisive = [key for key in now if key.startswith(("task.", "engine.")) and key not in config.CHANGEABLE]
-    return settings.model.dtype == history.dtype and all(
-        now[key] == own[key] for key in [*decisive, "run.threads"]
-    )
 
 
 def refuse_unwritable(json: str | None) -> None:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mpies.ranks import collectives
+from mpies.ranks.collectives import allgather_objects, barrier
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
-    from mpies.model.initial import Files, Loaded
+    from mpies.model.initial import InitialWeights
     from mpies.replica import Replica
 
 PIECE = 2**22  # elements that are turned into float64 at a time
 
 
-def drift(comm: Comm, replica: Replica, initial: Files | Loaded) -> dict[str, float]:
+def measure_drift(comm: Comm, replica: Replica, initial: InitialWeights) -> dict[str, float]:
     """Group -> L2 norm of base - initial, `all` first; the same on every rank. Collective.
 
     Groups: embedding, layer 0, layer 1, ..., head (unless it is tied to the embedding), other. Squares
@@ -31,9 +31,9 @@ def drift(comm: Comm, replica: Replica, initial: Files | Loaded) -> dict[str, fl
         name: squared_distance(weights.base[name], value)
         for name, value in initial.items(weights, set(names[comm.rank :: comm.size]))
     }
-    collectives.barrier(comm)
+    barrier(comm)
     squares: dict[str, float] = {}
-    for part in collectives.allgather_objects(comm, mine):
+    for part in allgather_objects(comm, mine):
         squares |= part
     groups: dict[str, list[float]] = {"all": [squares[name] for name in names]}
     for name, group in groups_of(replica.model, names).items():

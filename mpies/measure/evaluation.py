@@ -10,7 +10,7 @@ import numpy as np
 
 from mpies.engines.base import Completions, Draws, Engine, prompt_text
 from mpies.measure.statistics import mean
-from mpies.ranks import collectives
+from mpies.ranks.collectives import allgather_objects, barrier
 from mpies.tasks.base import Row, Scores, Task, TrainerState
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Evaluation:
         ]
 
 
-def evaluate(
+def evaluate_rows(
     comm: Comm,
     engine: Engine,
     task: Task,
@@ -123,8 +123,8 @@ def evaluate(
         answers = engine.sample(prompts, draws) if draws else engine.generate(prompts)
         mine.append(answers)
         results.append((answers.texts, task.judge(batch, answers.texts, answers.ids, state), answers.tokens))
-    collectives.barrier(comm)
-    ordered = rejoin(collectives.allgather_objects(comm, results))
+    barrier(comm)
+    ordered = rejoin(allgather_objects(comm, results))
     return Evaluation(
         rows=rows,
         samples=sampling.samples if sampling else 1,

@@ -14,34 +14,37 @@ import numpy as np
 from mpies.engines.base import Completions
 from mpies.measure.evaluation import Sampling, rejoin, share
 from mpies.measure.statistics import Figure, per_token
-from mpies.ranks import collectives
+from mpies.ranks.collectives import allgather_objects, barrier
 from mpies.tasks.base import Row
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
-    from mpies.model.initial import Files, Loaded
+    from mpies.model.initial import InitialWeights
     from mpies.replica import Replica
 
 
-def estimate(
+def estimate_kl(
     comm: Comm,
     replica: Replica,
-    initial: Files | Loaded,
+    initial: InitialWeights,
     rows: list[Row],
     batch_size: int,
     sampling: Sampling,
 ) -> Figure:
     """Nats per token, on answers that are sampled for it; the same on every rank. Collective."""
-    mine = share(comm, rows, batch_size, sampling)
-    answers = [replica.engine.sample([row["prompt"] for row in batch], draws) for batch, draws in mine]
+    answers = [
+        replica.engine.sample([row["prompt"] for row in batch], draws)
+        for batch, draws in share(comm, rows, batch_size, sampling)
+        if draws
+    ]
     return divergence(comm, replica, initial, rows, batch_size, sampling, answers)
 
 
 def divergence(
     comm: Comm,
     replica: Replica,
-    initial: Files | Loaded,
+    initial: InitialWeights,
     rows: list[Row],
     batch_size: int,
     sampling: Sampling,
@@ -54,23 +57,23 @@ def divergence(
     """
     asked = [[row["prompt"] for row in batch] for batch, _ in share(comm, rows, batch_size, sampling)]
 
-    def likelihoods() -> list[list[np.ndarray]]:
+    def read_likelihoods() -> list[list[np.ndarray]]:
         pairs = zip(asked, answers, strict=True)
         return [replica.engine.log_probabilities(p, a.ids, sampling.temperature) for p, a in pairs]
 
-    tuned = likelihoods()
+    tuned = read_likelihoods()
     try:
         for name, value in initial.items(replica.weights):
             replica.weights.live[name].copy_(value)
-        base = likelihoods()
+        base = read_likelihoods()
     finally:
         replica.weights.show_base()
     sums = [
         [(float(k3(b, t).sum()), len(t)) for b, t in zip(*batch, strict=True)]
         for batch in zip(base, tuned, strict=True)
     ]
-    collectives.barrier(comm)
-    everyone = [pair for batch in rejoin(collectives.allgather_objects(comm, sums)) for pair in batch]
+    barrier(comm)
+    everyone = [pair for batch in rejoin(allgather_objects(comm, sums)) for pair in batch]
     table = np.array(everyone, dtype=float).reshape(len(rows), sampling.samples, 2)
     return per_token(table[..., 0], table[..., 1])
 

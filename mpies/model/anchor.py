@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from mpies.errors import InputError
-from mpies.model.initial import Files
+from mpies.model.initial import InitialFromFiles
 from mpies.model.weights import Weights
 
 
@@ -22,7 +22,7 @@ class Anchor:
 
     def __init__(self, path: str, weights: Weights, digest: int):
         try:
-            self._files = Files(path, weights, digest)
+            self._files = InitialFromFiles(path, weights, digest)
             self._bases = weights.base
         except InputError as error:
             raise InputError(f"es.anchor_decay: {error}; set it to 0") from None

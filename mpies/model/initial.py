@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +20,20 @@ from mpies.model.weights import Weights
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
-class Files:
+class InitialWeights(Protocol):
+    """Where the initial weights are read from: their files, or the model loaded again."""
+
+    def items(
+        self, weights: Weights, names: Container[str] | None = None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, initial value) of all parameters, or of those in `names`, one at a time.
+
+        A value is a float32 tensor of its own, on the base's device.
+        """
+        ...
+
+
+class InitialFromFiles:
     """The initial weights in the model's safetensors files, proved to be those with the digest `digest`.
 
     Without a digest, any weights of these names and shapes will do.
@@ -57,7 +71,7 @@ class Files:
                 yield name, self.read(name, base)
 
 
-class Loaded:
+class InitialFromLoading:
     """The same for models whose files do not hold the weights one by one: loads the model each time.
 
     While it is iterated over, a second copy of the model in its checkpoint's dtype is in memory.
@@ -69,7 +83,7 @@ class Loaded:
     def items(
         self, weights: Weights, names: Container[str] | None = None
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """As `Files.items`. Raises InputError if another model is there meanwhile."""
+        """As `InitialFromFiles.items`. Raises InputError if another model is there meanwhile."""
         model, _ = loading.load(self._path, allow_download=False)
         values = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=True)}
         shapes = ({name: p.shape for name, p in held.items()} for held in (values, weights.base))
@@ -92,16 +106,16 @@ def as_base(value: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(base).copy_(value).float()
 
 
-def source(path: str, weights: Weights, digest: int | None) -> Files | Loaded:
+def find_initial(path: str, weights: Weights, digest: int | None) -> InitialWeights:
     """Where to read the initial weights with the digest `digest` (None: any) from.
 
     Raises InputError, now and not when they are needed, if they cannot be had.
     """
-    loaded = Loaded(path, digest)
+    loaded = InitialFromLoading(path, digest)
     if digest is None:  # it might be another kind of model, with weights of the same names among others
         next(loaded.items(weights))
     try:
-        return Files(path, weights, digest)
+        return InitialFromFiles(path, weights, digest)
     except InputError:
         next(loaded.items(weights))
         return loaded

@@ -1,4 +1,4 @@
-"""Ranks and what they do together: collectives, refusing together, failing together, devices.
+"""What ranks exchange, and how they wait for one another.
 
 The communicator is an argument everywhere, and carries its ranks' patience. Waiting ranks sleep
 between looks instead of burning a core, which the neighbours on a CPU node need. Those that wait too
@@ -10,19 +10,17 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpies.errors import InputError, MissingRankError, RefusedError
+from mpies.errors import MissingRankError
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm, Request
 
-    from mpies.config import Settings
 
 TAG_ARRIVAL, TAG_RELEASE = 1, 2
 
@@ -67,29 +65,32 @@ def _patience_key() -> int:
     return MPI.Comm.Create_keyval()
 
 
-def barrier(comm: Comm, timeout: float | None = None) -> None:
-    """Wait until every rank is here.
+def barrier(comm: Comm, word: int = 0, *, timeout: float | None = None) -> int:
+    """Wait until every rank is here; the largest of the words that they say, 0 to 127.
 
     Rank 0 collects a word from each rank and then releases all, so that it knows who is missing.
     Raises MissingRankError after `timeout` seconds (without it, the communicator's patience), with the
     missing ranks and their hosts.
     """
     timeout = patience(comm).timeout if timeout is None else timeout
-    word = np.zeros(1, dtype=np.int8)
+    mine, answer = np.array([word], dtype=np.int8), np.zeros(1, dtype=np.int8)
     if comm.rank:
-        arrival, release = comm.Isend(word, 0, TAG_ARRIVAL), comm.Irecv(word.copy(), 0, TAG_RELEASE)
+        arrival, release = comm.Isend(mine, 0, TAG_ARRIVAL), comm.Irecv(answer, 0, TAG_RELEASE)
         # Rank 0 reports first, unless it is the missing one.
         if not wait(arrival, release, timeout=timeout + 10):
             raise MissingRankError(f"{named(comm, [0])} has not arrived after {timeout:g} s, or cannot go on")
-        return
-    arrivals = [comm.Irecv(word.copy(), rank, TAG_ARRIVAL) for rank in range(1, comm.size)]
+        return int(answer[0])
+    words = [np.zeros(1, dtype=np.int8) for _ in range(1, comm.size)]
+    arrivals = [comm.Irecv(theirs, rank, TAG_ARRIVAL) for rank, theirs in enumerate(words, 1)]
     if not wait(*arrivals, timeout=timeout):
         missing = [rank for rank, arrival in enumerate(arrivals, 1) if not arrival.Test()]
         raise MissingRankError(
             f"gave up after waiting {timeout:g} s for {named(comm, missing)}; if nothing is wrong with"
             " them, set a larger run.collective_timeout"
         )
-    wait(*(comm.Isend(word, rank, TAG_RELEASE) for rank in range(1, comm.size)))
+    answer[0] = max(int(theirs[0]) for theirs in [mine, *words])
+    wait(*(comm.Isend(answer, rank, TAG_RELEASE) for rank in range(1, comm.size)))
+    return int(answer[0])
 
 
 def named(comm: Comm, ranks: list[int]) -> str:
@@ -144,59 +145,6 @@ def allgather_objects(comm: Comm, value: Any) -> list[Any]:
     return [pickle.loads(joined[end - n : end]) for end, n in zip(ends, lengths, strict=True)]
 
 
-def together(comm: Comm, function: Callable[..., Any], *arguments: Any, timeout: float | None = None) -> Any:
-    """Call the function on every rank; bad input on any of them is refused by all of them.
-
-    Raises MissingRankError if a rank takes `timeout` seconds (without it, the communicator's patience)
-    longer than rank 0.
-    """
-    result, problem = _attempt(function, *arguments)
-    barrier(comm, timeout)
-    problems = allgather_objects(comm, problem)
-    first = next((rank for rank, text in enumerate(problems) if text), None)
-    if first is None:
-        return result
-    alone = "" if len(set(problems)) == 1 else f"rank {first}: "
-    raise RefusedError(alone + problems[first])
-
-
-def on_root(comm: Comm, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call the function on rank 0 only and return its (small) result everywhere."""
-    result, problem = None, None
-    if comm.rank == 0:
-        result, problem = _attempt(function, *arguments)
-    result, problem = allgather_objects(comm, (result, problem))[0]
-    if problem:
-        raise RefusedError(problem)
-    return result
-
-
-def _attempt(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
-    """The function's result, or what it says of bad input."""
-    try:
-        return function(*arguments), None
-    except InputError as error:
-        return None, str(error)
-
-
-def require_equal(comm: Comm, facts: dict[str, Any], what: str) -> None:
-    """Refuse to go on when any of the facts differs between ranks, naming the ranks that differ."""
-    everyone = allgather_objects(comm, facts)
-    for key in sorted(set().union(*everyone)):
-        for rank, theirs in enumerate(everyone):
-            if theirs.get(key) != everyone[0].get(key):
-                raise RefusedError(
-                    f"{what} differ between ranks: {key} is {everyone[0].get(key)!r} on rank 0"
-                    f" and {theirs.get(key)!r} on rank {rank}"
-                )
-
-
-def agree(comm: Comm, settings: Settings) -> None:
-    """Refuse settings that differ between ranks, and be as patient from now on as they say. Collective."""
-    require_equal(comm, settings.flat(), "settings")
-    set_timeout(comm, settings.run.collective_timeout)
-
-
 def host() -> str:
     """The name of this rank's node."""
     return os.uname().nodename
@@ -205,11 +153,3 @@ def host() -> str:
 def hosts(comm: Comm) -> tuple[str, ...]:
     """All ranks' hosts. Collective the first time."""
     return patience(comm).hosts or tuple(allgather_objects(comm, host()))
-
-
-def diverged(digests: list[int]) -> list[int]:
-    """The ranks whose digest is not the most frequent one (of equally frequent ones, the first)."""
-    votes = {digest: digests.count(digest) for digest in digests}
-    best = max(votes.values())
-    truth = next(d for d in digests if votes[d] == best)
-    return [rank for rank, digest in enumerate(digests) if digest != truth]

@@ -2,30 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-
-from mpies.ranks import collectives
-
-if TYPE_CHECKING:
-    from mpi4py.MPI import Comm
-
-
-def available(comm: Comm, device: torch.device) -> int:
-    """Bytes of memory that this rank can have: its share of what is free on its GPU or node. Collective."""
-    where = (collectives.host(), gpu_of(device))
-    sharers = Counter(collectives.allgather_objects(comm, where))[where]
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_on_node()
-    return free // sharers
-
-
-def gpu_of(device: torch.device) -> str | None:
-    """Which GPU a device is, whatever number this rank has for it; None for a CPU."""
-    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
 def free_on_node() -> int:
@@ -79,7 +59,7 @@ def _copies_of_files(stat: Path) -> int:
     return sum(int(lines.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
 
 
-def beyond(device: torch.device, call: Callable[[], None]) -> int | None:
+def measure_peak(device: torch.device, call: Callable[[], None]) -> int | None:
     """Bytes that a call needs at its peak beyond what is in use before it; None where nobody counts."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

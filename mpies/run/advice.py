@@ -10,7 +10,7 @@ import numpy as np
 PATIENCE = 3
 
 
-class Guard:
+class Advisor:
     """Looks at every generation's rewards; `say` is given a line where something is wrong."""
 
     def __init__(self, say: Callable[[str], None]):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mpies import config
 from mpies.errors import InputError, RefusedError
-from mpies.model.anchor import Anchor
-from mpies.model.weights import Weights
-from mpies.ranks import collectives
+from mpies.ranks.agreement import Brought, agree, on_root
+from mpies.ranks.collectives import named
+from mpies.replica import Replica
 from mpies.run import checkpoint
 from mpies.run.replaying import replay
 from mpies.runfile import History, RunFile
@@ -42,7 +43,7 @@ def find(comm: Comm, settings: config.Settings, path: Path) -> tuple[RunFile | N
             )
         return history
 
-    history = collectives.on_root(comm, look)
+    history = on_root(comm, look)
     return log, history
 
 
@@ -56,53 +57,59 @@ def refuse_other_data(history: History, digest: str) -> None:
         )
 
 
+def refuse_other_dtype(history: History, dtype: str) -> None:
+    """Raise RefusedError if the live weights would be in another dtype than the run's."""
+    if dtype != history.dtype:
+        raise RefusedError(
+            f"model.dtype: the run was begun with {history.dtype}, but here it would be {dtype}; set"
+            f" model.dtype={history.dtype}"
+        )
+
+
 def restore(
     comm: Comm,
-    weights: Weights,
+    replica: Replica,
     history: History,
-    facts: dict[str, Any],
     folder: Path,
-    anchor: Anchor | None = None,
-    say=print,
+    say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Bring the initial base to the history's last generation: a checkpoint, then replay. Collective.
 
-    Raises RefusedError when the initial model or the live dtype is not the run's, or when the result
-    is not what the run file's digest says.
+    Raises RefusedError when the initial model is not the run's, or when the result is not what the run
+    file's digest says.
     """
-    start = time.perf_counter()
-    if facts["dtype"] != history.dtype:
+    start, facts, last = time.perf_counter(), replica.facts, history.generations
+    if facts.model_digest != history.model_digest:
         raise RefusedError(
-            f"model.dtype: the run was begun with {history.dtype}, but here it would be"
-            f" {facts['dtype']}; set model.dtype={history.dtype}"
-        )
-    if facts["model_digest"] != history.model_digest:
-        raise RefusedError(
-            f"model.path: {facts['model_path']} has digest {facts['model_digest']:016x}, but the run"
+            f"model.path: {facts.model_path} has digest {facts.model_digest:016x}, but the run"
             f" began with {history.model_digest:016x}: another model, or a changed one"
         )
-    last = history.generations
     if last == 0:
         return
-    first = checkpoint.restore(folder, weights, history.run_uuid, history.digest, last, say)
-    began = collectives.allgather_objects(comm, first)
+
+    def bring() -> Brought[int]:
+        weights = replica.weights
+        first = checkpoint.restore(folder, weights, history.run_uuid, history.digest, last, say)
+        (digest,) = replay(weights, history, first, last, anchor=replica.anchor)
+        _refuse_other_digest(digest, history)
+        return Brought(first, told=first)
+
+    first, began = agree(comm, "checkpoints", bring)
     if len(set(began)) > 1:
         without = [rank for rank, generation in enumerate(began) if generation < max(began)]
         say(
-            f"{collectives.named(comm, without)} cannot read checkpoint {max(began)} of run.directory, and"
-            " must replay more: with run.checkpoint_every, all nodes should see the directory"
+            f"{named(comm, without)} cannot read checkpoint {max(began)} of run.directory, and had to replay"
+            " more: with run.checkpoint_every, all nodes should see the directory"
         )
-    collectives.together(comm, _replay, weights, history, first, last, anchor)
     origin = f"checkpoint {first}" if first else "the initial model"
     say(f"resuming after generation {last}, replayed from {origin} in {time.perf_counter() - start:.1f} s")
 
 
-def _replay(weights: Weights, history: History, first: int, last: int, anchor: Anchor | None) -> None:
-    (digest,) = replay(weights, history, first, last, anchor=anchor)
+def _refuse_other_digest(digest: int, history: History) -> None:
     if digest != history.digest[-1]:
         raise InputError(
-            f"run.directory: replaying {last} generations gives digest {digest:016x}, not the run file's"
-            f" {history.digest[-1]:016x}; python -m mpies.replay --verify tells where they part"
+            f"run.directory: replaying {history.generations} generations gives digest {digest:016x}, not the"
+            f" run file's {history.digest[-1]:016x}; python -m mpies.replay --verify tells where they part"
         )
 
 

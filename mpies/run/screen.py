@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from rich.text import Text
 import mpies
 from mpies.config import Settings
 from mpies.phases import PHASES
+from mpies.ranks.devices import Place
+from mpies.replica import Facts
 from mpies.runfile import open_for_reading
+from mpies.tasks.base import Task
 from mpies.text import clip, count, duration
 
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
@@ -51,23 +55,25 @@ class Screen:
         self.console.print(text, markup=False)
         sys.stdout.flush()
 
-    def banner(self, settings: Settings, facts: dict[str, Any], places: list[dict[str, Any]]) -> None:
+    def banner(
+        self, settings: Settings, facts: Facts, task: Task, places: Sequence[Place], run_file: Path
+    ) -> None:
         """What runs where."""
         es = settings.es
         pairs = f" in {es.population // 2} antithetic pairs" if es.antithetic else ""
         table = Table.grid(padding=(0, 2))
         for key, value in {
-            "model": f"{facts['model_name']}, {count(facts['parameters'])} parameters,"
-            f" digest {facts['model_digest']:016x}",
-            "weights": f"base {facts['base_dtype']}, live {facts['dtype']} ({facts['dtype_reason']})",
-            "task": f"{settings.task.name}: {facts['train']} training, {facts['held_out']} held-out prompts",
+            "model": f"{facts.model_name}, {count(facts.parameters)} parameters,"
+            f" digest {facts.model_digest:016x}",
+            "weights": f"base {facts.base_dtype}, live {facts.dtype} ({facts.dtype_reason})",
+            "task": f"{task.name}: {len(task.train)} training, {len(task.held_out)} held-out prompts",
             "population": f"{es.population} members{pairs}, sigma {es.sigma:g}, alpha {es.alpha:g},"
             f" seed {es.seed}",
             "perturbation": f"low rank {es.rank}, {es.block} members in a batch"
             if es.noise_rank
             else "full, one member at a time",
             "ranks": f"{len(places)} on {_places(places)}, {settings.run.threads} CPU thread(s) each",
-            "run file": facts["run_file"],
+            "run file": run_file,
         }.items():
             table.add_row(f"  {key}", Text(str(value)))
         self.say(f"mpies {mpies.__version__}")
@@ -177,11 +183,11 @@ def _as_typed(program: Path) -> str:
         return str(program)
 
 
-def _places(places: list[dict[str, Any]]) -> str:
+def _places(places: Sequence[Place]) -> str:
     """Hosts with their devices: 'node1 (cuda:0, cuda:1), node2 (...)', shortened for many."""
     hosts: dict[str, Counter] = {}
     for place in places:
-        hosts.setdefault(place["host"], Counter())[place["device"]] += 1
+        hosts.setdefault(place.host, Counter())[place.device] += 1
     shown = [
         f"{host} ({', '.join(f'{n} x {d}' if n > 1 else d for d, n in devices.items())})"
         for host, devices in list(hosts.items())[:4]

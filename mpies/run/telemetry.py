@@ -1,8 +1,9 @@
-"""What a generation cost: gathered on rank 0, for the run file and the screen. No result depends on it."""
+"""What a generation was and what it cost: gathered on rank 0, logged, shown. No result depends on it."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,61 +11,88 @@ import numpy as np
 from mpies.es.population import Plan
 from mpies.es.schedule import Step
 from mpies.phases import PHASES, Phases
-from mpies.ranks import collectives
+from mpies.ranks.collectives import gather_rows
+from mpies.run.exchange import Evaluated, bytes_received
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
-    from mpies.run.exchange import Evaluated
+    from mpies.run.job import Job
 
 COST = np.dtype([("tokens", "<i8"), ("seconds", "<f8")])
 
 
-def gather(
-    comm: Comm, plan: Plan, phases: Phases, mine: list[Evaluated]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """On rank 0: members' tokens and seconds, COST (N,), and ranks' seconds (ranks, phases); else None."""
-    spent = np.array(list(phases.take().values()))
-    spent = collectives.gather_rows(comm, spent, [len(PHASES)] * comm.size)
-    costs = np.array([(e.tokens, e.seconds) for e in mine], dtype=COST)
-    costs = collectives.gather_rows(comm, costs, plan.counts)
-    return (costs[plan.order], spent.reshape(comm.size, -1)) if comm.rank == 0 else None
+@dataclass(frozen=True)
+class Outcome:
+    """A generation's result, the same on all ranks. rewards float64, coefficients float32: (N,)."""
+
+    generation: int
+    plan: Plan
+    step: Step
+    rewards: np.ndarray
+    coefficients: np.ndarray
+    digest: int
 
 
-def rows(
-    step: Step,
-    plan: Plan,
-    rewards: np.ndarray,
-    coefficients: np.ndarray,
-    digest: int,
-    cost: tuple[np.ndarray, np.ndarray],
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+@dataclass(frozen=True)
+class Costs:
+    """members: COST (N,), in member order; phases: seconds, float64 (ranks, phases)."""
+
+    members: np.ndarray
+    phases: np.ndarray
+
+
+def record(job: Job, outcome: Outcome, mine: list[Evaluated]) -> None:
+    """Commit the generation to the run file, show it, and say what is odd about it. Collective."""
+    costs = gather_costs(job.comm, outcome.plan, job.phases, mine)
+    if costs is None or job.log is None:
+        return
+    row, members = make_rows(outcome, costs)
+    row["seconds"] = job.phases.elapsed
+    row["bytes_communicated"] = bytes_received(job.comm, len(outcome.rewards))
+    with job.phases("log"):
+        job.log.append(row, members)
+    job.log.log_seconds(job.phases.seconds["log"])
+    job.screen.generation(row)
+    job.advisor.look(outcome.generation, outcome.rewards, outcome.coefficients)
+
+
+def gather_costs(comm: Comm, plan: Plan, phases: Phases, mine: list[Evaluated]) -> Costs | None:
+    """Every member's and every rank's, on rank 0; None elsewhere. Collective."""
+    spent = gather_rows(comm, np.array(list(phases.take().values())), [len(PHASES)] * comm.size)
+    costs = np.array([(one.tokens, one.seconds) for one in mine], dtype=COST)
+    gathered = gather_rows(comm, costs, plan.counts)
+    if spent is None or gathered is None:
+        return None
+    return Costs(gathered[plan.order], spent.reshape(comm.size, -1))
+
+
+def make_rows(outcome: Outcome, costs: Costs) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The generation's row and its members' rows for the run file."""
-    costs, seconds = cost
-    scored = rewards[~np.isnan(rewards)].tolist()
+    scored = outcome.rewards[~np.isnan(outcome.rewards)].tolist()
     mean = math.fsum(scored) / len(scored)
-    evaluation = seconds[:, : PHASES.index("reward") + 1].sum(axis=1)
+    evaluation = costs.phases[:, : PHASES.index("reward") + 1].sum(axis=1)
     row = {
         "reward_mean": mean,
         "reward_std": math.sqrt(math.fsum((r - mean) * (r - mean) for r in scored) / len(scored)),
         "reward_min": min(scored),
         "reward_max": max(scored),
-        "unscored": rewards.size - len(scored),
-        "sigma": step.sigma,
-        "alpha": step.alpha,
-        "anchor_decay": step.anchor_decay,
-        "digest": digest,
-        **{f"seconds_{phase}": mean for phase, mean in zip(PHASES, seconds.mean(axis=0), strict=True)},
+        "unscored": outcome.rewards.size - len(scored),
+        "sigma": outcome.step.sigma,
+        "alpha": outcome.step.alpha,
+        "anchor_decay": outcome.step.anchor_decay,
+        "digest": outcome.digest,
+        **{f"seconds_{p}": seconds for p, seconds in zip(PHASES, costs.phases.mean(axis=0), strict=True)},
         "imbalance": evaluation.max() / evaluation.mean(),
-        "tokens": int(costs["tokens"].sum()),
+        "tokens": int(costs.members["tokens"].sum()),
     }
     members = {
-        "seed": plan.seeds,
-        "sign": plan.signs,
-        "reward": rewards,
-        "coefficient": coefficients,
-        "rank": plan.rank_of,
-        "tokens": costs["tokens"],
-        "seconds": costs["seconds"],
+        "seed": outcome.plan.seeds,
+        "sign": outcome.plan.signs,
+        "reward": outcome.rewards,
+        "coefficient": outcome.coefficients,
+        "rank": outcome.plan.rank_of,
+        "tokens": costs.members["tokens"],
+        "seconds": costs.members["seconds"],
     }
     return row, members

@@ -7,7 +7,7 @@ import json
 import launching
 import pytest
 
-from mpies.bench.report import Figure
+from mpies.bench.report import Result
 from mpies.bench.timing import Case, in_turns
 
 SMALL = ["--size", "20000", "--repeats", "1", "--members", "4", "--tokens", "3"]
@@ -41,7 +41,7 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios():
     ],
 )
 def test_verdicts(value, bounds, verdict):
-    assert Figure("group", "name", value, "s", **bounds).verdict == verdict
+    assert Result("group", "name", value, "s", **bounds).verdict == verdict
 
 
 @pytest.mark.launch

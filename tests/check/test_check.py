@@ -17,6 +17,7 @@ from mpies.check.forecast import Forecast, jobs_needed
 from mpies.check.memory import room_to_load
 from mpies.check.report import duration
 from mpies.ranks import memory
+from mpies.ranks.devices import Place
 from mpies.text import size
 
 CHECK = ("-m", "mpies.check")
@@ -166,17 +167,17 @@ def test_help_is_printed_once():
 # Parts
 
 
-def rank_facts(gpu: str | None, cores: set[int]) -> dict:
-    return {"host": "n1", "device": "cuda:0" if gpu else "cpu", "gpu": gpu, "cores": cores, "rank": 3}
+def on_host(gpu: str | None, cores: set[int]) -> ranks.RankOnHost:
+    return ranks.RankOnHost(3, Place("n1", "cuda:0" if gpu else "cpu", gpu, 2**30), cores)
 
 
 @pytest.mark.parametrize("share, problem", [(False, True), (True, False)])
 def test_two_ranks_on_one_gpu_have_to_be_asked_for(share, problem):
-    facts = [rank_facts("a", {0, 1}), rank_facts("a", {2, 3}), rank_facts("b", {4, 5})]
-    found = ranks.host_finding("n1", facts, 1, share)
+    facts = [on_host("a", {0, 1}), on_host("a", {2, 3}), on_host("b", {4, 5})]
+    found = ranks.describe_host("n1", facts, 1, share)
     assert bool(found.problem) == problem
     assert not problem or "--share-gpus" in found.problem
-    assert not ranks.host_finding("n1", facts[1:], 1, False).problem
+    assert not ranks.describe_host("n1", facts[1:], 1, False).problem
 
 
 @pytest.mark.parametrize(
@@ -184,8 +185,8 @@ def test_two_ranks_on_one_gpu_have_to_be_asked_for(share, problem):
     [([{0}, {1}], 1, False), ([{0}, {0}], 1, True), ([{0, 1}, {0, 1}], 1, False), ([{0}, {1}], 2, True)],
 )
 def test_ranks_that_share_cores_are_noted(cores, threads, note):
-    facts = [rank_facts(None, mine) for mine in cores]
-    assert bool(ranks.host_finding("n1", facts, threads, False).note) == note
+    facts = [on_host(None, mine) for mine in cores]
+    assert bool(ranks.describe_host("n1", facts, threads, False).note) == note
 
 
 def test_a_lock_that_nobody_holds_keeps_nobody_out(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpies.errors import InputError, RefusedError
-from mpies.ranks import collectives, devices
+from mpies.ranks import agreement, collectives, devices
 
 pytestmark = pytest.mark.mpi
 
@@ -63,7 +63,7 @@ def test_allgather_objects_of_different_sizes(world):
 
 
 def test_together_returns_each_ranks_result(world):
-    assert collectives.together(world, lambda a, b: a + b, world.rank, 1) == world.rank + 1
+    assert agreement.together(world, lambda a, b: a + b, world.rank, 1) == world.rank + 1
 
 
 def test_together_refuses_everywhere_what_one_rank_refuses(world):
@@ -75,9 +75,12 @@ def test_together_refuses_everywhere_what_one_rank_refuses(world):
         return "loaded"
 
     with pytest.raises(RefusedError) as refused:
-        collectives.together(world, load)
+        agreement.together(world, load)
     # A rank is named where others could do what it could not.
-    assert str(refused.value) == ("" if last == 0 else f"rank {last}: ") + "model.path: not here"
+    assert (
+        str(refused.value)
+        == ("" if last == 0 else f"{collectives.named(world, [last])}: ") + "model.path: not here"
+    )
 
 
 def test_together_names_no_rank_when_all_refuse_alike(world):
@@ -85,7 +88,7 @@ def test_together_names_no_rank_when_all_refuse_alike(world):
         raise InputError("es.sigma: must be positive")
 
     with pytest.raises(RefusedError) as refused:
-        collectives.together(world, load)
+        agreement.together(world, load)
     assert str(refused.value) == "es.sigma: must be positive"
 
 
@@ -94,8 +97,11 @@ def test_together_names_the_first_rank_when_ranks_refuse_for_different_reasons(w
         raise InputError(f"cannot read /scratch/{world.rank}")
 
     with pytest.raises(RefusedError) as refused:
-        collectives.together(world, load)
-    assert str(refused.value) == ("rank 0: " if world.size > 1 else "") + "cannot read /scratch/0"
+        agreement.together(world, load)
+    assert (
+        str(refused.value)
+        == (f"{collectives.named(world, [0])}: " if world.size > 1 else "") + "cannot read /scratch/0"
+    )
 
 
 def test_on_root_acts_on_rank_0_and_returns_its_result_everywhere(world):
@@ -105,7 +111,7 @@ def test_on_root_acts_on_rank_0_and_returns_its_result_everywhere(world):
         called.append(name)
         return {"created": name, "by": world.rank}
 
-    assert collectives.on_root(world, create, "run.h5") == {"created": "run.h5", "by": 0}
+    assert agreement.on_root(world, create, "run.h5") == {"created": "run.h5", "by": 0}
     assert called == (["run.h5"] if world.rank == 0 else [])
 
 
@@ -114,22 +120,22 @@ def test_on_root_refuses_everywhere_what_rank_0_refuses(world):
         raise InputError("run.directory: exists already")
 
     with pytest.raises(RefusedError) as refused:
-        collectives.on_root(world, create)
+        agreement.on_root(world, create)
     assert str(refused.value) == "run.directory: exists already"
 
 
 def test_require_equal_passes_what_is_equal(world):
-    collectives.require_equal(world, {"es.seed": 42, "model.path": "x", "es.sigma": 0.1}, "settings")
+    agreement.require_equal(world, {"es.seed": 42, "model.path": "x", "es.sigma": 0.1}, "settings")
 
 
 def test_require_equal_names_the_key_the_values_and_the_ranks(world):
     last = world.size - 1
     facts = {"es.seed": 42, "es.sigma": 0.25 if world.rank == last else 0.125}
     if last == 0:
-        collectives.require_equal(world, facts, "settings")
+        agreement.require_equal(world, facts, "settings")
         return
     with pytest.raises(RefusedError) as refused:
-        collectives.require_equal(world, facts, "settings")
+        agreement.require_equal(world, facts, "settings")
     message = str(refused.value)
     for part in ("settings", "es.sigma", "0.125", "rank 0", "0.25", f"rank {last}"):
         assert part in message
@@ -170,13 +176,13 @@ def test_waiting_for_another_rank_does_not_use_a_core(world, collective):
     ],
 )
 def test_diverged_ranks_are_those_outside_the_majority(digests, differing):
-    assert collectives.diverged(digests) == differing
+    assert agreement.find_diverged(digests) == differing
 
 
 def test_local_rank_counts_the_ranks_of_the_node(world):
     hosts = collectives.allgather_objects(world, collectives.host())
     mine = [rank for rank, host in enumerate(hosts) if host == collectives.host()]
-    assert devices.local_rank(world) == (mine.index(world.rank), len(mine))
+    assert devices.local_rank(world) == mine.index(world.rank)
 
 
 def test_device_for(world):
@@ -185,7 +191,7 @@ def test_device_for(world):
     assert devices.device_for(world, "cpu") == torch.device("cpu")
     visible = torch.cuda.device_count()
     if visible:
-        expected = torch.device("cuda", devices.local_rank(world)[0] % visible)
+        expected = torch.device("cuda", devices.local_rank(world) % visible)
         assert devices.device_for(world, "cuda") == expected
         assert devices.device_for(world, "auto") == expected
     else:

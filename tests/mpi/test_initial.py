@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from mpies import config, replica
 from mpies.errors import InputError
-from mpies.measure.drift import drift
+from mpies.measure.drift import measure_drift
 from mpies.measure.evaluation import Sampling
-from mpies.measure.kl import estimate
+from mpies.measure.kl import estimate_kl
 from mpies.measure.statistics import Figure
 from mpies.model import initial
 from mpies.ranks import collectives
@@ -35,7 +35,7 @@ def tuned(world, shared_model):
         given += ["task.chat_template=false", f"engine.max_new_tokens={new}", "es.block=2"]
         settings = config.load([*given, f"es.perturbation={perturbation}"])
         made = replica.build(world, settings)
-        source = initial.source(str(folder), made.weights, made.facts["model_digest"])
+        source = initial.find_initial(str(folder), made.weights, made.facts.model_digest)
         for seed in (1, 2) if shift else ():
             made.weights.update(np.array([seed], dtype=np.uint64), np.array([shift], dtype=np.float32))
         made.perturbation.clear()
@@ -68,7 +68,7 @@ def test_kl_is_that_of_the_whole_distributions(world, tuned):
     folder, made, source = tuned(new=2)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     rows = ROWS[:2]
-    found = estimate(world, made, source, rows, 500, Sampling(3000, 1.0, seed=3))
+    found = estimate_kl(world, made, source, rows, 500, Sampling(3000, 1.0, seed=3))
     text = made.engine.text
     exact = [true_divergence(made.model, base, text.encode(r["prompt"]), text.stops, 2) for r in rows]
     expected = sum(total for total, _ in exact) / sum(length for _, length in exact)
@@ -82,11 +82,11 @@ def test_kl_leaves_no_trace(world, tuned, dtype, perturbation):
     _, made, source = tuned(dtype=dtype, perturbation=perturbation)
     base = made.weights.digest()
     live = {name: value.clone() for name, value in made.weights.live.items()}
-    first = estimate(world, made, source, ROWS, 4, Sampling(3))
+    first = estimate_kl(world, made, source, ROWS, 4, Sampling(3))
     assert first.mean > 0.001
     assert made.weights.digest() == base
     assert all(torch.equal(made.weights.live[name], value) for name, value in live.items())
-    assert estimate(world, made, source, ROWS, 4, Sampling(3)) == first
+    assert estimate_kl(world, made, source, ROWS, 4, Sampling(3)) == first
     assert len(set(collectives.allgather_objects(world, first))) == 1
 
 
@@ -96,17 +96,17 @@ def test_any_number_of_ranks_gives_the_same_figures(world, tuned):
 
     _, made, source = tuned()
     for rows in (ROWS, ROWS[:1]):
-        alone = estimate(MPI.COMM_SELF, made, source, rows, 2, Sampling(3))
+        alone = estimate_kl(MPI.COMM_SELF, made, source, rows, 2, Sampling(3))
         assert alone.mean > 0.001
-        assert estimate(world, made, source, rows, 2, Sampling(3)) == alone
-    assert drift(world, made, source) == drift(MPI.COMM_SELF, made, source)
+        assert estimate_kl(world, made, source, rows, 2, Sampling(3)) == alone
+    assert measure_drift(world, made, source) == measure_drift(MPI.COMM_SELF, made, source)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_initial_model_has_no_kl_and_no_drift(world, tuned, dtype):
     _, made, source = tuned(shift=0, dtype=dtype)
-    assert estimate(world, made, source, ROWS, 4, Sampling(3)) == Figure(0.0, 0.0)
-    assert set(drift(world, made, source).values()) == {0.0}
+    assert estimate_kl(world, made, source, ROWS, 4, Sampling(3)) == Figure(0.0, 0.0)
+    assert set(measure_drift(world, made, source).values()) == {0.0}
 
 
 def test_kl_of_a_failing_engine_shows_the_base_again(world, tuned, monkeypatch):
@@ -117,7 +117,7 @@ def test_kl_of_a_failing_engine_shows_the_base_again(world, tuned, monkeypatch):
 
     monkeypatch.setattr(made.engine, "log_probabilities", lambda *a: next(calls)(*a))
     with pytest.raises(StopIteration):
-        estimate(MPI.COMM_SELF, made, source, ROWS, 32, Sampling(3))
+        estimate_kl(MPI.COMM_SELF, made, source, ROWS, 32, Sampling(3))
     assert all(torch.equal(made.weights.live[name], value) for name, value in live.items())
 
 
@@ -132,7 +132,7 @@ def test_drift_is_the_distance_from_the_files(world, tuned, kind, tied):
         group = group or (f"layer {name.split('.')[2]}" if ".layers." in name else "other")
         far = (made.weights.base[name].double() - value.detach().double()).square().sum()
         squares[group] = squares.get(group, 0.0) + float(far)
-    found = drift(world, made, source)
+    found = measure_drift(world, made, source)
     expected = {"all": sum(squares.values()), **squares}
     assert found.keys() == expected.keys()
     assert found == pytest.approx({group: math.sqrt(value) for group, value in expected.items()})
@@ -143,19 +143,19 @@ def test_drift_is_the_distance_from_the_files(world, tuned, kind, tied):
 
 def test_a_model_whose_files_have_other_names_is_loaded(world, tuned, tmp_path, monkeypatch):
     folder, made, files = tuned()
-    assert isinstance(files, initial.Files)
+    assert isinstance(files, initial.InitialFromFiles)
     monkeypatch.setattr(initial, "SINGLE", "elsewhere.safetensors")
-    loaded = initial.source(str(folder), made.weights, made.facts["model_digest"])
-    assert isinstance(loaded, initial.Loaded)
-    assert drift(world, made, loaded) == drift(world, made, files)
+    loaded = initial.find_initial(str(folder), made.weights, made.facts.model_digest)
+    assert isinstance(loaded, initial.InitialFromLoading)
+    assert measure_drift(world, made, loaded) == measure_drift(world, made, files)
     run = (world, made)
-    assert estimate(*run, loaded, ROWS, 4, Sampling(2)) == estimate(*run, files, ROWS, 4, Sampling(2))
+    assert estimate_kl(*run, loaded, ROWS, 4, Sampling(2)) == estimate_kl(*run, files, ROWS, 4, Sampling(2))
 
 
 def test_another_model_to_compare_with_is_refused(world, tuned, shared_model):
     _, made, _ = tuned(kind="llama")
     for path, says in ((shared_model(kind="qwen2"), "has other parameters"), ("./none", "no such folder")):
         with pytest.raises(InputError, match=says):
-            initial.source(str(path), made.weights, None)
+            initial.find_initial(str(path), made.weights, None)
     with pytest.raises(InputError, match="has changed"):
-        initial.source(str(shared_model(kind="llama", seed=1)), made.weights, made.facts["model_digest"])
+        initial.find_initial(str(shared_model(kind="llama", seed=1)), made.weights, made.facts.model_digest)

@@ -7,16 +7,16 @@ import pytest
 
 from jobs import arguments, train
 from mpies.es.fitness import coefficients
-from mpies.run.advice import Guard
+from mpies.run.advice import Advisor
 
 NAN = float("nan")
 
 
 @pytest.fixture
-def guard():
+def advisor():
     """With the lines it says, as `said`, and generations looked at by `see`."""
     said: list[str] = []
-    made = Guard(said.append)
+    made = Advisor(said.append)
     made.said = said
 
     def see(*generations: list[float]) -> list[str]:
@@ -28,39 +28,39 @@ def guard():
     return made
 
 
-def test_a_run_that_learns_is_not_disturbed(guard):
-    guard.unperturbed = -5.0
-    assert guard.see([-4.0, -6.0], [-8.0, -7.0], [-9.0, -6.0], [-5.0, -6.0], [-8.0, -9.0]) == []
+def test_a_run_that_learns_is_not_disturbed(advisor):
+    advisor.unperturbed = -5.0
+    assert advisor.see([-4.0, -6.0], [-8.0, -7.0], [-9.0, -6.0], [-5.0, -6.0], [-8.0, -9.0]) == []
 
 
-def test_no_spread(guard):
-    (line,) = guard.see([-1.0, -2.0], [-3.0] * 4, [-3.0] * 4)
+def test_no_spread(advisor):
+    (line,) = advisor.see([-1.0, -2.0], [-3.0] * 4, [-3.0] * 4)
     assert line.startswith("warning: generation 2: all members have the reward -3")
     assert "es.sigma" in line and "\n" not in line
 
 
-def test_no_spread_among_those_that_were_scored(guard):
-    assert len(guard.see([-1.0, NAN, -1.0])) == 1
+def test_no_spread_among_those_that_were_scored(advisor):
+    assert len(advisor.see([-1.0, NAN, -1.0])) == 1
 
 
-def test_a_single_score_is_no_spread_to_speak_of(guard):
-    assert guard.see([-1.0, NAN]) == []
+def test_a_single_score_is_no_spread_to_speak_of(advisor):
+    assert advisor.see([-1.0, NAN]) == []
 
 
-def test_members_below_the_unperturbed_model(guard):
-    guard.unperturbed = -5.0
-    (line,) = guard.see(*[[-80.0, -6.0]] * 10)
+def test_members_below_the_unperturbed_model(advisor):
+    advisor.unperturbed = -5.0
+    (line,) = advisor.see(*[[-80.0, -6.0]] * 10)
     assert line.startswith("warning: generation 3: ") and "(-6 now)" in line and "(-5)" in line
     assert "smaller es.sigma" in line and "\n" not in line
 
 
-def test_without_an_evaluation_there_is_nothing_to_compare_with(guard):
-    assert guard.see(*[[-80.0, -6.0]] * 10) == []
+def test_without_an_evaluation_there_is_nothing_to_compare_with(advisor):
+    assert advisor.see(*[[-80.0, -6.0]] * 10) == []
 
 
-def test_one_line_for_each_condition(guard):
-    guard.unperturbed = -5.0
-    assert len(guard.see(*[[-80.0, -6.0], [-7.0, -7.0]] * 6)) == 2
+def test_one_line_for_each_condition(advisor):
+    advisor.unperturbed = -5.0
+    assert len(advisor.see(*[[-80.0, -6.0], [-7.0, -7.0]] * 6)) == 2
 
 
 @pytest.mark.launch

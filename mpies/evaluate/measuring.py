@@ -1,0 +1,139 @@
+"""The command's measurements: the weights that are meant, their answers, their distance from the initial."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mpies.errors import InputError, RefusedError
+from mpies.evaluate.report import Report
+from mpies.evaluate.subject import Subject
+from mpies.measure.drift import measure_drift
+from mpies.measure.evaluation import HELD_OUT, Sampling, evaluate_rows
+from mpies.measure.kl import divergence, estimate_kl
+from mpies.measure.statistics import Figure
+from mpies.model.initial import InitialWeights
+from mpies.ranks.agreement import together
+from mpies.replica import InitialUse, Replica, load, settle
+from mpies.run import resume
+from mpies.run.replaying import needs_anchor
+from mpies.tasks.base import Row, Task, TrainerState
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+PAPER_KL_SAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What is measured on, on every rank."""
+
+    comm: Comm
+    options: argparse.Namespace
+    subject: Subject
+    replica: Replica
+    rows: dict[str, list[Row]]
+    """The prompts to evaluate, by split."""
+    say: Callable[[str], None]
+
+
+def assemble(
+    comm: Comm, options: argparse.Namespace, subject: Subject, say: Callable[[str], None]
+) -> Workbench:
+    """The task, and the model with the weights that are meant. Collective; raises RefusedError."""
+    settings, history = subject.settings, subject.history
+    setup = settle(comm, settings)
+    if history and options.log:
+        resume.refuse_other_data(history, setup.task.digest)
+    rows = together(comm, _choose_rows, setup.task, options.split)
+    say(f"loading {settings.model.path} ...")
+    compared = (options.initial or settings.model.path) if options.kl or options.drift else None
+    anchored = bool(history and needs_anchor(history, 0, history.generations))
+    replica = load(comm, settings, setup, InitialUse(anchored, compared))
+    if history and subject.path:
+        if settings.model.master == "live" and replica.facts.dtype != history.dtype:
+            raise RefusedError(
+                f"model.dtype: given {replica.facts.dtype}, but the run's base weights are kept in that of"
+                f" its live weights (model.master=live), {history.dtype}: leave it out"
+            )
+        resume.restore(comm, replica, history, subject.path.parent)
+    replica.perturbation.clear()
+    replica.weights.show_base()
+    return Workbench(comm, options, subject, replica, rows, say)
+
+
+def measure(bench: Workbench) -> Report:
+    """Everything that was asked for, the same on every rank. Collective."""
+    subject, replica = bench.subject, bench.replica
+    path = subject.settings.model.path
+    report = Report(
+        facts={
+            "model": path,
+            "run_file": str(subject.path) if subject.path else None,
+            "run_uuid": subject.history.run_uuid if subject.history else None,
+            "generation": subject.generation,
+            "digest": f"{replica.weights.digest():016x}",
+            "dtype": replica.facts.dtype,
+            "task": replica.task.name,
+            "data_digest": replica.task.digest,
+            "max_new_tokens": subject.settings.engine.max_new_tokens,
+            "initial": (bench.options.initial or path) if replica.initial else None,
+        }
+    )
+    for split in bench.rows:
+        _measure_split(bench, split, report)
+    if bench.options.drift and replica.initial:
+        report.drift = measure_drift(bench.comm, replica, replica.initial)
+    return report
+
+
+def _measure_split(bench: Workbench, split: str, report: Report) -> None:
+    """Let the model answer a split's prompts, and score the answers."""
+    rows, sampling = bench.rows[split], _sampling(bench, split)
+    each = f"{sampling.samples} x " if sampling else ""
+    bench.say(f"answering {each}{len(rows)} {split.replace('_', '-')} prompts ...")
+    settings = bench.subject.settings
+    state = TrainerState(bench.subject.generation or 0, settings.es.generations)
+    engine, batch = bench.replica.engine, settings.engine.batch_size
+    found = evaluate_rows(bench.comm, engine, bench.replica.task, rows, batch, state, sampling)
+    kl, initial = None, bench.replica.initial
+    if bench.options.kl and initial and sampling:
+        kl = divergence(bench.comm, bench.replica, initial, rows, batch, sampling, found.mine)
+    elif bench.options.kl and initial:
+        kl = _estimate(bench, split, initial)
+    report.add(split, found, sampling, kl)
+
+
+def _estimate(bench: Workbench, split: str, initial: InitialWeights) -> Figure:
+    """The KL divergence where answers are greedy: on sampled ones, as training does it."""
+    settings, rows = bench.subject.settings, bench.rows[split]
+    samples = settings.run.kl_samples or PAPER_KL_SAMPLES
+    sampling = dataclasses.replace(_default_sampling(bench, split), samples=samples)
+    some = rows[: settings.run.kl_prompts]
+    return estimate_kl(bench.comm, bench.replica, initial, some, settings.engine.batch_size, sampling)
+
+
+def _sampling(bench: Workbench, split: str) -> Sampling | None:
+    """How answers are sampled; None: greedy."""
+    samples, temperature = bench.options.samples, bench.options.temperature
+    if samples is None and temperature is None:
+        return None
+    default = _default_sampling(bench, split)
+    return dataclasses.replace(default, samples=samples or 1, temperature=temperature or 1.0)
+
+
+def _default_sampling(bench: Workbench, split: str) -> Sampling:
+    seed = bench.options.seed
+    seed = bench.subject.settings.es.seed if seed is None else seed
+    return Sampling(1, 1.0, seed, HELD_OUT if split == "held_out" else 0)
+
+
+def _choose_rows(task: Task, split: str) -> dict[str, list[Row]]:
+    chosen = {name: rows for name, rows in task.splits.items() if split in (name, "all")}
+    if not chosen:
+        raise InputError(f"--split: given {split}, but this task has only {', '.join(task.splits)} prompts")
+    return chosen

@@ -1,0 +1,116 @@
+"""Ranks of one mind: bad input on any of them is refused by all, and what differs between them is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from mpies.errors import InputError, RefusedError
+from mpies.ranks.collectives import allgather_objects, barrier, named, set_timeout
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+    from mpies.config import Settings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Brought(Generic[T]):
+    """What a rank brings to an agreement: a result of its own, facts that must be equal on all ranks, and
+    what every rank is to know of it. The last two are small and picklable."""
+
+    result: T
+    same: dict[str, Any] = field(default_factory=dict)
+    told: Any = None
+
+
+def agree(
+    comm: Comm,
+    what: str,
+    function: Callable[..., Brought[T]],
+    *arguments: Any,
+    timeout: float | None = None,
+) -> tuple[T, list[Any]]:
+    """Call the function on every rank: this rank's result, and what every rank has told. One exchange.
+
+    Raises RefusedError on all ranks if the function raises InputError on any, or if a fact differs; `what`
+    names the facts. Raises MissingRankError if a rank takes `timeout` seconds (without it, the
+    communicator's patience) longer than rank 0.
+    """
+    brought, problem = _attempt(function, *arguments)
+    barrier(comm, timeout=timeout)
+    mine = (problem, brought.same, brought.told) if brought else (problem, {}, None)
+    everyone = allgather_objects(comm, mine)
+    _refuse_problems(comm, [problem for problem, _, _ in everyone])
+    _refuse_differences(comm, what, [same for _, same, _ in everyone])
+    assert brought is not None
+    return brought.result, [told for _, _, told in everyone]
+
+
+def together(comm: Comm, function: Callable[..., T], *arguments: Any, timeout: float | None = None) -> T:
+    """Call the function on every rank; bad input on any of them is refused by all of them. As `agree`."""
+    result, _ = agree(comm, "", lambda: Brought(function(*arguments)), timeout=timeout)
+    return result
+
+
+def on_root(comm: Comm, function: Callable[..., T], *arguments: Any) -> T:
+    """Call the function on rank 0 only and return its (small) result everywhere."""
+    mine = _attempt(function, *arguments) if comm.rank == 0 else None
+    result, problem = allgather_objects(comm, mine)[0]
+    if problem:
+        raise RefusedError(problem)
+    return result
+
+
+def require_equal(comm: Comm, facts: dict[str, Any], what: str) -> None:
+    """Refuse to go on when any of the facts differs between ranks, naming the ranks that differ."""
+    agree(comm, what, lambda: Brought(None, facts))
+
+
+def agree_on_settings(comm: Comm, load: Callable[..., Settings], *arguments: Any) -> Settings:
+    """The settings that `load` reads on every rank, equal on all; ranks are now as patient as they say."""
+
+    def read() -> Brought[Settings]:
+        settings = load(*arguments)
+        return Brought(settings, settings.flat())
+
+    settings, _ = agree(comm, "settings", read)
+    set_timeout(comm, settings.run.collective_timeout)
+    return settings
+
+
+def find_diverged(digests: list[int]) -> list[int]:
+    """The ranks whose digest is not the most frequent one (of equally frequent ones, the first)."""
+    votes = {digest: digests.count(digest) for digest in digests}
+    best = max(votes.values())
+    truth = next(d for d in digests if votes[d] == best)
+    return [rank for rank, digest in enumerate(digests) if digest != truth]
+
+
+def _attempt(function: Callable[..., T], *arguments: Any) -> tuple[T | None, str | None]:
+    """The function's result, or what it says of bad input."""
+    try:
+        return function(*arguments), None
+    except InputError as error:
+        return None, str(error)
+
+
+def _refuse_problems(comm: Comm, problems: list[str | None]) -> None:
+    first = next((rank for rank, text in enumerate(problems) if text), None)
+    if first is not None:
+        alone = "" if len(set(problems)) == 1 else f"{named(comm, [first])}: "
+        raise RefusedError(f"{alone}{problems[first]}")
+
+
+def _refuse_differences(comm: Comm, what: str, everyone: list[dict[str, Any]]) -> None:
+    first = everyone[0]
+    for key in sorted(set().union(*everyone)):
+        differing = [rank for rank, theirs in enumerate(everyone) if theirs.get(key) != first.get(key)]
+        if differing:
+            raise RefusedError(
+                f"{what} differ between ranks: {key} is {first.get(key)!r} on {named(comm, [0])} and"
+                f" {everyone[differing[0]].get(key)!r} on {named(comm, differing)}"
+            )

@@ -1,0 +1,52 @@
+"""Evaluations between the generations: of the unperturbed model, on all ranks, into the run file."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from mpies.measure.drift import measure_drift
+from mpies.measure.evaluation import HELD_OUT, Sampling, evaluate_rows
+from mpies.measure.kl import estimate_kl
+from mpies.tasks.base import Row, TrainerState
+
+if TYPE_CHECKING:
+    from mpies.run.job import Job
+
+
+def is_due(generation: int, every: int, last: int) -> bool:
+    """Due are the first, the last and every `every`-th generation; 0: the first and the last only."""
+    return generation in (0, last) or bool(every and generation % every == 0)
+
+
+def evaluate(job: Job, generation: int) -> None:
+    """Evaluate training and held-out prompts where that is due and not in the run file yet. Collective."""
+    run, last = job.settings.run, job.settings.es.generations
+    if not is_due(generation, run.evaluate_every, last):
+        return
+    missing = {s: rows for s, rows in job.task.splits.items() if (generation, s) not in job.evaluated}
+    if not missing:
+        return
+    job.replica.perturbation.clear()
+    initial = job.replica.initial
+    drift = measure_drift(job.comm, job.replica, initial) if run.measure_drift and initial else None
+    state = TrainerState(generation, last)
+    for split, rows in missing.items():
+        batch = job.settings.engine.batch_size
+        found = evaluate_rows(job.comm, job.replica.engine, job.task, rows, batch, state)
+        if split == "train":
+            job.advisor.unperturbed = found.reward_mean
+        kl = _kl(job, split, rows)
+        if job.log:
+            job.log.add_evaluation(*found.table_rows(generation, split, run.keep_samples, kl, drift))
+
+
+def _kl(job: Job, split: str, rows: list[Row]) -> float:
+    """The KL divergence from the initial model, nat/token, if it is measured on these rows; else NaN."""
+    run, initial = job.settings.run, job.replica.initial
+    if not run.kl_samples or initial is None or split != list(job.task.splits)[-1]:
+        return math.nan
+    first = HELD_OUT if split == "held_out" else 0
+    sampling = Sampling(run.kl_samples, 1.0, job.settings.es.seed, first)
+    batch, some = job.settings.engine.batch_size, rows[: run.kl_prompts]
+    return estimate_kl(job.comm, job.replica, initial, some, batch, sampling).mean
