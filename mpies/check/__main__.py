@@ -1,3 +1,5 @@
+"""The check, step by step."""
+
 from __future__ import annotations
 
 import sys
