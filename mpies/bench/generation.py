@@ -13,6 +13,7 @@ import torch
 from mpies import config
 from mpies.bench import paper
 from mpies.bench.timing import Case, Timings, in_turns
+from mpies.engines.base import Prompt
 from mpies.engines.hf import HfEngine
 from mpies.engines.text import Text
 from mpies.es.population import Member, Population
@@ -39,7 +40,7 @@ class Work:
     prompts: int
     tokens: int
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.members} members x {self.prompts} prompts x {self.tokens} tokens"
 
 
@@ -53,7 +54,8 @@ class Rig:
         self.lowrank = self.replica.perturbation
         self.full = Full(self.weights)
         original, _ = loading.load(given.model, allow_download=False)
-        self.original = original.to(device=self.replica.device, dtype=getattr(torch, dtype))
+        self.original = original
+        torch.nn.Module.to(original, device=self.replica.device, dtype=getattr(torch, dtype))
 
     def engine(self, tokens: int, batch: int) -> HfEngine:
         """The program's engine, without an end of sequence."""
@@ -209,7 +211,7 @@ def task_of(work: Work) -> Task:
     return Task("bench", rows, [], lambda *_, **__: [])
 
 
-def prompts_of(count: int) -> list[str]:
+def prompts_of(count: int) -> list[Prompt]:
     """So many prompts of the task conciseness, from the start again if there are fewer."""
     known = [*conciseness.TRAIN, *conciseness.HELD_OUT]
     return [known[i % len(known)] for i in range(count)]

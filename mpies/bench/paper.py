@@ -44,4 +44,4 @@ def generate(model: PreTrainedModel, prompts: list[list[int]], tokens: int) -> N
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     settings = GenerationConfig(do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=0)
-    model.generate(ids, attention_mask=mask, generation_config=settings)
+    model.generate(ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]

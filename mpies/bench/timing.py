@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 class Case:
     """A call that does so many units of work, and what has to be done before it, untimed."""
 
-    call: Callable[[], None]
+    call: Callable[[], object]
     units: float = 1
-    before: Callable[[], None] = lambda: None
+    before: Callable[[], object] = lambda: None
 
 
 @dataclass

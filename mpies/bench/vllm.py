@@ -9,6 +9,7 @@ import numpy as np
 
 from mpies.bench.generation import SIGMA, Work, prompts_of, seeds_of, settings_of, task_of
 from mpies.bench.timing import Case, Timings, in_turns
+from mpies.engines.vllm.engine import VllmEngine
 from mpies.es.population import Population
 from mpies.replica import build
 
@@ -24,6 +25,9 @@ def measure(
     chosen = {"engine.name": "vllm", "es.perturbation": "full", "task.chat_template": True}
     subject = build(comm, settings_of(given, dtype, work, chosen), task_of(work))
     engine = subject.engine
+    assert isinstance(engine, VllmEngine)
+    llm = engine.llm
+    assert llm
     engine.text.stops = set()
     engine.hf.batch_size = work.prompts
     members = Population(work.members, seed=1).members(0)
@@ -40,7 +44,7 @@ def measure(
         subject.weights.digest()
 
     cases = {
-        "vLLM alone": Case(lambda: engine.llm.generate(encoded, engine.parameters(), use_tqdm=False)),
+        "vLLM alone": Case(lambda: llm.generate(encoded, engine.parameters(), use_tqdm=False)),
         "vllm": Case(lambda: member(engine.generate)),
         "perturb": Case(lambda: subject.perturbation.set(members[:1], SIGMA)),
         "pack": Case(engine.packing.refresh),

@@ -91,9 +91,9 @@ class Report:
         generation = self.facts["generation"]
         for split in self.splits:
             where = {"generation": generation, "split": split.name}
-            greedy = not split.sampling
+            greedy = split.sampling is None
             # The column tells of the model's own probabilities, at temperature 1.
-            plain = greedy or split.sampling.temperature == 1
+            plain = split.sampling is None or split.sampling.temperature == 1
             kl = split.figures["kl"].mean if plain and "kl" in split.figures else math.nan
             row, samples, metrics = split.evaluation.table_rows(generation, split.name, keep, kl, self.drift)
             if greedy:

@@ -12,6 +12,7 @@ from mpies.ranks.collectives import allgather_objects, barrier
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
+    from transformers import PreTrainedModel
 
     from mpies.model.initial import InitialWeights
     from mpies.replica import Replica
@@ -47,7 +48,7 @@ def squared_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return math.fsum(float((x.double() - y.double()).square().sum()) for x, y in pairs)
 
 
-def groups_of(model: torch.nn.Module, names: list[str]) -> dict[str, str]:
+def groups_of(model: PreTrainedModel, names: list[str]) -> dict[str, str]:
     """Parameter name -> its group. A decoder layer is told by the first number in the name."""
     own = {parameter.data_ptr(): name for name, parameter in model.named_parameters()}
     ends = {"head": model.get_output_embeddings(), "embedding": model.get_input_embeddings()}

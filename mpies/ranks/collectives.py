@@ -55,7 +55,8 @@ def set_timeout(comm: Comm, timeout: float) -> None:
 
 def patience(comm: Comm) -> Patience:
     """What `set_timeout` said; without it, ranks wait for ever."""
-    return comm.Get_attr(_patience_key()) or Patience()
+    found = comm.Get_attr(_patience_key())
+    return found if isinstance(found, Patience) else Patience()
 
 
 @cache
@@ -129,10 +130,13 @@ def allgather_rows(comm: Comm, rows: np.ndarray, counts: list[int]) -> np.ndarra
 
 def gather_rows(comm: Comm, rows: np.ndarray, counts: list[int]) -> np.ndarray | None:
     """The same on rank 0 only; None elsewhere."""
-    size = rows.dtype.itemsize
-    gathered = np.empty(sum(counts), dtype=rows.dtype) if comm.rank == 0 else None
-    receive = [gathered.view(np.uint8), [c * size for c in counts]] if comm.rank == 0 else None
-    _finish(comm, comm.Igatherv(np.ascontiguousarray(rows).view(np.uint8), receive))
+    sent = np.ascontiguousarray(rows).view(np.uint8)
+    if comm.rank:
+        _finish(comm, comm.Igatherv(sent, None))
+        return None
+    gathered = np.empty(sum(counts), dtype=rows.dtype)
+    receive = [gathered.view(np.uint8), [count * rows.dtype.itemsize for count in counts]]
+    _finish(comm, comm.Igatherv(sent, receive))
     return gathered
 
 

@@ -42,7 +42,7 @@ def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoRetur
         )
         sys.exit(2)
     comm = MPI.COMM_WORLD
-    threading.excepthook = lambda failure: _abort(comm, failure.exc_value)
+    threading.excepthook = lambda failure: _abort(comm, failure.exc_value or failure.exc_type())
     if comm.size > 1:
         threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
     try:

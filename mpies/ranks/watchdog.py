@@ -36,7 +36,7 @@ def watched(comm: Comm, function: Callable[..., Any], what: str) -> Callable[...
         timer = threading.Timer(min(limit, LONGEST), _give_up, (what, limit, threading.get_ident()))
         timer.daemon = True
         timer.start()
-        faulthandler.dump_traceback_later(min(limit, LONGEST) + GRACE, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(min(limit, LONGEST) + GRACE, exit=True, file=2)
         try:
             return function(*arguments, **named)
         finally:

@@ -29,14 +29,19 @@ def replay(
     """Apply the updates of generations [first, last) to the base, tensor by tensor.
 
     Returns the digest after the last of them, or with `every_digest` after each. `progress` is
-    called with the share of the work that each step was. `anchor` is needed if `needs_anchor` says so.
+    called with the share of the work that each step was. Raises ValueError without an `anchor` if
+    `needs_anchor` says that there has to be one.
     """
+    if anchor is None and needs_anchor(history, first, last):
+        raise ValueError(
+            "these generations decayed towards the initial weights: replaying them needs an anchor"
+        )
     steps = [(*history.directions(g), float(history.anchor_decay[g])) for g in range(first, last)]
     totals = [0] * (len(steps) if every_digest else 1)
     for name, base in weights.base.items():
         initial = anchor.initial(name) if anchor else None
         for i, (seeds, factors, decay) in enumerate(steps):
-            pull = partial(_pull, initial, decay) if decay else None
+            pull = partial(_pull, initial, decay) if decay and initial is not None else None
             weights.update_one(name, seeds, factors, pull)
             if every_digest:
                 totals[i] += weights.digest_of(name, weights.value(name))
@@ -64,7 +69,7 @@ def which_generation(text: str, history: History) -> int:
     if text == "best":
         if not history.held_out:
             raise InputError("--generation best: the run file holds no evaluation on held-out prompts")
-        return max(history.held_out, key=history.held_out.get)
+        return max(history.held_out, key=history.held_out.__getitem__)
     if not (text.isascii() and text.isdecimal() and len(text) < 10) or int(text) > history.generations:
         raise InputError(f"--generation: given {text}, allowed is 0 to {history.generations}, last or best")
     return int(text)

@@ -142,7 +142,7 @@ class Screen:
         columns = (evaluations[name][:] for name in ("reward_mean", "accuracy", "answer_tokens"))
         splits: dict[str, list[tuple[float, ...]]] = {}
         for split, *row in zip(evaluations["split"].asstr()[:], *columns, strict=True):
-            splits.setdefault(split, []).append(row)
+            splits.setdefault(split, []).append(tuple(row))
         for split, rows in splits.items():
             (reward, right, tokens), (reward_after, right_after, tokens_after) = rows[0], rows[-1]
             name = split.replace("_", "-")
