@@ -6,6 +6,10 @@ point, so that all may leave together; the others end the rank they occur on, wh
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
+
 
 class OrderlyError(Exception):
     status = 1
@@ -38,6 +42,10 @@ class MissingRankError(OrderlyError):
     """A rank did not arrive in time."""
 
 
+class RankLeftError(OrderlyError):
+    """A rank was ended from within, while others count on it."""
+
+
 class StuckError(OrderlyError):
     """A call has not returned in time."""
 
@@ -46,3 +54,12 @@ def reason(error: Exception) -> str:
     """What went wrong, in a few words: 'No space left on device'."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.strip().splitlines()[0]
+
+
+def show_traceback(error: BaseException) -> None:
+    """With MPIES_TRACEBACK=1, print where an error that is told in a line comes from.
+
+    A bug in a library that reads as bad input can be seen so.
+    """
+    if os.environ.get("MPIES_TRACEBACK", "0") not in ("", "0"):
+        traceback.print_exception(error, file=sys.stderr)

@@ -9,6 +9,11 @@ import time
 
 from mpies.errors import InputError
 
+
+class OutOfTimeError(Exception):
+    """Some rank has no time for what is left of its work. Raised by all ranks; the job is resumable."""
+
+
 TIME_LIMIT = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
 
 

@@ -20,9 +20,9 @@ from mpies.es.schedule import Step
 from mpies.ranks import launch
 from mpies.ranks.agreement import agree_on_settings
 from mpies.run.exchange import Evaluated, compare_replicas, exchange_rewards
-from mpies.run.stopping import OutOfTimeError
 from mpies.run.telemetry import Outcome, record
 from mpies.tasks.base import TrainerState, member_reward
+from mpies.time_limit import OutOfTimeError
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -38,20 +38,23 @@ def main(comm: Comm, arguments: list[str]) -> int:
 
     job = set_up(comm, settings)
     with job.screen.progress(job.first, settings.es.generations):
-        done = evolve(job)
-    if done < settings.es.generations:
+        done, complete = evolve(job)
+    if not complete:
         job.leave(done)
         return RESUMABLE
     job.finish()
     return 0
 
 
-def evolve(job: Job) -> int:
-    """The generations that are missing, or as many as there is time for. Returns how many there are then."""
+def evolve(job: Job) -> tuple[int, bool]:
+    """The generations that are missing, or as many as there is time for, with the evaluations between them.
+
+    Returns how many generations there are then, and whether all is done.
+    """
     done, last = job.first, job.settings.es.generations
-    job.evaluate_if_due(done)
-    stop = job.agree_to_stop()
     try:
+        job.evaluate_if_due(done)
+        stop = job.agree_to_stop()
         while done < last and not stop:
             stop = make_generation(job, done)
             done += 1
@@ -59,8 +62,8 @@ def evolve(job: Job) -> int:
             if not stop or done == last:
                 job.evaluate_if_due(done)
     except OutOfTimeError:
-        pass
-    return done
+        return done, False
+    return done, done == last
 
 
 def make_generation(job: Job, generation: int) -> bool:

@@ -63,7 +63,7 @@ def rehearse_and_forecast(
     comm = found.comm
     cost = found.obtain("evaluation", rehearsal.rehearse, comm, settings, replica)
     if cost:
-        expected = forecast.forecast(settings, cost, comm.size, start)
+        expected = forecast.forecast(settings, cost, replica.task, comm.size, start)
         limit = on_root(comm, seconds_of, settings.run.time_limit)
         found.check("generation", forecast.describe_generation, expected)
         found.check("cache", forecast.describe_memory, cost, replica, there)

@@ -10,6 +10,7 @@ from mpies.config import Settings
 from mpies.es.population import Population
 from mpies.replica import Replica
 from mpies.run.stopping import LEAVE, SAFETY
+from mpies.tasks.base import Task
 from mpies.text import size
 
 FULL = 0.9  # share of the memory from which on it is called full
@@ -18,21 +19,41 @@ UNEVEN = 0.9  # share of the ranks' time from which on down they are called idle
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds: of a start, of a generation, of a generation's update alone, which a replay repeats."""
+    """Seconds: of a start, of a generation, of a generation's update alone, which a replay repeats; of an
+    evaluation of all splits."""
 
     start: float
     generation: float
     update: float
     blocks: tuple[int, ...]
     """Blocks of members that each rank evaluates."""
+    evaluation: float = 0.0
+    every: int = 0
+    """Generations between evaluations; 0: at the first and the last only."""
+
+    @property
+    def paced(self) -> float:
+        """Seconds of a generation with its share of the evaluations between the first and the last."""
+        return self.generation + (self.evaluation / self.every if self.every else 0.0)
 
 
-def forecast(settings: Settings, cost: Cost, ranks: int, start: float) -> Forecast:
-    es = settings.es
+def forecast(settings: Settings, cost: Cost, task: Task, ranks: int, start: float) -> Forecast:
+    es, batch = settings.es, settings.engine.batch_size
     plan = Population(es.population, es.seed, es.antithetic, es.block_size).plan(0, ranks)
     blocks = tuple(len(mine) for mine in plan.blocks)
     update = cost.seed * (es.population // 2 if es.antithetic else es.population) + cost.pull
-    return Forecast(start, max(blocks) * cost.block + update + cost.digest, update, blocks)
+    # An evaluation's answers take what a block's did, in whole batches.
+    answer = cost.block / (len(task.rows(0)) * min(es.block_size, es.population))
+    batches = sum(-(-len(rows) // batch) for rows in task.splits.values())
+    longest = min(batch, max(len(rows) for rows in task.splits.values()))
+    return Forecast(
+        start=start,
+        generation=max(blocks) * cost.block + update + cost.digest,
+        update=update,
+        blocks=blocks,
+        evaluation=-(-batches // ranks) * longest * answer,
+        every=settings.run.evaluate_every,
+    )
 
 
 def describe_memory(cost: Cost, replica: Replica, there: int) -> list[Finding]:
@@ -75,8 +96,8 @@ def describe_run(settings: Settings, expected: Forecast, limit: float | None, do
     `done`: generations that were made before.
     """
     total = settings.es.generations
-    whole = expected.start + (total - done) * expected.generation
-    value = f"{total - done} generation(s) to go: {duration(whole)}, without evaluations"
+    whole = expected.start + (total - done) * expected.paced + 2 * expected.evaluation
+    value = f"{total - done} generation(s) to go: {duration(whole)}, an evaluation {duration(expected.evaluation)}"
     if limit is None:
         return [Finding("time", f"{value}; no time limit")]
     if settings.run.time_limit == "auto":  # that of this job, of which some is spent already
@@ -106,7 +127,8 @@ def jobs_needed(
     while done < total:
         replayed = done % checkpoint_every if checkpoint_every else done
         room = limit - expected.start - replayed * expected.update - LEAVE
-        fit = int(room / expected.generation - (SAFETY - 1))
+        room -= expected.evaluation if done == 0 else 0.0
+        fit = int(room / expected.paced - (SAFETY - 1))
         if fit < 1:
             break
         done, jobs = min(total, done + fit), jobs + 1

@@ -9,6 +9,7 @@ from mpies.ranks import launch
 
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
-        command.parser().print_help()
+        if launch.is_first():
+            command.parser().print_help()
     else:
         launch.run(command.main, sys.argv[1:])

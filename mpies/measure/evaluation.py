@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +14,13 @@ from mpies.engines.base import Completions, Draws, Engine, prompt_text
 from mpies.measure.statistics import mean
 from mpies.ranks.collectives import allgather_objects, barrier
 from mpies.tasks.base import Row, Scores, Task, TrainerState
+from mpies.time_limit import OutOfTimeError
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
+
+# Is there time for so many more batches, of which the longest so far took so many seconds?
+HasTime = Callable[[float, int], bool]
 
 # Random numbers belong to numbered prompts: training prompts count from 0, held-out ones from here.
 HELD_OUT = 2**31
@@ -112,18 +118,26 @@ def evaluate_rows(
     batch_size: int,
     state: TrainerState | None = None,
     sampling: Sampling | None = None,
+    has_time: HasTime = lambda seconds, batches: True,
 ) -> Evaluation:
-    """Answers to the rows, greedy or sampled, their rewards and metrics, the same on every rank.
+    """Answers to the rows, greedy or sampled, their rewards and metrics, the same on every rank. Collective.
 
-    Ranks take whole batches, so that answers do not depend on the number of ranks.
+    Ranks take whole batches, so that answers do not depend on the number of ranks. Before each,
+    `has_time` is asked. Raises OutOfTimeError on all ranks if it denied any rank a batch.
     """
-    mine, results = [], []
-    for batch, draws in share(comm, rows, batch_size, sampling):
+    mine, results, longest = [], [], 0.0
+    batches = share(comm, rows, batch_size, sampling)
+    for done, (batch, draws) in enumerate(batches):
+        if not has_time(longest, len(batches) - done):
+            break
+        start = time.perf_counter()
         prompts = [row["prompt"] for row in batch]
         answers = engine.sample(prompts, draws) if draws else engine.generate(prompts)
         mine.append(answers)
         results.append((answers.texts, task.judge(batch, answers.texts, answers.ids, state), answers.tokens))
-    barrier(comm)
+        longest = max(longest, time.perf_counter() - start)
+    if barrier(comm, word=len(mine) < len(batches)):
+        raise OutOfTimeError
     ordered = rejoin(allgather_objects(comm, results))
     return Evaluation(
         rows=rows,

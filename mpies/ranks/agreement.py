@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from mpies.errors import InputError, RefusedError
+from mpies.errors import InputError, RefusedError, show_traceback
 from mpies.ranks.collectives import allgather_objects, barrier, named, set_timeout
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def _attempt(function: Callable[..., T], *arguments: Any) -> tuple[T | None, str
     try:
         return function(*arguments), None
     except InputError as error:
+        show_traceback(error)
         return None, str(error)
 
 

@@ -13,26 +13,31 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from mpies.errors import OrderlyError, RefusedError, reason
+from mpies.errors import OrderlyError, RankLeftError, RefusedError, reason, show_traceback
 from mpies.ranks.collectives import host, set_timeout
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
-# What launchers say about the number of ranks. They are believed over a communicator of size 1.
-LAUNCHER_SIZES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE")
+# What launchers say about the number of ranks, the nearest first: mpirun may itself be a step of srun. They
+# are believed over a communicator of size 1. SLURM_NTASKS is not among them: it is the allocation's.
+LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE", "SLURM_STEP_NUM_TASKS")
 
 # A rank's number before MPI is initialised. Slurm's comes last: under mpirun, it numbers nodes.
 LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PALS_RANKID", "SLURM_PROCID")
 
 START_TIMEOUT = 1800  # seconds, as long as the settings are not known
+THREADS_GRACE = 3.0  # seconds that user code's threads have to end once the job is done
+
+_really_exit = os._exit
 
 
 def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoReturn:
     """Run `main(communicator, arguments)` on every rank and exit with the status it returns.
 
-    Whatever else ends `main` on one rank (an exception, sys.exit, an exception in a thread) ends all
-    ranks, non-zero, with that rank's traceback on screen. Bad input ends with one line and status 2.
+    Whatever else ends `main` on one rank (an exception, sys.exit, os._exit, an exception in a thread) ends
+    all ranks, non-zero, with that rank's traceback on screen. Bad input ends with one line and status 2,
+    Ctrl-C with 130. Threads that user code has left behind do not keep the job alive.
     """
     try:
         from mpi4py import MPI
@@ -43,6 +48,7 @@ def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoRetur
         sys.exit(2)
     comm = MPI.COMM_WORLD
     threading.excepthook = lambda failure: _abort(comm, failure.exc_value or failure.exc_type())
+    _watch_exits(comm)
     if comm.size > 1:
         threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
     try:
@@ -50,6 +56,7 @@ def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoRetur
         set_timeout(comm, START_TIMEOUT)
         status = main(comm, arguments)
     except OrderlyError as error:
+        show_traceback(error)
         if not error.collective:
             _abort(comm, error)
         if comm.rank == 0:
@@ -57,6 +64,7 @@ def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoRetur
         status = error.status
     except BaseException as error:
         _abort(comm, error)
+    _leave_threads(comm, status)
     sys.exit(status)
 
 
@@ -67,16 +75,54 @@ def is_first() -> bool:
 
 
 def _refuse_singletons(comm: Comm) -> None:
-    """A launcher of another MPI starts N programs that each believe to be alone: refuse that."""
+    """A launcher of another MPI starts N programs that each believe to be alone: refuse that.
+
+    The launcher that started this process is the one to believe: inside an allocation of several tasks,
+    `mpirun -n 1` and a plain `python` mean one rank.
+    """
     if comm.size > 1:
         return
-    for variable in LAUNCHER_SIZES:
-        if int(os.environ.get(variable) or 1) > 1:
-            raise RefusedError(
-                f"{variable}={os.environ[variable]}, but this rank is alone: the launcher and mpi4py's"
-                " MPI do not match. Launch with the mpirun of that MPI, or with the srun --mpi=... that"
-                " fits it"
-            )
+    spoken = next((variable for variable in LAUNCHER_SIZES if variable in os.environ), None)
+    if spoken and int(os.environ[spoken] or 1) > 1:
+        raise RefusedError(
+            f"{spoken}={os.environ[spoken]}, but this rank is alone: the launcher and mpi4py's MPI do not"
+            " match. Launch with the mpirun of that MPI, or with the srun --mpi=... that fits it"
+        )
+
+
+def _watch_exits(comm: Comm) -> None:
+    """os._exit ends this rank without a word, and some launchers then call the job a success: say it.
+
+    Not in processes that were forked, which end so by right.
+    """
+    own, leave = os.getpid(), os._exit
+
+    def leave_with_a_word(status: int) -> NoReturn:
+        if os.getpid() == own:
+            os._exit = leave
+            caller = "".join(traceback.format_stack(limit=2)[:1]).strip().splitlines()[0]
+            _abort(comm, RankLeftError(f"the rank was ended by os._exit({status}), called in {caller}"))
+        leave(status)
+
+    os._exit = leave_with_a_word
+
+
+def _leave_threads(comm: Comm, status: int) -> None:
+    """Where threads that user code has left would keep this process alive for ever, end it without them."""
+    deadline = time.monotonic() + THREADS_GRACE
+    while left := [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    if not left:
+        return
+    names = ", ".join(sorted(thread.name for thread in left))
+    _print_problem(f"rank {comm.rank}: left running by the reward function or a library, and ended: {names}")
+    from mpi4py import MPI
+
+    sys.stdout.flush()
+    MPI.Finalize()
+    _really_exit(status)
 
 
 def _end_with_launcher(parent: int) -> NoReturn:
@@ -86,7 +132,7 @@ def _end_with_launcher(parent: int) -> NoReturn:
     """
     while os.getppid() == parent:
         time.sleep(1)
-    os._exit(1)
+    _really_exit(1)
 
 
 def _print_problem(message: str) -> None:
@@ -99,7 +145,10 @@ def _abort(comm: Comm, error: BaseException) -> NoReturn:
     status = 1
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         status = error.code % 256 or 1  # what is left of it as an exit status, but never success
-    if isinstance(error, OrderlyError):
+    if isinstance(error, KeyboardInterrupt):
+        status = 130
+        _print_problem(f"rank {comm.rank}: interrupted")
+    elif isinstance(error, OrderlyError):
         status = error.status
         _print_problem(f"rank {comm.rank}: {error}" if comm.size > 1 else str(error))
     else:
@@ -109,4 +158,4 @@ def _abort(comm: Comm, error: BaseException) -> NoReturn:
     sys.stdout.flush()
     time.sleep(0.5)  # the launcher forwards what was printed; an abort at once cuts off 1 in 20
     comm.Abort(status)
-    os._exit(status)
+    _really_exit(status)

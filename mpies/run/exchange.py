@@ -15,7 +15,7 @@ from mpies.errors import DivergedError, RefusedError
 from mpies.es.population import Member, Plan
 from mpies.ranks.agreement import find_diverged
 from mpies.ranks.collectives import allgather_rows, barrier, named
-from mpies.run.stopping import OutOfTimeError
+from mpies.time_limit import OutOfTimeError
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm

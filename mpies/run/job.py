@@ -52,6 +52,8 @@ class Job:
     """Of the run's latest generations."""
     block_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=32))
     """Of this rank's latest blocks."""
+    longest_batch: float = 0.0
+    """Seconds of this rank's longest batch of an evaluation."""
 
     @property
     def folder(self) -> Path:
@@ -73,6 +75,13 @@ class Job:
         """Is there time for so many more blocks on this rank?"""
         return self.stop.fits(max(self.block_seconds, default=0.0) * blocks)
 
+    def has_time_for_batches(self, seconds: float, batches: int) -> bool:
+        """Is there time for so many more batches of an evaluation, of which the longest took `seconds`?"""
+        # Nothing is known of the first one: a block of members is much the same work.
+        known = max(seconds, self.longest_batch) or max(self.block_seconds, default=0.0)
+        self.longest_batch = max(seconds, self.longest_batch)
+        return self.stop.fits(known * batches)
+
     def pull(self, decay: float) -> Pull | None:
         """What pulls every parameter to its initial value after an update."""
         return partial(self.replica.anchor.pull, decay=decay) if self.replica.anchor else None
@@ -93,7 +102,7 @@ class Job:
             self.replica.perturbation.clear()
             digest = f"{self.replica.weights.digest():016x}"
             origin = {"run_uuid": self.log.run_uuid, "generation": self.log.committed, "digest": digest}
-            save(self.replica.model, self.replica.tokenizer, self.folder / "model", origin)
+            save(self.replica.model, self.replica.tokenizer, self.folder / resume.TUNED, origin)
             self.log.close()
             self.screen.result(self.log.path)
             self.screen.next_steps(self.log.path, self.settings.es.generations, self.comm.size)
@@ -121,11 +130,11 @@ def set_up(comm: Comm, settings: Settings) -> Job:
     log, history = resume.find(comm, settings, path)
     if comm.rank == 0:
         announce()  # all ranks listen, since they have come to what `find` exchanges
+    screen = Screen(comm.rank != 0, run.progress)
+    screen.say(f"loading {settings.model.path} ...")
     setup = settle(comm, settings)
     if history:
         resume.refuse_other_data(history, setup.task.digest)
-    screen = Screen(comm.rank != 0, run.progress)
-    screen.say(f"loading {settings.model.path} ...")
     replica = load(comm, settings, setup, InitialUse.of_training(settings))
     screen.banner(settings, replica.facts, setup.task, setup.places, path)
     if history:

@@ -20,7 +20,10 @@ def is_due(generation: int, every: int, last: int) -> bool:
 
 
 def evaluate(job: Job, generation: int) -> None:
-    """Evaluate training and held-out prompts where that is due and not in the run file yet. Collective."""
+    """Evaluate training and held-out prompts where that is due and not in the run file yet. Collective.
+
+    Raises OutOfTimeError on all ranks if there is no time for it: the next start makes up for it.
+    """
     run, last = job.settings.run, job.settings.es.generations
     if not is_due(generation, run.evaluate_every, last):
         return
@@ -33,7 +36,12 @@ def evaluate(job: Job, generation: int) -> None:
     state = TrainerState(generation, last)
     for split, rows in missing.items():
         batch = job.settings.engine.batch_size
-        found = evaluate_rows(job.comm, job.replica.engine, job.task, rows, batch, state)
+        found = evaluate_rows(
+            job.comm, job.replica.engine, job.task, rows, batch, state, has_time=job.has_time_for_batches
+        )
+        if math.isnan(found.reward_mean):  # a reward function that is mended will have its say
+            job.screen.say(f"warning: no answer to the {split.replace('_', '-')} prompts could be scored")
+            continue
         if split == "train":
             job.advisor.unperturbed = found.reward_mean
         kl = _kl(job, split, rows)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mpies import config
 from mpies.errors import InputError, RefusedError
+from mpies.model.saving import refuse_overwriting
 from mpies.ranks.agreement import Brought, agree, on_root
 from mpies.ranks.collectives import named
 from mpies.replica import Replica
@@ -20,17 +21,20 @@ from mpies.runfile import History, RunFile
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
+TUNED = "model"  # the tuned model's folder, in the run's
+
 
 def find(comm: Comm, settings: config.Settings, path: Path) -> tuple[RunFile | None, History | None]:
     """The run file that is there, opened on rank 0, and its history, on every rank; else None, None.
 
-    Raises RefusedError when `run.resume` forbids what is there, the settings are another run's, or
-    the directory cannot be written to. Collective.
+    Raises RefusedError when `run.resume` forbids what is there, the settings are another run's, the
+    directory cannot be written to, or the tuned model would have no place in it. Collective.
     """
     log: RunFile | None = None
 
     def look() -> History | None:
         nonlocal log
+        _refuse_taken_folder(settings.model.path, path.parent / TUNED)
         if not _expected(settings.run.resume, path):
             return None
         log = RunFile.reopen(path, settings.es.generations)
@@ -45,6 +49,19 @@ def find(comm: Comm, settings: config.Settings, path: Path) -> tuple[RunFile | N
 
     history = on_root(comm, look)
     return log, history
+
+
+def _refuse_taken_folder(model: str, tuned: Path) -> None:
+    """Raise InputError, now and not when all is done, if the tuned model could not be written."""
+    if Path(model).expanduser().resolve() == tuned.resolve():
+        raise InputError(
+            f"run.directory: the tuned model goes to {tuned}, where the initial model is; choose another"
+            " directory"
+        )
+    try:
+        refuse_overwriting(tuned)
+    except InputError as error:
+        raise InputError(f"run.directory: the tuned model goes there, but {error}") from None
 
 
 def refuse_other_data(history: History, digest: str) -> None:

@@ -23,10 +23,6 @@ ECHO = 0.1
 SAFETY, LEAVE = 1.2, 5.0
 
 
-class OutOfTimeError(Exception):
-    """Some rank has no time for its last blocks of members. Raised by all ranks; the job is resumable."""
-
-
 class Stop:
     """Whether and how soon this rank has to stop. Times are seconds; `clock` counts them."""
 

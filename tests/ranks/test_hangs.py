@@ -86,7 +86,7 @@ STUCK = """
 import os, signal, sys
 
 from mpies.ranks import collectives, devices, launch
-from mpies import train
+from mpies import replica, train
 from mpies.model.weights import Weights
 
 function, calls = {owner}.{name}, []
@@ -105,7 +105,7 @@ launch.run(train.main, sys.argv[1:])
 
 @pytest.mark.parametrize(
     "place, done",
-    [("parallel.device_for 1", 0), ("Weights.update 3", 2)],
+    [("replica.device_for 1", 0), ("Weights.update 3", 2)],
     ids=["choosing its device", "updating"],
 )
 def test_a_rank_that_hangs_in_a_call_is_given_up(tmp_path, tiny_model, place, done):

@@ -267,7 +267,7 @@ def test_bad_input_fails_at_once_and_is_not_requeued(site, tiny_model):
             "model.path: cannot load org/none: there is no such folder, and it is not in the local Hugging": (
                 site.submit("quickstart.sbatch", *words, "model.path=org/none", **away)
             ),
-            "SLURM_NTASKS=2, but this rank is alone": site.submit(
+            "SLURM_STEP_NUM_TASKS=2, but this rank is alone": site.submit(
                 "quickstart.sbatch", *words, LAUNCHER="srun --mpi=none"
             ),
         }
