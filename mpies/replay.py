@@ -183,7 +183,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="PATH", help="the initial model; default: the run file's path")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: the run's")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
-    cores = len(os.sched_getaffinity(0))
+    # Not everywhere is there a way to ask for the cores that this process may use.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--threads", type=int, default=cores, help="CPU threads (default: all)")
     return parser
 

@@ -64,7 +64,9 @@ def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoRetur
         status = error.status
     except BaseException as error:
         _abort(comm, error)
-    _leave_threads(comm, status)
+    rank = comm.rank
+    MPI.Finalize()
+    threading.Thread(target=_outlive_threads, args=(rank, status), daemon=True).start()
     sys.exit(status)
 
 
@@ -107,22 +109,18 @@ def _watch_exits(comm: Comm) -> None:
     os._exit = leave_with_a_word
 
 
-def _leave_threads(comm: Comm, status: int) -> None:
-    """Where threads that user code has left would keep this process alive for ever, end it without them."""
-    deadline = time.monotonic() + THREADS_GRACE
-    while left := [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]:
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
-    if not left:
-        return
-    names = ", ".join(sorted(thread.name for thread in left))
-    _print_problem(f"rank {comm.rank}: left running by the reward function or a library, and ended: {names}")
-    from mpi4py import MPI
+def _outlive_threads(rank: int, status: int) -> None:
+    """In a thread: where others, that user code has left, keep the ended process alive, end it and name them.
 
-    sys.stdout.flush()
-    MPI.Finalize()
-    _really_exit(status)
+    Python itself would wait for them for ever.
+    """
+    time.sleep(THREADS_GRACE)
+    left = [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
+    if left:
+        names = ", ".join(sorted(left))
+        _print_problem(f"rank {rank}: left running by the reward function or a library, and ended: {names}")
+        sys.stdout.flush()
+        _really_exit(status)
 
 
 def _end_with_launcher(parent: int) -> NoReturn:

@@ -161,6 +161,23 @@ def test_what_is_there_can_stand_in_the_way(run, tiny_model, changes, words):
     assert (run / "run.h5").read_bytes() == before
 
 
+def test_a_tuned_model_that_would_have_no_place_is_refused_at_the_start(tmp_path, tiny_model):
+    """It would be lost at the end, and at every resumption again; the check says so, too."""
+    shutil.copytree(tiny_model(), tmp_path / "own" / "model")
+    (tmp_path / "taken" / "model").mkdir(parents=True)
+    (tmp_path / "taken" / "model" / "thesis.txt").write_text("dear to somebody")
+    for folder, model, word in (
+        (tmp_path / "own", tmp_path / "own" / "model", "where the initial model is"),
+        (tmp_path / "taken", tiny_model(), "holds other things already"),
+    ):
+        words = arguments(model, folder, FEW)
+        (line,) = refused(*words)
+        assert line.startswith("run.directory: ") and word in line
+        assert not (folder / "run.h5").exists()
+        checked = launching.python("-m", "mpies.check", *words)
+        assert checked.returncode == 2 and word in checked.stderr
+
+
 def test_what_must_be_there_is_missing(tiny_model, tmp_path):
     (line,) = refused(*arguments(tiny_model(), tmp_path / "nothing", FEW, run__resume="must"))
     assert "run.resume: must" in line and str(tmp_path / "nothing") in line

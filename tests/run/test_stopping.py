@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -403,3 +404,51 @@ def test_a_generation_that_would_not_fit_the_limit_is_not_begun(tmp_path, tiny_m
     assert sum(line.startswith("generation ") for line in job.lines) == done
     # Used, but not overrun: a generation takes about a second.
     assert 10 < passed < 20
+
+
+# A reward that takes its time for every answer to a held-out prompt.
+SLOW = """
+import os, time
+
+def slow(prompts, completions, held_out, **columns):
+    time.sleep(float(os.environ["SECONDS_AN_ANSWER"]) * sum(held_out))
+    return [-float(len(completion)) for completion in completions]
+"""
+
+
+@pytest.mark.launch
+def test_an_evaluation_that_does_not_fit_the_time_limit_is_left_to_the_next_start(
+    tmp_path, tiny_model, monkeypatch
+):
+    """200 answers of half a second in batches of two; the job has 40 s for everything."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    for name, many in (("train", 2), ("held", 200)):
+        rows = [json.dumps({"prompt": f"{i}?", "held_out": name == "held"}) for i in range(many)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    data = {
+        f"task__{split}_data": tmp_path / f"{name}.jsonl"
+        for split, name in (("train", "train"), ("eval", "held"))
+    }
+    words = arguments(
+        tiny_model(),
+        tmp_path / "run",
+        0,
+        task__reward=f"{tmp_path}/slow.py:slow",
+        engine__batch_size=2,
+        **data,
+    )
+    monkeypatch.setenv("SECONDS_AN_ANSWER", "0.5")
+    start = time.monotonic()
+    with Job(1, *words, "run.time_limit=0:40") as job:
+        assert job.end(90) == STOPPED, job.output
+        assert "the time limit" in job.output
+    assert time.monotonic() - start < 60
+    assert "held_out" not in splits_evaluated(tmp_path / "run")
+    monkeypatch.setenv("SECONDS_AN_ANSWER", "0")
+    train(1, *words)
+    assert "held_out" in splits_evaluated(tmp_path / "run")
+
+
+def splits_evaluated(folder: Path) -> list[str]:
+    with open_for_reading(folder / "run.h5") as file:
+        return file["evaluation/split"].asstr()[:].tolist()
