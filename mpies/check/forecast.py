@@ -97,7 +97,8 @@ def describe_run(settings: Settings, expected: Forecast, limit: float | None, do
     """
     total = settings.es.generations
     whole = expected.start + (total - done) * expected.paced + 2 * expected.evaluation
-    value = f"{total - done} generation(s) to go: {duration(whole)}, an evaluation {duration(expected.evaluation)}"
+    each = duration(expected.evaluation)
+    value = f"{total - done} generation(s) to go: {duration(whole)}; an evaluation takes {each}"
     if limit is None:
         return [Finding("time", f"{value}; no time limit")]
     if settings.run.time_limit == "auto":  # that of this job, of which some is spent already
