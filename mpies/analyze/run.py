@@ -13,13 +13,11 @@ import numpy as np
 from ruamel.yaml import YAML, YAMLError
 
 from mpies.errors import InputError
-from mpies.runfile import COMMAND_TABLES, TABLES
+from mpies.runfile import ALL_TABLES, COMMAND_TABLES
 from mpies.runfile.reader import damage_told, open_for_reading
 
 if TYPE_CHECKING:
     import pandas
-
-ALL_TABLES = TABLES | COMMAND_TABLES
 
 # Tables that files of earlier versions may lack, and those that only `mpies.evaluate --log` makes.
 OPTIONAL = ("metric", *COMMAND_TABLES)

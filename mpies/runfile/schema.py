@@ -130,3 +130,5 @@ COMMAND_TABLES: dict[str, list[Column]] = {
         Column("reward", "f8", "reward", "its reward; NaN: not scored"),
     ],
 }
+
+ALL_TABLES, ALL_DIMENSIONS = TABLES | COMMAND_TABLES, DIMENSIONS | COMMAND_DIMENSIONS
