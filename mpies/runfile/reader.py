@@ -14,7 +14,7 @@ import numpy as np
 from mpies.errors import InputError, reason
 from mpies.es import fitness
 from mpies.es.population import directions
-from mpies.runfile.schema import SCHEMA_VERSION
+from mpies.runfile.schema import RUN_FILE, SCHEMA_VERSION
 
 # Where HDF5's version 0 superblock, the default, keeps the "end of file address".
 END_OF_FILE = 40
@@ -80,6 +80,12 @@ class History:
             for split, rewards in self.evaluated.items()
         }
         return replace(self, evaluated=evaluated, **{row: getattr(self, row)[:generations] for row in rows})
+
+
+def path_of(place: Path | str) -> Path:
+    """The run file that is meant: the file itself, or that of a run's folder."""
+    path = Path(place).expanduser()
+    return path / RUN_FILE if path.is_dir() else path
 
 
 def read_history(path: Path | str) -> History:

@@ -10,6 +10,7 @@ import h5py
 from mpies.phases import PHASES
 
 SCHEMA_VERSION = 1
+RUN_FILE = "run.h5"  # its name in a run's folder
 TEXT = h5py.string_dtype("utf-8")
 
 

@@ -13,6 +13,8 @@ import h5py
 
 from mpies.errors import InputError, reason
 
+LOCK = "run.lock"  # its name beside the run file
+
 
 def commit(file: h5py.File) -> None:
     """To the disk, past the node's memory."""
@@ -46,7 +48,7 @@ def lock_folder(path: Path, patience: float = 10.0) -> int:
     A job that was just killed may hold it for some seconds more.
     """
     try:
-        descriptor = os.open(path.with_name("run.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path.with_name(LOCK), os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise InputError(f"run.directory: cannot write to {path.parent} ({reason(error)})") from None
     start = time.monotonic()
