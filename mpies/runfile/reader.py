@@ -15,6 +15,7 @@ from mpies.errors import InputError, reason
 from mpies.es import fitness
 from mpies.es.population import directions
 from mpies.runfile.schema import RUN_FILE, SCHEMA_VERSION
+from mpies.splits import HELD_OUT, TRAIN
 
 # Where HDF5's version 0 superblock, the default, keeps the "end of file address".
 END_OF_FILE = 40
@@ -56,12 +57,12 @@ class History:
     @property
     def held_out(self) -> dict[int, float]:
         """Mean held-out reward of the generations that were evaluated."""
-        return self.evaluated.get("held_out", {})
+        return self.evaluated.get(HELD_OUT, {})
 
     @property
     def unperturbed(self) -> float | None:
         """Mean reward on training prompts when they were last evaluated; None: never."""
-        train = self.evaluated.get("train")
+        train = self.evaluated.get(TRAIN)
         return train[max(train)] if train else None
 
     def directions(self, generation: int) -> tuple[np.ndarray, np.ndarray]:
