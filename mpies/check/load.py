@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from mpies import replica as replicas
-from mpies.check.report import Finding, duration
+from mpies.check.report import Finding
 from mpies.config import Settings
 from mpies.model.anchor import Anchor
 from mpies.ranks import collectives
@@ -14,6 +14,7 @@ from mpies.replica import Replica
 from mpies.run.job import initial_of, shared_task
 from mpies.runfile import History
 from mpies.tasks.base import Task
+from mpies.text import duration
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mpies.check.report import Finding, duration
+from mpies.check.report import Finding
 from mpies.config import Settings
 from mpies.ranks import collectives, devices
 from mpies.ranks.memory import gpu_of
 from mpies.replica import place
 from mpies.run.exchange import PAIR
-from mpies.text import size
+from mpies.text import duration, size
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
