@@ -6,7 +6,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-PHASES = ("perturb", "generate", "reward", "communicate", "wait", "update", "log")
+# Phase -> what it is, in the words of the run file's columns.
+DESCRIPTIONS = {
+    "perturb": "writing perturbed live weights",
+    "generate": "generating completions",
+    "reward": "scoring completions",
+    "communicate": "exchanging (seed, reward) pairs and digests",
+    "wait": "waiting for the slowest rank",
+    "update": "replaying seeds into the base weights, and their digest",
+    "log": "writing this file, which only rank 0 does; known with the next row",
+}
+PHASES = tuple(DESCRIPTIONS)
 
 
 class Phases:

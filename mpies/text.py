@@ -1,29 +1,38 @@
-"""How numbers, sizes, durations and answers read on a screen."""
+"""How numbers, sizes, durations and answers read on a screen, and what JSON can hold."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
 
-def count(n: int) -> str:
+
+def count(number: int) -> str:
     """A number of parameters: 134.5 M, 7.62 B."""
-    for unit, size in (("B", 1e9), ("M", 1e6)):
-        if n >= size:
-            return f"{n / size:.4g} {unit}"
-    return str(n)
+    for unit, one in (("B", 1e9), ("M", 1e6)):
+        if number >= one:
+            return f"{number / one:.4g} {unit}"
+    return str(number)
 
 
 def duration(seconds: float) -> str:
-    """0:42 min, 3:07:00."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d} min"
+    """Seconds as people read them: 4.1 ms, 3.4 s, 42 s, 12.5 min, 5.1 h, 3.2 days.
+
+    From two of a unit on, in that unit.
+    """
+    for unit, one in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * one:
+            return f"{seconds / one:.3g} {unit}"
+    if 0 < seconds < 0.0995:
+        return f"{1000 * seconds:.2g} ms"
+    return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
 
 
-def size(count: float) -> str:
+def size(number: float) -> str:
     """Bytes as people read them: 30.5 GB."""
-    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= power:
-            return f"{count / power:.3g} {unit}"
-    return f"{count:.0f} B"
+    for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= one:
+            return f"{number / one:.3g} {unit}"
+    return f"{number:.0f} B"
 
 
 def clip(text: str, limit: int = 160) -> str:
@@ -35,3 +44,12 @@ def clip(text: str, limit: int = 160) -> str:
 def printable(text: str) -> str:
     """The text without control characters: an answer is not to be trusted with the terminal."""
     return "".join(c if c.isprintable() else " " for c in text)
+
+
+def json_ready(value: Any) -> Any:
+    """The same, of dictionaries and lists too, with None for NaN and infinities, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

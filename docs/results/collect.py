@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mpies import config
 from mpies.analyze import open_run
+from mpies.runfile import RUN_FILE
 
 HERE = Path(__file__).parent
 FIGURES = ("run", "generation", "answers", "split", "figure", "value")
@@ -29,7 +30,7 @@ MEASURED = ("reward_mean", "accuracy", "answer_tokens", "kl", "drift_l2")
 def main(folder: str, *evaluated: str) -> None:
     runs, figures = [], []
     for number, line in enumerate((HERE / "runs.txt").read_text().splitlines(), 1):
-        path = Path(folder) / str(number) / "run.h5"
+        path = Path(folder) / str(number) / RUN_FILE
         if path.exists():
             run = open_run(path)
             refuse_other_settings(number, line, run.settings)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mpies.analyze.evaluations import rows
 from mpies.analyze.run import Run
 from mpies.errors import InputError
+from mpies.splits import HELD_OUT
 from mpies.text import clip
 
 TABLES = ("sample", "answer")
@@ -26,7 +27,7 @@ class Answer:
 def prompts(run: Run) -> list[tuple[str, str]]:
     """(split, prompt) of all kept answers; held-out prompts first, in the order of the file."""
     pairs = dict.fromkeys((row["split"], row["prompt"]) for t in TABLES for row in rows(run, t))
-    return sorted(pairs, key=lambda pair: pair[0] != "held_out")
+    return sorted(pairs, key=lambda pair: pair[0] != HELD_OUT)
 
 
 def choose(run: Run, wanted: str | None) -> tuple[str, str]:

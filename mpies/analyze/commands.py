@@ -17,6 +17,7 @@ from mpies.analyze.extras import need
 from mpies.analyze.parser import parser
 from mpies.analyze.run import Run, names, open_run, open_runs
 from mpies.errors import InputError, OrderlyError, reason
+from mpies.text import json_ready
 
 FORMS = ("png", "svg", "pdf")
 BAD_INPUT = InputError.status
@@ -47,7 +48,7 @@ def summary(options: argparse.Namespace) -> int:
     runs, status = _read(options.runs)
     summaries = [summarize(run, name) for run, name in zip(runs, names(runs))]
     if options.json:
-        print(json.dumps([_strict(dataclasses.asdict(s)) for s in summaries], indent=2))
+        print(json.dumps([json_ready(dataclasses.asdict(s)) for s in summaries], indent=2))
         return status
     screen = terminal.console()
     if len(runs) == 1 or options.detail:
@@ -162,15 +163,6 @@ def _write(output: str, write: Callable[[Path], Any]) -> None:
     except OSError as error:
         raise InputError(f"--output: cannot write {path} ({reason(error)})") from None
     print(f"wrote {path}")
-
-
-def _strict(value: Any) -> Any:
-    """JSON has no NaN: null."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 COMMANDS = {command.__name__: command for command in (summary, plot, compare, samples, export, report, watch)}

@@ -13,10 +13,11 @@ from mpies.analyze import series
 from mpies.analyze.groups import Group, group, seed
 from mpies.analyze.run import Run
 from mpies.errors import InputError
+from mpies.splits import HELD_OUT
 
 EXACT = 20_000  # rearrangements that are all gone through; of more, as many are drawn
 TITLES = {
-    "held_out": "held-out reward at the last evaluation",
+    HELD_OUT: "held-out reward at the last evaluation",
     "reward": "mean reward of the members, last twentieth of the generations",
 }
 
@@ -53,7 +54,7 @@ class Comparison:
         return TITLES.get(self.metric, f"{self.metric} on held-out prompts at the last evaluation")
 
 
-def compare(runs: list[Run], metric: str = "held_out", at: int | None = None) -> Comparison:
+def compare(runs: list[Run], metric: str = HELD_OUT, at: int | None = None) -> Comparison:
     """Compare groups of runs by a metric: "held_out", the reward at the last evaluation on held-out
     prompts; "reward", the mean over members in the last twentieth of the generations; or a column of
     /evaluation, such as "accuracy".
@@ -128,8 +129,8 @@ def _value(run: Run, metric: str, at: int | None) -> tuple[float, int]:
     last = run.committed if at is None else min(at, run.committed)
     if metric == "reward":
         return series.last_mean(run.column("generation/reward_mean")[:last]), last
-    column = "reward_mean" if metric == "held_out" else metric
-    generations, values = run.evaluated("held_out", column)
+    column = "reward_mean" if metric == HELD_OUT else metric
+    generations, values = run.evaluated(HELD_OUT, column)
     there = np.flatnonzero(generations <= last)
     return (float(values[there[-1]]), int(generations[there[-1]])) if there.size else (math.nan, 0)
 

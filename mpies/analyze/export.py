@@ -16,6 +16,7 @@ from mpies.analyze.extras import need
 from mpies.analyze.run import Run
 from mpies.analyze.summary import summarize
 from mpies.errors import InputError, reason
+from mpies.text import json_ready
 
 FRAMES = ("generations", "members", "evaluations", "samples", "starts")
 OPTIONAL_FRAMES = ("metrics", "figures", "answers")  # where there are any
@@ -60,19 +61,13 @@ def _tables(run: Run, output: Path, suffix: str, write: Callable[..., Any]) -> l
 def _json(run: Run, name: str, output: Path) -> list[Path]:
     """One document: attributes, settings, and tables as column -> values, members (G, N). NaN is null."""
     tables = {
-        table: {key: _plain(values) for key, values in columns.items()}
+        table: {key: json_ready(values.tolist()) for key, values in columns.items()}
         for table, columns in run.tables.items()
     }
     whole = {"attributes": run.attributes, "settings": run.settings, **tables}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(whole, allow_nan=False, default=str))
     return [output]
-
-
-def _plain(values: np.ndarray) -> list:
-    if values.dtype.kind == "f":
-        return np.where(np.isfinite(values), values.astype(object), None).tolist()
-    return values.tolist()
 
 
 def scalars(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:

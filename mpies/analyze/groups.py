@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpies.analyze.run import Run
+from mpies.config import Role, role_of
 
-# Settings that say where and how a job runs, not what it computes, or how far it is to go.
-IRRELEVANT = {"model.path", "model.dtype", "model.device", "model.allow_download", "es.generations"}
-RELEVANT_RUN = {"run.threads"}
 SEED = "es.seed"
 
 
@@ -36,11 +34,7 @@ def seed(run: Run) -> int | None:
 def relevant(run: Run) -> dict[str, Any]:
     """What a run's result depends on, by full key: settings, initial model, dtype; not the seed."""
     flat = {f"{section}.{key}": v for section, keys in run.settings.items() for key, v in keys.items()}
-    kept = {
-        key: value
-        for key, value in flat.items()
-        if key not in IRRELEVANT and key != SEED and (not key.startswith("run.") or key in RELEVANT_RUN)
-    }
+    kept = {key: v for key, v in flat.items() if key != SEED and role_of(key) is not Role.JOB}
     model = {"model.path": run.attributes["model_path"], "model.dtype": run.attributes["dtype"]}
     return {**model, **kept}
 

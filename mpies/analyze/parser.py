@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from mpies.splits import HELD_OUT
+
 PROGRAM = "python -m mpies.analyze"
 RUNS = {"dest": "runs", "metavar": "RUN", "nargs": "+", "help": "run files, or folders with a run.h5"}
 RUN = {"dest": "run", "metavar": "RUN", "help": "a run file, or a folder with a run.h5"}
@@ -55,7 +57,7 @@ def _compare(commands) -> None:
     command = _add(commands, "compare", about, "runs/sigma*/run.h5 --generation 200", RUNS)
     command.add_argument(
         "--metric",
-        default="held_out",
+        default=HELD_OUT,
         help="held_out: reward at the last held-out evaluation (default); reward: of the members, at the"
         " end; or another column of /evaluation: accuracy, kl, ...",
     )

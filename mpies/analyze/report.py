@@ -17,6 +17,7 @@ from mpies.analyze.run import Run, names
 from mpies.analyze.summary import Summary, summarize
 from mpies.analyze.terminal import facts, number
 from mpies.errors import InputError
+from mpies.splits import HELD_OUT, spoken
 
 PROMPTS = 8  # whose answers are shown, of a run
 ANSWERS = 12  # of a prompt: the first, the last, and some between
@@ -42,7 +43,7 @@ def report(runs: list[Run]) -> str:
     need("matplotlib", "report")
     page = resources.files("mpies.analyze").joinpath("report.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "spoken": spoken}
     return environment.from_string(page).render(
         sections=_sections(runs),
         figure=_figure(runs) if len(runs) > 1 else None,
@@ -73,7 +74,7 @@ def _figure(runs: list[Run]) -> str | None:
 
 
 def _comparison(runs: list[Run]) -> Comparison | None:
-    for metric in ("held_out", "reward"):
+    for metric in (HELD_OUT, "reward"):
         try:
             return compare(runs, metric) if len(runs) > 1 else None
         except InputError:

@@ -13,13 +13,11 @@ import numpy as np
 from ruamel.yaml import YAML, YAMLError
 
 from mpies.errors import InputError
-from mpies.runfile import COMMAND_TABLES, TABLES
+from mpies.runfile import ALL_TABLES, COMMAND_TABLES, RUN_FILE, path_of
 from mpies.runfile.reader import damage_told, open_for_reading
 
 if TYPE_CHECKING:
     import pandas
-
-ALL_TABLES = TABLES | COMMAND_TABLES
 
 # Tables that files of earlier versions may lack, and those that only `mpies.evaluate --log` makes.
 OPTIONAL = ("metric", *COMMAND_TABLES)
@@ -148,9 +146,7 @@ def open_run(path: Path | str) -> Run:
 
     Raises InputError, in one line, if there is none, or it is damaged, foreign or of a newer schema.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        path = path / "run.h5"
+    path = path_of(path)
     with open_for_reading(path) as file, damage_told(path):
         attributes = {name: _python(value) for name, value in file.attrs.items()}
         configs = [file["config"][name].asstr()[()] for name in sorted(file["config"])]
@@ -193,7 +189,7 @@ def names(runs: list[Run]) -> list[str]:
 def _parts(path: Path) -> tuple[str, ...]:
     """The parts of a path that can name a run: run.h5 is what all are called."""
     path = path.resolve()
-    return path.parent.parts if path.name == "run.h5" else path.with_suffix("").parts
+    return path.parent.parts if path.name == RUN_FILE else path.with_suffix("").parts
 
 
 def _tables(file: h5py.File, committed: int, population: int) -> dict[str, dict[str, np.ndarray]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mpies.analyze.run import Run
 from mpies.phases import PHASES
+from mpies.splits import TRAIN
 
 
 def phase_seconds(run: Run) -> dict[str, np.ndarray]:
@@ -51,7 +52,7 @@ def prompts(run: Run) -> int | None:
     if isinstance(given, int) and given > 0:
         return given
     table = run.tables["sample"]
-    first = (table["split"] == "train") & (table["generation"] == 0)
+    first = (table["split"] == TRAIN) & (table["generation"] == 0)
     kept = int(np.count_nonzero(first))
     return kept if 0 < kept < run.settings.get("run", {}).get("keep_samples", 0) else None
 

@@ -14,6 +14,7 @@ from mpies.analyze import series
 from mpies.analyze.anomalies import anomalies
 from mpies.analyze.evaluations import Evaluation, evaluations
 from mpies.analyze.run import Run
+from mpies.splits import HELD_OUT
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _versions(text: str) -> dict[str, str]:
 
 def _rewards(run: Run) -> dict[str, Any]:
     means = run.column("generation/reward_mean")
-    generations, held_out = run.evaluated("held_out")
+    generations, held_out = run.evaluated(HELD_OUT)
     # The first of equals, as mpies.replay takes it.
     best = int(held_out.argmax()) if held_out.size else None
     return {
@@ -153,7 +154,7 @@ def _rewards(run: Run) -> dict[str, Any]:
 
 def _measured(run: Run) -> dict[str, tuple[float, float]]:
     others = [c for c in run.tables["evaluation"] if c not in ("generation", "reward_mean", "tokens")]
-    found = {column: run.evaluated("held_out", column)[1] for column in others}
+    found = {column: run.evaluated(HELD_OUT, column)[1] for column in others}
     return {column: (float(v[0]), float(v[-1])) for column, v in found.items() if v.size}
 
 

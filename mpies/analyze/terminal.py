@@ -18,6 +18,7 @@ from mpies.analyze.compare import Comparison
 from mpies.analyze.groups import text
 from mpies.analyze.run import Run
 from mpies.analyze.summary import Summary
+from mpies.splits import HELD_OUT, TRAIN, spoken
 from mpies.text import clip, count, duration, printable
 
 WIDTH = 100  # of what goes to a file or a pipe
@@ -132,7 +133,7 @@ def _evaluations(s: Summary) -> list[RenderableType]:
         return []
     table = Table("  evaluated at", "split", "answers", "mean +- standard error", box=None, pad_edge=False)
     for e in s.evaluations:
-        where = f"  generation {e.generation}", f"{e.split.replace('_', '-')} ({e.prompts})", e.decoding
+        where = f"  generation {e.generation}", f"{spoken(e.split)} ({e.prompts})", e.decoding
         table.add_row(*map(Text, where), Text(clip(e.text(), 500)))
     return [Text(""), table]
 
@@ -153,7 +154,7 @@ def _held_out(s: Summary) -> str:
 
 
 def _curves(run: Run, width: int, plain: bool) -> list[RenderableType]:
-    points = {mark: run.evaluated(split) for mark, split in (("x", "train"), ("o", "held_out"))}
+    points = {mark: run.evaluated(split) for mark, split in (("x", TRAIN), ("o", HELD_OUT))}
     curve = run.column("generation/reward_mean")
     lines = chart(np.asarray(curve), points, width, 10, plain)
     if not lines:
@@ -190,7 +191,7 @@ def prompts(known: list[tuple[str, str]]) -> RenderableType:
     """The prompts of which there are answers, with their numbers."""
     table = Table("", "split", "prompt", box=None, pad_edge=False)
     for i, (split, prompt) in enumerate(known, 1):
-        table.add_row(str(i), split.replace("_", "-"), Text(clip(prompt, 200)))
+        table.add_row(str(i), spoken(split), Text(clip(prompt, 200)))
     return table
 
 
@@ -204,7 +205,7 @@ def answers(split: str, prompt: str, found: list[Answer], full: bool) -> Rendera
         shown = _lines(answer.completion) if full else clip(answer.completion)
         made = f"{answer.generation}{f' ({answer.sampled})' if answer.sampled else ''}"
         table.add_row(made, number(answer.reward), Text(shown))
-    title = Text(f"{_lines(prompt) if full else clip(prompt, 300)} ({split.replace('_', '-')})", style="bold")
+    title = Text(f"{_lines(prompt) if full else clip(prompt, 300)} ({spoken(split)})", style="bold")
     return Group(title, table)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpies.check.rehearsal import Cost
-from mpies.check.report import Finding, duration
+from mpies.check.report import Finding
 from mpies.config import Settings
 from mpies.es.population import Population
 from mpies.replica import Replica
 from mpies.run.stopping import LEAVE, SAFETY
 from mpies.tasks.base import Task
-from mpies.text import size
+from mpies.text import duration, size
 
 FULL = 0.9  # share of the memory from which on it is called full
 UNEVEN = 0.9  # share of the ranks' time from which on down they are called idle

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from mpies.check.report import Finding, duration
+from mpies.check.report import Finding
 from mpies.config import Settings
 from mpies.ranks.collectives import allgather_objects
 from mpies.replica import InitialUse, Replica, Setup, load, settle
 from mpies.run.resume import refuse_other_data
 from mpies.runfile import History
+from mpies.text import duration
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm

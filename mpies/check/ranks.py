@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpies.check.report import Finding, duration
+from mpies.check.report import Finding
 from mpies.config import Settings
 from mpies.ranks import agreement, collectives
 from mpies.ranks.devices import Place, device_for, place_of
 from mpies.run.exchange import PAIR
-from mpies.text import size
+from mpies.text import duration, size
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm

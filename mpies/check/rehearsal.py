@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpies.check.report import Finding, duration
+from mpies.check.report import Finding
 from mpies.config import Settings
 from mpies.errors import InputError, OrderlyError, reason
 from mpies.es.population import Member, Population
@@ -21,6 +21,7 @@ from mpies.ranks.collectives import allgather_objects
 from mpies.ranks.memory import measure_peak
 from mpies.replica import Replica
 from mpies.tasks.base import Row
+from mpies.text import duration
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm

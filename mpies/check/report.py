@@ -77,13 +77,3 @@ class Findings:
     def _say(self, text: str) -> None:
         if self.comm.rank == 0:
             print(text, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them: 4.1 ms, 3.4 s, 12 min, 5.1 h."""
-    for unit, length in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    if seconds < 0.1:
-        return f"{1000 * seconds:.2g} ms"
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpies.check.report import Finding, duration
+from mpies.check.report import Finding
 from mpies.config import Settings
 from mpies.errors import InputError, StorageError, reason
 from mpies.ranks import agreement, collectives
 from mpies.run import resume
 from mpies.runfile import TABLES, History, RunFile, open_for_reading
-from mpies.text import size
+from mpies.text import duration, size
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm

@@ -8,6 +8,7 @@ from mpies.config.reading import (
     quickstart,
     refuse_changes,
 )
+from mpies.config.section import Role
 from mpies.config.settings import (
     CHANGEABLE,
     EngineSettings,
@@ -16,6 +17,7 @@ from mpies.config.settings import (
     RunSettings,
     Settings,
     TaskSettings,
+    role_of,
 )
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "EngineSettings",
     "EsSettings",
     "ModelSettings",
+    "Role",
     "RunSettings",
     "Settings",
     "TaskSettings",
@@ -32,4 +35,5 @@ __all__ = [
     "load",
     "quickstart",
     "refuse_changes",
+    "role_of",
 ]

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML, YAMLError
 
-from mpies.config.settings import CHANGEABLE, Section, Settings
+from mpies.config.settings import CHANGEABLE, FIELDS, SECTIONS, Settings
 from mpies.errors import InputError
 
 
@@ -61,9 +61,8 @@ def refuse_changes(before: Settings, now: Settings) -> None:
 
 def _validate(tree: Any, problems: Sequence[str] = ()) -> Settings:
     # An empty section is all defaults.
-    tree = {name: {} for name in Settings.model_fields} | {
-        name: {} if section is None and name in Settings.model_fields else section
-        for name, section in tree.items()
+    tree = {name: {} for name in SECTIONS} | {
+        name: {} if section is None and name in SECTIONS else section for name, section in tree.items()
     }
     lines = list(problems)
     try:
@@ -83,26 +82,17 @@ def quickstart() -> dict[str, Any]:
 def describe() -> str:
     """Every setting with meaning, default and type, for `--help`."""
     lines = []
-    for section, field in Settings.model_fields.items():
-        model = field.annotation
-        lines.append(f"{section}: {model.__doc__}")
-        for key, info in model.model_fields.items():
-            default = "required" if info.is_required() else f"default {info.default}"
-            lines.append(f"  {section}.{key}: {info.description} ({default})")
+    for name, section in SECTIONS.items():
+        lines.append(f"{name}: {section.__doc__}")
+        for key, field in section.model_fields.items():
+            default = "required" if field.is_required() else f"default {field.default}"
+            lines.append(f"  {name}.{key}: {field.description} ({default})")
     return "\n".join(lines)
 
 
 def keys() -> list[str]:
     """The full names of all settings."""
-    return [
-        f"{section}.{key}"
-        for section, field in Settings.model_fields.items()
-        for key in field.annotation.model_fields
-    ]
-
-
-def _section(name: str) -> type[Section]:
-    return Settings.model_fields[name].annotation
+    return list(FIELDS)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -119,7 +109,7 @@ def _read(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise InputError(f"{path}:{where} not valid YAML ({problem})") from None
     if not isinstance(tree, dict):
-        raise InputError(f"{path}: expected sections ({', '.join(Settings.model_fields)}) with settings")
+        raise InputError(f"{path}: expected sections ({', '.join(SECTIONS)}) with settings")
     return tree
 
 
@@ -131,11 +121,11 @@ def _parse(text: str) -> Any:
 def _set(tree: dict[str, Any], key: str, text: str) -> list[str]:
     """Set a key in the tree; returns the problem, if there is one."""
     section, _, name = key.partition(".")
-    if key not in keys():
+    if key not in FIELDS:
         return [_unknown(key)]
     try:
         # A folder may be called 4711: what is text is taken as it stands.
-        value = text if _section(section).model_fields[name].annotation is str else _parse(text)
+        value = text if FIELDS[key].annotation is str else _parse(text)
     except (YAMLError, ValueError):
         return [f"{key}: cannot read the value {text!r}"]
     branch = tree.get(section)
@@ -146,10 +136,10 @@ def _set(tree: dict[str, Any], key: str, text: str) -> list[str]:
 def _unknown(key: Any) -> str:
     """What to say of a key that is none: the nearest name in its section, or anywhere."""
     section, _, name = str(key).lstrip("-").lower().rpartition(".")
-    anywhere = section not in Settings.model_fields
+    anywhere = section not in SECTIONS
     known = {k.split(".")[1]: k for k in keys() if anywhere or k.startswith(f"{section}.")}
     if not section:
-        known |= {own: own for own in Settings.model_fields}
+        known |= {own: own for own in SECTIONS}
     elsewhere = {k.split(".")[1]: k for k in keys()}
     known = known if name not in elsewhere else {name: elsewhere[name], **known}
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)

@@ -7,33 +7,26 @@ from __future__ import annotations
 
 import io
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
 from mpies import time_limit
+from mpies.config.section import Role, Section
 from mpies.errors import InputError
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(Section):
     """The language model that is tuned."""
 
-    path: str = Field(
+    # A model is its weights, wherever they lie: their digest is compared. Of the dtype, it is compared what
+    # it comes to; see resume.py.
+    path: Annotated[str, Role.JOB] = Field(
         description="folder or hub id of a causal language model (safetensors), or 'quickstart'"
     )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+    dtype: Annotated[Literal["auto", "bfloat16", "float16", "float32"], Role.JOB] = Field(
         "auto",
         description="dtype of the live weights that the engine computes with; auto: bfloat16 where the device"
         " has fast bfloat16, else float32",
@@ -43,10 +36,10 @@ class ModelSettings(Section):
         description="dtype of the base weights that are updated; live: that of the live weights. In bfloat16"
         " they take 2 bytes a parameter instead of 4; updates are rounded at random, exactly repeatable",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: Annotated[Literal["auto", "cpu", "cuda"], Role.JOB] = Field(
         "auto", description="where ranks compute; auto: a GPU if any is visible. One GPU a rank"
     )
-    allow_download: bool = Field(
+    allow_download: Annotated[bool, Role.JOB] = Field(
         False, description="may a hub id be downloaded? Otherwise the local cache only"
     )
 
@@ -77,12 +70,12 @@ class TaskSettings(Section):
     name: Literal["conciseness", "countdown", "math", "custom"] = Field(
         "conciseness", description="the task; custom: your own task.reward and task.train_data"
     )
-    train_data: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+    train_data: Annotated[str, AfterValidator(os.path.expanduser), Role.DATA] = Field(
         "",
         description="training prompts: a .json, .jsonl or .parquet file, or a folder written by"
         " datasets.save_to_disk; empty: the task's own",
     )
-    eval_data: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+    eval_data: Annotated[str, AfterValidator(os.path.expanduser), Role.DATA] = Field(
         "", description="held-out prompts, which are evaluated only; in the same formats"
     )
     train_size: int = Field(
@@ -140,7 +133,7 @@ class EsSettings(Section):
     """Evolution strategies (paper, section 3)."""
 
     population: int = Field(30, ge=1, description="N, members evaluated per generation")
-    generations: int = Field(500, ge=0, description="T, updates in the whole run")
+    generations: Annotated[int, Role.JOB] = Field(500, ge=0, description="T, updates in the whole run")
     sigma: float = Field(0.001, gt=0, description="standard deviation of the perturbations")
     alpha: float = Field(0.0005, ge=0, description="learning rate, the estimator's 1/sigma absorbed")
     seed: int = Field(42, ge=0, lt=2**64, description="all randomness of the run follows from it")
@@ -214,10 +207,14 @@ class EngineSettings(Section):
 class RunSettings(Section):
     """The job."""
 
+    role: ClassVar[Role] = Role.JOB
+
     directory: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
         min_length=1, description="where run.h5 and the tuned model go"
     )
-    threads: int = Field(1, ge=1, description="CPU threads of a rank; a model's answers may depend on it")
+    threads: Annotated[int, Role.RESULT] = Field(
+        1, ge=1, description="CPU threads of a rank; a model's answers may depend on it"
+    )
     evaluate_every: int = Field(
         0,
         ge=0,
@@ -271,20 +268,6 @@ class RunSettings(Section):
         return self
 
 
-# What may differ when a run goes on. The paths of model and data may, since digests are compared; the
-# live dtype, too, as long as 'auto' comes to the same (see resume.py).
-CHANGEABLE = (
-    "model.path",
-    "model.dtype",
-    "model.device",
-    "model.allow_download",
-    "task.train_data",
-    "task.eval_data",
-    "es.generations",
-    *(f"run.{key}" for key in RunSettings.model_fields if key != "threads"),
-)
-
-
 class Settings(Section):
     """All settings of a run."""
 
@@ -312,7 +295,31 @@ class Settings(Section):
         """The resolved settings as YAML, in the order of this file."""
         stream = io.StringIO()
         yaml = YAML(typ="safe", pure=True)
-        yaml.sort_base_mapping_type_on_output = False
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # declared as None
         yaml.default_flow_style = False
         yaml.dump(self.model_dump(), stream)
         return stream.getvalue()
+
+
+SECTIONS: dict[str, type[Section]] = {
+    name: field.annotation
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+}
+# Full key -> what pydantic knows of the setting.
+FIELDS: dict[str, FieldInfo] = {
+    f"{name}.{key}": field
+    for name, section in SECTIONS.items()
+    for key, field in section.model_fields.items()
+}
+
+
+def role_of(key: str) -> Role:
+    """What a setting decides, by its full key; one that only another version knows: as its section."""
+    own = FIELDS[key].metadata if key in FIELDS else ()
+    section = SECTIONS.get(key.partition(".")[0], Section)
+    return next((mark for mark in own if isinstance(mark, Role)), section.role)
+
+
+# What may change when a run goes on.
+CHANGEABLE = tuple(key for key in FIELDS if role_of(key) is not Role.RESULT)

@@ -17,7 +17,7 @@ from rich.text import Text
 from mpies.errors import StorageError, reason
 from mpies.measure.evaluation import Evaluation, Sampling
 from mpies.measure.statistics import Figure, over_prompts, pass_at, pass_ks
-from mpies.text import clip
+from mpies.text import clip, json_ready
 
 LABELS = {"answer_tokens": "tokens an answer", "kl": "KL to the initial model, nat/token"}
 
@@ -75,7 +75,7 @@ class Report:
         content = {**self.facts, "drift_l2": self.drift or None, "splits": splits}
         partial = path.with_name(path.name + ".partial")
         try:
-            partial.write_text(json.dumps(_numbers(content), indent=1, allow_nan=False) + "\n")
+            partial.write_text(json.dumps(json_ready(content), indent=1, allow_nan=False) + "\n")
             os.replace(partial, path)
         except OSError as error:
             raise StorageError(f"--json: cannot write {path} ({reason(error)})") from None
@@ -151,12 +151,3 @@ def _cell(figure: Figure | None) -> str:
 
 def _drift_name(group: str) -> str:
     return "drift_l2" if group == "all" else f"drift_l2 {group}"
-
-
-def _numbers(value: Any) -> Any:
-    """The same with null for what is no number: JSON knows no NaN."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,18 +19,28 @@ until the run has ended. Every dataset has the attributes `description` and `uni
 `locking=False`.
 """
 
-from mpies.runfile.reader import History, TruncatedError, open_for_reading, read_history, salvage_history
-from mpies.runfile.schema import COMMAND_TABLES, SCHEMA_VERSION, TABLES
+from mpies.runfile.reader import (
+    History,
+    TruncatedError,
+    open_for_reading,
+    path_of,
+    read_history,
+    salvage_history,
+)
+from mpies.runfile.schema import ALL_TABLES, COMMAND_TABLES, RUN_FILE, SCHEMA_VERSION, TABLES
 from mpies.runfile.writer import RunFile
 
 __all__ = [
+    "ALL_TABLES",
     "COMMAND_TABLES",
+    "RUN_FILE",
     "SCHEMA_VERSION",
     "TABLES",
     "History",
     "RunFile",
     "TruncatedError",
     "open_for_reading",
+    "path_of",
     "read_history",
     "salvage_history",
 ]

@@ -14,7 +14,8 @@ import numpy as np
 from mpies.errors import InputError, reason
 from mpies.es import fitness
 from mpies.es.population import directions
-from mpies.runfile.schema import SCHEMA_VERSION
+from mpies.runfile.schema import RUN_FILE, SCHEMA_VERSION
+from mpies.splits import HELD_OUT, TRAIN
 
 # Where HDF5's version 0 superblock, the default, keeps the "end of file address".
 END_OF_FILE = 40
@@ -56,12 +57,12 @@ class History:
     @property
     def held_out(self) -> dict[int, float]:
         """Mean held-out reward of the generations that were evaluated."""
-        return self.evaluated.get("held_out", {})
+        return self.evaluated.get(HELD_OUT, {})
 
     @property
     def unperturbed(self) -> float | None:
         """Mean reward on training prompts when they were last evaluated; None: never."""
-        train = self.evaluated.get("train")
+        train = self.evaluated.get(TRAIN)
         return train[max(train)] if train else None
 
     def directions(self, generation: int) -> tuple[np.ndarray, np.ndarray]:
@@ -80,6 +81,12 @@ class History:
             for split, rewards in self.evaluated.items()
         }
         return replace(self, evaluated=evaluated, **{row: getattr(self, row)[:generations] for row in rows})
+
+
+def path_of(place: Path | str) -> Path:
+    """The run file that is meant: the file itself, or that of a run's folder."""
+    path = Path(place).expanduser()
+    return path / RUN_FILE if path.is_dir() else path
 
 
 def read_history(path: Path | str) -> History:

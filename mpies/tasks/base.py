@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from mpies.engines.base import Prompt
+from mpies.splits import HELD_OUT, TRAIN
 from mpies.tasks import epochs
 
 Row = dict[str, Any]
@@ -88,7 +89,7 @@ class Task:
         """
         shown = max(self.prompts_per_generation, len(self.held_out))
         train = self.train[:shown] if self.prompts_per_generation else self.train
-        return {name: rows for name, rows in (("train", train), ("held_out", self.held_out)) if rows}
+        return {name: rows for name, rows in ((TRAIN, train), (HELD_OUT, self.held_out)) if rows}
 
     @cached_property
     def digest(self) -> str:

@@ -9,21 +9,19 @@ import launching
 import numpy as np
 import pytest
 
-from mpies.runfile import COMMAND_TABLES, TABLES
-
-ALL = TABLES | COMMAND_TABLES
+from mpies.runfile import ALL_TABLES
 
 DOCS = launching.REPOSITORY / "docs"
 PAGE = (DOCS / "run-file.md").read_text()
 REFERENCE = launching.DATA / "schema-1.h5"
 
 
-@pytest.mark.parametrize("table", ALL)
+@pytest.mark.parametrize("table", ALL_TABLES)
 def test_every_column_is_documented(table):
     section = re.search(rf"### /{table}\n(.*?)(?=\n##|\nTimes)", PAGE, re.DOTALL).group(1)
     rows = {line.split("`")[1]: line for line in section.splitlines() if line.startswith("| `")}
-    assert list(rows) == [column.name for column in ALL[table]]
-    for column in ALL[table]:
+    assert list(rows) == [column.name for column in ALL_TABLES[table]]
+    for column in ALL_TABLES[table]:
         kind = np.dtype(column.dtype).name if isinstance(column.dtype, str) else "text"
         expected = f"| `{column.name}` | {kind} | {column.units or '-'} | {column.description} |"
         assert rows[column.name] == expected

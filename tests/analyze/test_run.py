@@ -200,7 +200,7 @@ def test_imports_no_heavy_library():
 
 
 def test_commands_need_neither_torch_nor_mpi(tmp_path):
-    blocked = {"torch", "mpi4py", "numba", "transformers", "safetensors", "pydantic", "tokenizers", "scipy"}
+    blocked = {"torch", "mpi4py", "numba", "transformers", "safetensors", "tokenizers", "scipy"}
     runs = [*map(str, REFERENCES)]
     commands = [
         ["summary", *runs],

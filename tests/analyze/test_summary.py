@@ -161,7 +161,7 @@ def test_silence(tmp_path):
     assert anomalies(open_run(path)) == [], "written just now"
     os.utime(path, times=(time.time() - 7200,) * 2)
     (line,) = anomalies(open_run(path))
-    assert line == f"stopped or hanging: nothing was written for 2:00:00, at generation 9 of {G}"
+    assert line == f"stopped or hanging: nothing was written for 2 h, at generation 9 of {G}"
 
 
 # Curves as text

@@ -15,10 +15,8 @@ from jobs import Job, arguments, train
 from mpies.check import ranks, storage
 from mpies.check.forecast import Forecast, jobs_needed
 from mpies.check.memory import room_to_load
-from mpies.check.report import duration
 from mpies.ranks import memory
 from mpies.ranks.devices import Place
-from mpies.text import size
 
 CHECK = ("-m", "mpies.check")
 
@@ -236,12 +234,6 @@ ONE = Forecast(start=10.0, generation=5.0, update=1.0, blocks=(1,))
 )
 def test_jobs_that_follow_one_another(limit, done, total, every, expected):
     assert jobs_needed(ONE, limit, done, total, every) == expected
-
-
-def test_words_for_sizes_and_times():
-    assert [size(n) for n in (12, 1234, 5.6e6, 30.46e9)] == ["12 B", "1.23 kB", "5.6 MB", "30.5 GB"]
-    words = [duration(s) for s in (0.0021, 3.44, 75, 130, 7200, 86400)]
-    assert words == ["2.1 ms", "3.4 s", "75 s", "2.17 min", "2 h", "24 h"]
 
 
 def test_the_probe_is_a_run_file_that_readers_understand(tmp_path):

@@ -113,6 +113,42 @@ def test_keys_and_flat_agree():
     assert "es.sigma" in names
 
 
+JOB = (
+    "model.path",
+    "model.dtype",
+    "model.device",
+    "model.allow_download",
+    "es.generations",
+    "run.directory",
+    "run.evaluate_every",
+    "run.keep_samples",
+    "run.kl_samples",
+    "run.kl_prompts",
+    "run.measure_drift",
+    "run.progress",
+    "run.resume",
+    "run.checkpoint_every",
+    "run.time_limit",
+    "run.grace",
+    "run.collective_timeout",
+)
+DATA = ("task.train_data", "task.eval_data")
+
+
+def test_what_settings_decide():
+    """Nothing that decides the result may change in a run, or be overlooked when runs are compared."""
+    names = config.keys()
+    roles = {key: config.role_of(key) for key in names}
+    assert [key for key, role in roles.items() if role is config.Role.JOB] == list(JOB)
+    assert [key for key, role in roles.items() if role is config.Role.DATA] == list(DATA)
+    assert set(config.CHANGEABLE) == {*JOB, *DATA}
+
+
+@pytest.mark.parametrize("key, role", [("run.new", "JOB"), ("es.new", "RESULT"), ("new.new", "RESULT")])
+def test_settings_of_other_versions_are_as_their_section(key, role):
+    assert config.role_of(key) is config.Role[role]
+
+
 def test_every_setting_is_described():
     text = config.describe()
     for key in config.load([]).flat():

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from mpies.errors import InputError, StorageError
-from mpies.runfile import SCHEMA_VERSION, RunFile, open_for_reading, read_history, writer
+from mpies.runfile import SCHEMA_VERSION, RunFile, layout, open_for_reading, read_history, storage
 
 # New processes begin with what takes long to import.
 FORKS = multiprocessing.get_context("forkserver")
@@ -263,7 +263,7 @@ def test_text_that_hdf5_cannot_hold_is_replaced_not_cut(create, path, text):
 
 def test_rows_are_allocated_as_the_run_grows(create, path, elsewhere, monkeypatch):
     """Beyond what was allocated, the file is laid out anew; nothing that was committed may change."""
-    monkeypatch.setattr(writer, "ALLOCATION", 1)
+    monkeypatch.setattr(layout, "ALLOCATION", 1)
     log = create(generations=9)
     for generation in range(9):
         log.append(*row_of(generation))
@@ -391,7 +391,7 @@ def test_a_reader_minds_nobodys_lock(create, path, elsewhere):
 
 def write_impatiently(path: Path) -> None:
     clock = itertools.count(0, 5)
-    writer.time = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None)
+    storage.time = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: None)
     RunFile.reopen(path, 5)
 
 
@@ -435,7 +435,7 @@ def test_the_structure_is_changed_on_a_copy(create, path):
 
 def write_for_ever(path: Path, started) -> None:
     """Write as a job does, but as fast as possible."""
-    writer.ALLOCATION = 1  # lays the file out anew often
+    layout.ALLOCATION = 1  # lays the file out anew often
     if path.exists():
         log = RunFile.reopen(path, 10**6)
         log.start(SETTINGS, START)

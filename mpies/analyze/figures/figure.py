@@ -11,6 +11,7 @@ from mpies.analyze.figures.panels import PANELS
 from mpies.analyze.figures.view import View, view
 from mpies.analyze.run import Run
 from mpies.errors import InputError
+from mpies.splits import HELD_OUT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +86,7 @@ def _legend(figure: Figure, seen: View) -> None:
         if axes.get_legend() is None:
             for handle, label in zip(*axes.get_legend_handles_labels()):
                 entries.setdefault(label, handle)
-    if any(run.evaluated("held_out")[1].size for run in seen.runs):
+    if any(run.evaluated(HELD_OUT)[1].size for run in seen.runs):
         entries["unperturbed weights, held-out prompts"] = _circle()
     columns = min(4, len(entries))
     figure.legend(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mpies.analyze.figures import effort, images, rewards, weights
 from mpies.analyze.figures.view import View
+from mpies.splits import HELD_OUT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,11 +27,11 @@ def _any_generation(view: View) -> bool:
 
 
 def _has_accuracy(view: View) -> bool:
-    return any(run.evaluated("held_out", "accuracy")[1].size for run in view.runs)
+    return any(run.evaluated(HELD_OUT, "accuracy")[1].size for run in view.runs)
 
 
 def _has_kl(view: View) -> bool:
-    return any(run.evaluated("held_out", "kl")[1].size for run in view.runs)
+    return any(run.evaluated(HELD_OUT, "kl")[1].size for run in view.runs)
 
 
 def _has_ranks(view: View) -> bool:

@@ -12,6 +12,7 @@ from mpies.analyze.figures.view import Shown, View, cut, weight
 from mpies.analyze.figures.view import label as called
 from mpies.analyze.groups import Group
 from mpies.analyze.run import Run
+from mpies.splits import HELD_OUT, TRAIN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,16 +90,16 @@ def _evaluations(axes: Axes, view: View, shown: Shown, at: Place) -> None:
     """Unperturbed weights: circles on held-out prompts, and, where it is not too much, crosses on train."""
     if shown.thin:
         return
-    splits = {"held_out": ("o", "unperturbed, held-out prompts")}
+    splits = {HELD_OUT: ("o", "unperturbed, held-out prompts")}
     if view.single:
-        splits["train"] = ("x", "unperturbed, training prompts")
+        splits[TRAIN] = ("x", "unperturbed, training prompts")
     for split, (marker, label) in splits.items():
         generations, rewards = shown.run.evaluated(split)
         if rewards.size:
             # Two points are no curve.
             axes.plot(at(shown.run, generations), rewards, marker, ls=":" if rewards.size > 2 else "",
                       lw=0.8, ms=4.5,
-                      color="#D55E00" if view.single and split == "held_out" else shown.colour,
+                      color="#D55E00" if view.single and split == HELD_OUT else shown.colour,
                       mfc="white", label=label if view.single else None, zorder=3)  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def _mean_line(axes: Axes, group: Group, x: Curve, colour: str) -> None:
 
 def _mean_evaluations(axes: Axes, group: Group, at: Place, colour: str) -> None:
     """The mean over a group's runs, at the generations at which all were evaluated."""
-    found = [dict(zip(*(column.tolist() for column in run.evaluated("held_out")))) for run in group.runs]
+    found = [dict(zip(*(column.tolist() for column in run.evaluated(HELD_OUT)))) for run in group.runs]
     common = np.array(sorted(set.intersection(*(set(one) for one in found))), dtype=int)
     if common.size:
         across = np.mean([at(run, common) for run in group.runs], axis=0)

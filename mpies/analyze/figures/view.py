@@ -9,6 +9,7 @@ import numpy as np
 
 from mpies.analyze.groups import Group, group
 from mpies.analyze.run import Run, names
+from mpies.splits import HELD_OUT
 
 # Okabe and Ito's palette without its yellow, which is hard to see as a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -81,7 +82,7 @@ def _best_in_colour(runs: list[Run], titles: list[str]) -> View:
 
 def _score(run: Run) -> float:
     """The last held-out reward, or else the last mean reward."""
-    _, rewards = run.evaluated("held_out")
+    _, rewards = run.evaluated(HELD_OUT)
     means = run.column("generation/reward_mean")
     means = means[np.isfinite(means)]
     last = rewards if rewards.size else means

@@ -10,6 +10,7 @@ from mpies.analyze import series
 from mpies.analyze.figures.view import View, weight
 from mpies.analyze.figures.view import label as called
 from mpies.analyze.run import Run
+from mpies.splits import HELD_OUT, TRAIN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def accuracy(axes: Axes, view: View) -> None:
     for shown in view.shown:
-        generations, shares = shown.run.evaluated("held_out", "accuracy")
+        generations, shares = shown.run.evaluated(HELD_OUT, "accuracy")
         style = {**weight(shown), "marker": "" if shown.thin else "o", "ms": 4, "mfc": "white"}
         axes.plot(generations, 100 * shares, color=shown.colour, label=shown.label, **style)
     axes.set_xlabel("generation")
@@ -26,8 +27,8 @@ def accuracy(axes: Axes, view: View) -> None:
 
 def kl_plane(axes: Axes, view: View) -> None:
     for shown in view.shown:
-        generations, kl = shown.run.evaluated("held_out", "kl")
-        reward = dict(zip(*(column.tolist() for column in shown.run.evaluated("held_out"))))
+        generations, kl = shown.run.evaluated(HELD_OUT, "kl")
+        reward = dict(zip(*(column.tolist() for column in shown.run.evaluated(HELD_OUT))))
         y = np.array([reward.get(g, np.nan) for g in generations.tolist()])
         axes.plot(kl, y, "-", color=shown.colour, alpha=0.5, lw=0.8 if shown.thin else 1.2)
         # Later generations are larger; of one run among many, there is room for the last only.
@@ -56,7 +57,7 @@ def drift(axes: Axes, view: View) -> None:
 
 def _drift(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Measured distances, whichever split they were noted with."""
-    both = [run.evaluated(split, "drift_l2") for split in ("train", "held_out")]
+    both = [run.evaluated(split, "drift_l2") for split in (TRAIN, HELD_OUT)]
     generations = np.concatenate([g for g, _ in both])
     first = np.unique(generations, return_index=True)[1]
     return generations[first], np.concatenate([values for _, values in both])[first]

@@ -1,0 +1,65 @@
+"""The run file on its disk: written so that it is there or not, locked against other jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import os
+import time
+from pathlib import Path
+
+import h5py
+
+from mpies.errors import InputError, reason
+
+LOCK = "run.lock"  # its name beside the run file
+
+
+def commit(file: h5py.File) -> None:
+    """To the disk, past the node's memory."""
+    file.flush()
+    os.fsync(file.id.get_vfd_handle())
+
+
+def replace_file(path: Path, image: io.BytesIO) -> None:
+    """Write the file as a whole: under another name, to the disk, then renamed."""
+    partial = path.with_suffix(".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(image.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def lock_folder(path: Path, patience: float = 10.0) -> int:
+    """Take the run directory for this job until it ends: a descriptor that holds the lock.
+
+    A job that was just killed may hold it for some seconds more.
+    """
+    try:
+        descriptor = os.open(path.with_name(LOCK), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(f"run.directory: cannot write to {path.parent} ({reason(error)})") from None
+    start = time.monotonic()
+    while True:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() - start > patience:
+                os.close(descriptor)
+                raise InputError(f"run.directory: {path.parent} is in use by another job") from None
+            time.sleep(0.5)
+        except OSError:  # a file system without locks
+            return descriptor
