@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs import arguments
 from mpies import config, train
+from mpies.replica import Replica, build
 from mpies.run.job import Job, set_up
 from mpies.signals import SIGNALS
 
@@ -75,6 +76,10 @@ class Runs:
         job = set_up(self.comm, config.load(self.arguments(generations, **changes)))
         self._jobs.append(job)
         return job
+
+    def build(self, **changes: object) -> Replica:
+        """A replica with the initial weights, without a job."""
+        return build(self.comm, config.load(self.arguments(1, **changes)))
 
     def train(self, generations: int, **changes: object) -> int:
         """The whole command; its exit code. `calls` are those of this job."""

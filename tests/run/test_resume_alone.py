@@ -11,8 +11,9 @@ import small
 import threads
 import torch
 
-from mpies import config, replica
+from mpies import config
 from mpies.errors import RefusedError
+from mpies.replica import Replica
 from mpies.run import resume
 from mpies.runfile import History, RunFile, read_history
 
@@ -111,21 +112,11 @@ def test_another_live_dtype_is_refused(finished):
 
 
 @pytest.fixture
-def fresh(again):
-    """fresh(**changes): a replica with the initial weights."""
-
-    def build(**changes) -> replica.Replica:
-        return replica.build(again.comm, config.load(again.arguments(4, **changes)))
-
-    return build
-
-
-@pytest.fixture
 def history(again) -> History:
     return read_history(again.folder / "run.h5")
 
 
-def restored(runs, made: replica.Replica, history: History) -> list[str]:
+def restored(runs, made: Replica, history: History) -> list[str]:
     """What is said while the base is brought to the history's last generation; it is proved to be that."""
     said: list[str] = []
     resume.restore(runs.comm, made, history, runs.folder, said.append)
@@ -149,24 +140,24 @@ def damage(path: Path) -> None:
         (4, [4, 2], "the initial model"),
     ],
 )
-def test_a_checkpoint_then_replay(again, fresh, history, generations, damaged, origin):
+def test_a_checkpoint_then_replay(again, history, generations, damaged, origin):
     for number in damaged:
         damage(again.folder / f"checkpoint-{number:06d}.safetensors")
-    *skipped, line = restored(again, fresh(), history.first(generations))
+    *skipped, line = restored(again, again.build(), history.first(generations))
     assert [text.split(":")[0] for text in skipped] == [f"checkpoint-{n:06d}.safetensors" for n in damaged]
     assert re.fullmatch(
         rf"resuming after generation {generations}, replayed from {origin} in \d+\.\d s", line
     )
 
 
-def test_before_the_first_generation_there_is_nothing_to_do(again, fresh, history):
-    made, said = fresh(), []
+def test_before_the_first_generation_there_is_nothing_to_do(again, history):
+    made, said = again.build(), []
     resume.restore(again.comm, made, history.first(0), again.folder, said.append)
     assert said == [] and made.weights.digest() == history.model_digest
 
 
-def test_another_initial_model_is_refused(again, fresh, history, tiny_model):
-    other = fresh(model__path=tiny_model(seed=1))
+def test_another_initial_model_is_refused(again, history, tiny_model):
+    other = again.build(model__path=tiny_model(seed=1))
     said = refused(restored, again, other, history)
     assert said.startswith(f"model.path: {tiny_model(seed=1)} has digest ")
     assert f"{other.facts.model_digest:016x}" in said and f"{history.model_digest:016x}" in said
@@ -175,8 +166,8 @@ def test_another_initial_model_is_refused(again, fresh, history, tiny_model):
 
 
 @pytest.mark.parametrize("change", ["a flipped bit", "a changed reward", "a changed digest"])
-def test_a_result_that_is_not_the_files_digest_is_refused(again, fresh, history, change):
-    made = fresh()
+def test_a_result_that_is_not_the_files_digest_is_refused(again, history, change):
+    made = again.build()
     for path in again.folder.glob("checkpoint-*"):
         path.unlink()
     if change == "a flipped bit":  # after loading, as memory errors do
@@ -190,16 +181,16 @@ def test_a_result_that_is_not_the_files_digest_is_refused(again, fresh, history,
     assert f"{int(history.digest[-1]):016x}" in said and "--verify" in said
 
 
-def test_a_changed_digest_in_the_middle_does_not_matter(again, fresh, history):
+def test_a_changed_digest_in_the_middle_does_not_matter(again, history):
     for path in again.folder.glob("checkpoint-*"):
         path.unlink()
     history.digest[1] ^= 1
-    restored(again, fresh(), history)
+    restored(again, again.build(), history)
 
 
-def test_a_rank_that_cannot_read_the_checkpoint_replays_and_is_named(again, fresh, history):
+def test_a_rank_that_cannot_read_the_checkpoint_replays_and_is_named(again, history):
     """As where a node does not see the directory."""
-    replicas, said = [fresh(), fresh()], [[], []]
+    replicas, said = [again.build(), again.build()], [[], []]
     folders = [again.folder, again.folder / "nowhere"]
 
     def restore(comm):
