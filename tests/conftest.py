@@ -28,3 +28,14 @@ def tiny_model(tmp_path_factory):
         return built[key]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def alone():
+    """A communicator of this process alone."""
+    from mpi4py import MPI
+
+    from mpies.ranks import collectives
+
+    collectives.set_timeout(MPI.COMM_SELF, 60)
+    return MPI.COMM_SELF

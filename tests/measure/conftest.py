@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import small
+
+from mpies.model.initial import InitialWeights, find_initial
+from mpies.replica import Replica
+
+
+@pytest.fixture
+def moved(alone, tiny_model, tmp_path):
+    """moved(shift, **model): a replica whose base was moved by shift * noise, and its initial weights."""
+
+    def make(shift: float = 0.15, **model) -> tuple[Replica, InitialWeights]:
+        folder = tiny_model(**model)
+        with small.Runs(alone, folder, tmp_path) as runs:
+            made = runs.build()
+        initial = find_initial(str(folder), made.weights, made.facts.model_digest)
+        if shift:
+            made.weights.update(np.array([7], np.uint64), np.array([shift], np.float32))
+        made.perturbation.clear()
+        return made, initial
+
+    return make

@@ -1,0 +1,34 @@
+"""What memory is left, and what a call takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mpies.ranks import memory
+
+MIB = 2**20
+CPU = torch.device("cpu")
+
+
+def test_what_is_free_is_no_more_than_the_machine_has():
+    total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
+    assert 0 < memory.free_on_node() <= int(total.split()[1]) * 1024
+
+
+@pytest.mark.skipif(memory.measure_peak(CPU, lambda: None) is None, reason="nobody counts here")
+def test_a_peak_is_what_a_call_takes_at_its_highest():
+    def call(*sizes: int) -> None:
+        for size in sizes:
+            np.ones(size, np.uint8)  # given back at once
+
+    call(1)
+    assert memory.measure_peak(CPU, lambda: call(64 * MIB)) == pytest.approx(64 * MIB, abs=4 * MIB)
+    # Not the sum, nor what was the highest before.
+    assert memory.measure_peak(CPU, lambda: call(16 * MIB, 32 * MIB, 8 * MIB)) == pytest.approx(
+        32 * MIB, abs=4 * MIB
+    )
+    assert memory.measure_peak(CPU, lambda: None) < 4 * MIB

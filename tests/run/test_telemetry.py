@@ -1,0 +1,127 @@
+"""A generation's rows for the run file, against direct computation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import threads
+
+from mpies.es.population import Plan, Population
+from mpies.es.schedule import Step
+from mpies.phases import PHASES, Phases
+from mpies.run.exchange import Evaluated
+from mpies.run.telemetry import COST, Costs, Outcome, gather_costs, make_rows
+from mpies.runfile import TABLES
+
+MEMBERS, RANKS = 6, 3
+REWARDS = np.array([-3.0, 0.1, math.nan, 2.25, -3.5, math.nan])
+
+
+def outcome(rewards: np.ndarray = REWARDS) -> Outcome:
+    plan = Population(MEMBERS, seed=9, antithetic=True).plan(4, RANKS)
+    coefficients = np.arange(MEMBERS, dtype=np.float32)
+    return Outcome(4, plan, Step(0.25, 0.5, 0.125), rewards, coefficients, digest=2**64 - 3)
+
+
+def costs() -> Costs:
+    members = np.array([(10 + i, 0.5 * i) for i in range(MEMBERS)], dtype=COST)
+    return Costs(members, np.random.default_rng(0).random((RANKS, len(PHASES))))
+
+
+def test_rewards_of_a_generation_are_those_of_its_scored_members():
+    row, _ = make_rows(outcome(), costs())
+    assert row["reward_mean"] == pytest.approx(np.nanmean(REWARDS))
+    assert row["reward_std"] == pytest.approx(np.nanstd(REWARDS))
+    assert (row["reward_min"], row["reward_max"], row["unscored"]) == (-3.5, 2.25, 2)
+
+
+def test_rewards_are_summed_exactly():
+    """So that the file has the same numbers for any number of ranks and any machine."""
+    row, _ = make_rows(outcome(np.array([1e16, 1.0, -1e16, 1.0, 1.0, 3.0])), costs())
+    assert row["reward_mean"] == 1
+    row, _ = make_rows(outcome(np.full(MEMBERS, 0.25)), costs())
+    assert (row["reward_mean"], row["reward_std"], row["unscored"]) == (0.25, 0, 0)
+
+
+def test_what_made_the_step_is_noted():
+    row, _ = make_rows(outcome(), costs())
+    assert {name: row[name] for name in ("sigma", "alpha", "anchor_decay", "digest")} == {
+        "sigma": 0.25,
+        "alpha": 0.5,
+        "anchor_decay": 0.125,
+        "digest": 2**64 - 3,
+    }
+
+
+def test_phases_are_means_over_the_ranks():
+    spent = costs()
+    row, _ = make_rows(outcome(), spent)
+    for i, phase in enumerate(PHASES):
+        assert row[f"seconds_{phase}"] == pytest.approx(sum(spent.phases[:, i]) / RANKS)
+
+
+def test_imbalance_is_the_slowest_ranks_evaluation_over_the_mean():
+    """Evaluation is perturbing, generating, scoring; what ranks wait for is no work."""
+    rows = {rank: dict.fromkeys(PHASES, 7.0 * rank) for rank in range(RANKS)}
+    for rank, (perturb, generate, reward) in enumerate([(1, 4, 1), (0, 2, 0), (0.5, 0, 0.5)]):
+        rows[rank] |= {"perturb": perturb, "generate": generate, "reward": reward}
+    spent = np.array([[rows[rank][phase] for phase in PHASES] for rank in range(RANKS)])
+    row, _ = make_rows(outcome(), Costs(costs().members, spent))
+    assert row["imbalance"] == pytest.approx(6 / 3)
+
+
+def test_every_member_has_its_row_in_member_order():
+    made = outcome()
+    row, members = make_rows(made, costs())
+    everyone = Population(MEMBERS, seed=9, antithetic=True).members(4)
+    assert members["seed"].tolist() == [member.seed for member in everyone]
+    assert members["sign"].tolist() == [1, -1] * 3
+    np.testing.assert_array_equal(members["reward"], REWARDS)
+    np.testing.assert_array_equal(members["coefficient"], made.coefficients)
+    assert members["tokens"].tolist() == [10, 11, 12, 13, 14, 15] and row["tokens"] == 75
+    assert members["seconds"].tolist() == [0, 0.5, 1, 1.5, 2, 2.5]
+    owner = {m.index: rank for rank, blocks in enumerate(made.plan.blocks) for block in blocks for m in block}
+    assert members["rank"].tolist() == [owner[index] for index in range(MEMBERS)]
+
+
+def test_the_rows_are_what_the_run_file_has_columns_for():
+    row, members = make_rows(outcome(), costs())
+    # Known when the row is written.
+    added = {"seconds", "bytes_communicated"}
+    assert {column.name for column in TABLES["generation"]} == set(row) | added
+    assert {column.name for column in TABLES["member"]} == set(members)
+
+
+def spent(rank: int) -> Phases:
+    phases = Phases()
+    for i, phase in enumerate(PHASES):
+        phases.seconds[phase] = 10 * rank + i
+    return phases
+
+
+@pytest.mark.parametrize("generation", [0, 1])
+def test_costs_are_gathered_in_member_order_on_rank_0(generation):
+    """Blocks of 2, 2 and 1 members on 2 ranks, and on 4, of which one has none."""
+    for ranks in (1, 2, 4):
+        plan = Population(5, seed=9, block=2).plan(generation, ranks)
+
+        def gather(comm, plan=plan):
+            mine = [Evaluated(m, 0.0, 10 + m.index, m.index / 4) for b in plan.blocks[comm.rank] for m in b]
+            return gather_costs(comm, plan, spent(comm.rank), mine)
+
+        first, *others = threads.run(ranks, gather)
+        assert others == [None] * (ranks - 1)
+        assert first.members["tokens"].tolist() == [10, 11, 12, 13, 14]
+        assert first.members["seconds"].tolist() == [0, 0.25, 0.5, 0.75, 1]
+        assert first.phases.tolist() == [[10 * rank + i for i in range(len(PHASES))] for rank in range(ranks)]
+
+
+def test_costs_of_a_rank_whose_blocks_are_in_another_order(alone):
+    members = Population(5, seed=9).members(0)
+    plan = Plan([[members[2:4], members[4:], members[:2]]])
+    mine = [Evaluated(m, 0.0, 10 + m.index, 0.5) for block in plan.blocks[0] for m in block]
+    phases = spent(0)
+    assert gather_costs(alone, plan, phases, mine).members["tokens"].tolist() == [10, 11, 12, 13, 14]
+    assert set(phases.seconds.values()) == {0.0}, "the next generation begins from zero"
