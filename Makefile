@@ -36,10 +36,12 @@ EXTRAS := $(if $(MPI),$(MPI)$(comma))quickstart,analyze,test,dev
 RUN := $(VENV)/bin/python
 # The end lists failures, errors, and what was skipped and why.
 PYTEST := $(RUN) -m pytest -r fEs $(PYTEST_ARGS)
-QUICK := --ignore=tests/mpi --ignore=tests/slurm -m "not slow and not launch and not render" \
+WITHIN_THE_PROCESS := -m "not slow and not launch and not render"
+QUICK := --ignore=tests/mpi --ignore=tests/slurm $(WITHIN_THE_PROCESS) \
   -n $(TESTS_AT_ONCE) --max-skips $(QUICK_SKIPS)
 # Of the tests that show whether a wheel and an sdist are whole, those that take seconds.
-SMOKE := tests/packaging tests/config tests/docs tests/analyze/test_docs.py tests/tasks/test_math.py
+SMOKE := tests/packaging tests/config tests/docs tests/analyze/test_docs.py tests/tasks/test_math.py \
+  $(WITHIN_THE_PROCESS) --max-skips 0
 VLLM_RUN := $(VLLM_VENV)/bin/python
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
@@ -137,7 +139,7 @@ dist: $(INSTALLED) ## an sdist and a wheel, in dist/
 test-dist: dist ## the wheel in an environment of its own, the quick tests from the unpacked sdist
 	tests/packaging/try-dist --fresh '$(PYTHON)' '$(if $(MPI),$(MPI)$(comma))quickstart,analyze,test' $(QUICK)
 
-smoke-dist: dist ## the same with this environment's dependencies and a few of the tests
+smoke-dist: dist ## the same beside this environment's packages, and the few tests that read what is distributed
 	tests/packaging/try-dist --beside $(VENV) $(SMOKE)
 
 lint: $(INSTALLED) ## ruff: rules and format; the floors of the house; spelling; shellcheck, if it is there; types
