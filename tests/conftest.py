@@ -14,6 +14,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import tiny
+from skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
 
 @pytest.fixture(scope="session")
