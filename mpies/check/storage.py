@@ -16,7 +16,7 @@ from mpies.config import Settings
 from mpies.errors import InputError, StorageError, reason
 from mpies.ranks import agreement, collectives
 from mpies.run import resume
-from mpies.runfile import TABLES, History, RunFile, open_for_reading
+from mpies.runfile import RUN_FILE, TABLES, History, RunFile, open_for_reading
 from mpies.text import duration, size
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ SHOWN_WITHIN = 10.0  # seconds that another node may take to see a file; NFS cac
 
 def check_directory(comm: Comm, settings: Settings) -> tuple[History | None, list[Finding]]:
     """The run that the directory has already, and what a run file does there."""
-    path = Path(settings.run.directory) / "run.h5"
+    path = Path(settings.run.directory) / RUN_FILE
     log, history = resume.find(comm, settings, path)
     if log:
         log.close()
     probe = Path(agreement.on_root(comm, _probe_folder, path.parent))
     try:
-        findings = _try_out(comm, settings, probe / "run.h5")
+        findings = _try_out(comm, settings, probe / RUN_FILE)
     finally:
         if comm.rank == 0:
             shutil.rmtree(probe, ignore_errors=True)

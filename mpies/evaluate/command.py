@@ -20,6 +20,7 @@ from mpies.errors import InputError
 from mpies.evaluate.subject import answers_as_trained, open_subject
 from mpies.ranks.agreement import on_root, together
 from mpies.ranks.collectives import barrier
+from mpies.splits import HELD_OUT, TRAIN
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--generation", metavar="G", help="of a run: a number, best (held out), or last (default)"
     )
-    made.add_argument("--split", choices=["train", "held_out", "all"], default="all", help="default: all")
+    made.add_argument("--split", choices=[TRAIN, HELD_OUT, "all"], default="all", help="default: all")
     made.add_argument(
         "--samples", type=int, metavar="K", help="sample K answers to each prompt; gives pass@k"
     )

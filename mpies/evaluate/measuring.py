@@ -12,7 +12,7 @@ from mpies.errors import InputError, RefusedError
 from mpies.evaluate.report import Report
 from mpies.evaluate.subject import Subject
 from mpies.measure.drift import measure_drift
-from mpies.measure.evaluation import HELD_OUT, Sampling, evaluate_rows
+from mpies.measure.evaluation import FIRST_HELD_OUT, Sampling, evaluate_rows
 from mpies.measure.kl import divergence, estimate_kl
 from mpies.measure.statistics import Figure
 from mpies.model.initial import InitialWeights
@@ -20,6 +20,7 @@ from mpies.ranks.agreement import together
 from mpies.replica import InitialUse, Replica, load, settle
 from mpies.run import resume
 from mpies.run.replaying import needs_anchor
+from mpies.splits import HELD_OUT, spoken
 from mpies.tasks.base import Row, Task, TrainerState
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _measure_split(bench: Workbench, split: str, report: Report) -> None:
     """Let the model answer a split's prompts, and score the answers."""
     rows, sampling = bench.rows[split], _sampling(bench, split)
     each = f"{sampling.samples} x " if sampling else ""
-    bench.say(f"answering {each}{len(rows)} {split.replace('_', '-')} prompts ...")
+    bench.say(f"answering {each}{len(rows)} {spoken(split)} prompts ...")
     settings = bench.subject.settings
     state = TrainerState(bench.subject.generation or 0, settings.es.generations)
     engine, batch = bench.replica.engine, settings.engine.batch_size
@@ -129,7 +130,7 @@ def _sampling(bench: Workbench, split: str) -> Sampling | None:
 def _default_sampling(bench: Workbench, split: str) -> Sampling:
     seed = bench.options.seed
     seed = bench.subject.settings.es.seed if seed is None else seed
-    return Sampling(1, 1.0, seed, HELD_OUT if split == "held_out" else 0)
+    return Sampling(1, 1.0, seed, FIRST_HELD_OUT if split == HELD_OUT else 0)
 
 
 def _choose_rows(task: Task, split: str) -> dict[str, list[Row]]:

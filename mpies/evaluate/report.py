@@ -17,6 +17,7 @@ from rich.text import Text
 from mpies.errors import StorageError, reason
 from mpies.measure.evaluation import Evaluation, Sampling
 from mpies.measure.statistics import Figure, over_prompts, pass_at, pass_ks
+from mpies.splits import spoken
 from mpies.text import clip, json_ready
 
 LABELS = {"answer_tokens": "tokens an answer", "kl": "KL to the initial model, nat/token"}
@@ -49,7 +50,7 @@ class Report:
     def show(self, console: Console, keep: int) -> None:
         """Figures of all splits, and the first answers to the first `keep` prompts of the last one."""
         names = list(dict.fromkeys(name for split in self.splits for name in split.figures))
-        table = Table("mean +- standard error", *(s.name.replace("_", "-") for s in self.splits))
+        table = Table("mean +- standard error", *(spoken(s.name) for s in self.splits))
         table.add_row("prompts", *(str(len(s.evaluation.rows)) for s in self.splits))
         table.add_row("answers to each", *(str(s.evaluation.samples) for s in self.splits))
         for name in names:
@@ -134,7 +135,7 @@ def figures(found: Evaluation) -> dict[str, Figure]:
 def _show_answers(console: Console, split: Split, keep: int) -> None:
     answers = [a for a in split.evaluation.answers(keep) if a["sample"] == 0]
     if answers:
-        title = f"{split.name.replace('_', '-')} prompt"
+        title = f"{spoken(split.name)} prompt"
         table = Table(title, "answer", "reward", show_lines=True, expand=True)
         for answer in answers:
             texts = (Text(clip(answer[key])) for key in ("prompt", "completion"))

@@ -11,7 +11,7 @@ from mpies import config
 from mpies.errors import InputError
 from mpies.ranks.agreement import agree_on_settings, on_root
 from mpies.run.replaying import which_generation
-from mpies.runfile import History, RunFile, read_history
+from mpies.runfile import RUN_FILE, History, RunFile, read_history
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -55,8 +55,8 @@ def open_subject(comm: Comm, options: argparse.Namespace) -> tuple[RunFile | Non
 def find_run_file(subject: str) -> Path | None:
     """The run file that is meant; None if it is a model."""
     path = Path(subject).expanduser()
-    if (path / "run.h5").is_file() and not (path / "config.json").exists():
-        return path / "run.h5"
+    if (path / RUN_FILE).is_file() and not (path / "config.json").exists():
+        return path / RUN_FILE
     # What is called so must be there; a hub id is called otherwise.
     return path if path.is_file() or path.suffix in (".h5", ".hdf5") else None
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HasTime = Callable[[float, int], bool]
 
 # Random numbers belong to numbered prompts: training prompts count from 0, held-out ones from here.
-HELD_OUT = 2**31
+FIRST_HELD_OUT = 2**31
 
 
 @dataclass(frozen=True)

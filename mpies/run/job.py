@@ -23,7 +23,7 @@ from mpies.run import checkpoint, milestones, resume
 from mpies.run.advice import Advisor
 from mpies.run.screen import Screen
 from mpies.run.stopping import Stop, announce
-from mpies.runfile import RunFile
+from mpies.runfile import RUN_FILE, RunFile
 from mpies.tasks.base import Task
 from mpies.time_limit import seconds_of
 
@@ -126,7 +126,7 @@ def set_up(comm: Comm, settings: Settings) -> Job:
     es, run = settings.es, settings.run
     stop = Stop(on_root(comm, seconds_of, run.time_limit), run.grace)
     stop.listen()
-    path = Path(run.directory) / "run.h5"
+    path = Path(run.directory) / RUN_FILE
     log, history = resume.find(comm, settings, path)
     if comm.rank == 0:
         announce()  # all ranks listen, since they have come to what `find` exchanges

@@ -6,8 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from mpies.measure.drift import measure_drift
-from mpies.measure.evaluation import HELD_OUT, Sampling, evaluate_rows
+from mpies.measure.evaluation import FIRST_HELD_OUT, Sampling, evaluate_rows
 from mpies.measure.kl import estimate_kl
+from mpies.splits import HELD_OUT, TRAIN, spoken
 from mpies.tasks.base import Row, TrainerState
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ def evaluate(job: Job, generation: int) -> None:
             job.comm, job.replica.engine, job.task, rows, batch, state, has_time=job.has_time_for_batches
         )
         if math.isnan(found.reward_mean):  # a reward function that is mended will have its say
-            job.screen.say(f"warning: no answer to the {split.replace('_', '-')} prompts could be scored")
+            job.screen.say(f"warning: no answer to the {spoken(split)} prompts could be scored")
             continue
-        if split == "train":
+        if split == TRAIN:
             job.advisor.unperturbed = found.reward_mean
         kl = _kl(job, split, rows)
         if job.log:
@@ -54,7 +55,7 @@ def _kl(job: Job, split: str, rows: list[Row]) -> float:
     run, initial = job.settings.run, job.replica.initial
     if not run.kl_samples or initial is None or split != list(job.task.splits)[-1]:
         return math.nan
-    first = HELD_OUT if split == "held_out" else 0
+    first = FIRST_HELD_OUT if split == HELD_OUT else 0
     sampling = Sampling(run.kl_samples, 1.0, job.settings.es.seed, first)
     batch, some = job.settings.engine.batch_size, rows[: run.kl_prompts]
     return estimate_kl(job.comm, job.replica, initial, some, batch, sampling).mean

@@ -27,6 +27,7 @@ from mpies.phases import PHASES
 from mpies.ranks.devices import Place
 from mpies.replica import Facts
 from mpies.runfile import open_for_reading
+from mpies.splits import HELD_OUT, spoken
 from mpies.tasks.base import Task
 from mpies.text import clip, count, duration
 
@@ -127,7 +128,7 @@ class Screen:
     def _answers(self, samples) -> None:
         generation, split = samples["generation"][:], samples["split"].asstr()[:]
         prompts, answers = samples["prompt"].asstr()[:], samples["completion"].asstr()[:]
-        kept = [i for i in range(len(split)) if split[i] == "held_out"]
+        kept = [i for i in range(len(split)) if split[i] == HELD_OUT]
         if not kept:
             return
         last = {prompts[i]: answers[i] for i in kept}
@@ -145,7 +146,7 @@ class Screen:
             splits.setdefault(split, []).append(tuple(row))
         for split, rows in splits.items():
             (reward, right, tokens), (reward_after, right_after, tokens_after) = rows[0], rows[-1]
-            name = split.replace("_", "-")
+            name = spoken(split)
             text = f"mean reward, {name} prompts: {reward:.4g} before, {reward_after:.4g} after"
             if not np.isnan([right, right_after]).any():
                 text += f"; right answers: {100 * right:.3g} %, {100 * right_after:.3g} %"

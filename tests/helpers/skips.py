@@ -27,7 +27,9 @@ def too_many_skips(config) -> str:
 
 def pytest_sessionfinish(session, exitstatus):
     """With xdist, the process that distributes the tests counts: its workers have no terminal."""
-    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and too_many_skips(session.config):
+    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and too_many_skips(
+        session.config
+    ):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

@@ -192,4 +192,4 @@ def test_answers_to_the_first_prompts_are_kept(keep, answers):
     assert [answer["tokens"] for answer in kept] == [1, 2, 3, 5][:answers]
 
 
-assert partial  # noqa
+assert partial

@@ -11,7 +11,7 @@ import small
 import torch
 
 from mpies.measure.drift import measure_drift
-from mpies.measure.evaluation import HELD_OUT, Sampling, evaluate_rows
+from mpies.measure.evaluation import FIRST_HELD_OUT, Sampling, evaluate_rows
 from mpies.measure.kl import estimate_kl
 from mpies.run.job import Job
 from mpies.run.milestones import is_due
@@ -115,7 +115,7 @@ def test_kl_is_measured_on_the_first_held_out_prompts_and_drift_on_all_weights(m
     rows = {row["split"]: row for row in table(job, "evaluation")}
     assert math.isnan(rows["train"]["kl"])
     batch, held_out = job.settings.engine.batch_size, job.task.held_out[:1]
-    sampling = Sampling(3, 1.0, 17, HELD_OUT)
+    sampling = Sampling(3, 1.0, 17, FIRST_HELD_OUT)
     expected = estimate_kl(comm, replica, replica.initial, held_out, batch, sampling)
     assert rows["held_out"]["kl"] == expected.mean > 0
     drift = measure_drift(comm, replica, replica.initial)
