@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from mpies.check.report import Finding
-from mpies.config import Settings
+from mpies.config import Settings, remark
 from mpies.ranks.collectives import allgather_objects
 from mpies.replica import InitialUse, Replica, Setup, load, settle
 from mpies.run.resume import refuse_other_data
@@ -24,7 +24,8 @@ def check_setup(comm: Comm, settings: Settings, history: History | None) -> tupl
     if history:
         refuse_other_data(history, task.digest)
     rows = f"{len(task.train)} training, {len(task.held_out)} held-out prompts"
-    return setup, [Finding("task", f"{task.name}: {rows}")]
+    remarks = "; ".join(remark(settings))
+    return setup, [Finding("task", f"{task.name}: {rows}", note=remarks)]
 
 
 def check_model(comm: Comm, settings: Settings, setup: Setup) -> tuple[tuple[Replica, float], list[Finding]]:

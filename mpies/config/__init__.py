@@ -8,6 +8,7 @@ from mpies.config.reading import (
     quickstart,
     refuse_changes,
 )
+from mpies.config.remarks import remark
 from mpies.config.section import Role
 from mpies.config.settings import (
     CHANGEABLE,
@@ -35,5 +36,6 @@ __all__ = [
     "load",
     "quickstart",
     "refuse_changes",
+    "remark",
     "role_of",
 ]

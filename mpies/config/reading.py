@@ -27,7 +27,7 @@ def load(arguments: list[str]) -> Settings:
 
     Raises InputError, whose message has one line per problem.
     """
-    files = [a for a in arguments if "=" not in a or a.endswith((".yaml", ".yml"))]
+    files = [argument for argument in arguments if not _is_setting(argument)]
     if len(files) > 1:
         raise InputError(f"one configuration file at most, but there are {len(files)}: {', '.join(files)}")
     tree = _read(Path(files[0])) if files else quickstart()
@@ -36,6 +36,13 @@ def load(arguments: list[str]) -> Settings:
         if override not in files:
             problems += _set(tree, *override.split("=", 1))
     return _validate(tree, problems)
+
+
+def _is_setting(argument: str) -> bool:
+    """`section.key=value`, whatever the value ends with; else a file, whose name may hold an = as well."""
+    key, equals, _ = argument.partition("=")
+    named = key.lstrip("-").partition(".")[0] in SECTIONS
+    return bool(equals) and (named or not argument.endswith((".yaml", ".yml")))
 
 
 def from_yaml(text: str, overrides: Sequence[str] = ()) -> Settings:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpies import config
 from mpies.config import Settings
 from mpies.es.population import Population
 from mpies.model.saving import save
@@ -131,6 +132,8 @@ def set_up(comm: Comm, settings: Settings) -> Job:
     if comm.rank == 0:
         announce()  # all ranks listen, since they have come to what `find` exchanges
     screen = Screen(comm.rank != 0, run.progress)
+    for line in config.remark(settings):
+        screen.say(f"warning: {line}")
     screen.say(f"loading {settings.model.path} ...")
     setup = settle(comm, settings)
     if history:
