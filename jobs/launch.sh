@@ -4,11 +4,12 @@
 # launch ARGUMENTS: run `python ARGUMENTS` on all ranks of the job and end the job with its exit code.
 # 75 says that it was stopped early and goes on where it was: then the job is requeued.
 launch() {
-    local code=0 waited=0 signalled=""
+    local code=0 waited=0 signalled="" private
     # Slurm signals this shell alone (--signal=B:...), the launcher passes it on to the ranks. Those that are
     # starting or ending may fail at it: once, therefore, when rank 0 says by a file that all listen.
     trap 'signalled=yes' USR1
-    export MPIES_LISTENING=${TMPDIR:-/tmp}/mpies-listening-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
+    private=$(mktemp -d) # where nobody else can make that file
+    export MPIES_LISTENING=$private/listening
     banner
     # shellcheck disable=SC2086  # commands with their options
     ranks $LAUNCHER bash -c 'trap "" USR1; exec "$@"' rank $PYTHON "$@" &
@@ -20,7 +21,7 @@ launch() {
         sleep 1
     done
     wait $! || code=$?
-    rm -f "$MPIES_LISTENING"
+    rm -rf "$private"
     echo "== $(date -Is) exit code $code"
     if ((code == 75)); then requeue; fi
     exit "$code"
