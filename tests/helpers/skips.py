@@ -1,4 +1,4 @@
-"""The option --max-skips of pytest, for conftest.py: how many tests may be skipped before the session fails."""
+"""The option --max-skips of pytest, for conftest.py: how many tests may be skipped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def pytest_addoption(parser):
         "--max-skips",
         type=int,
         metavar="N",
-        help="fail if more than N tests, or files of tests, are skipped: a test that never runs proves nothing",
+        help="fail if more than N tests, or files of tests, are skipped: what never runs proves nothing",
     )
 
 
@@ -27,9 +27,8 @@ def too_many_skips(config) -> str:
 
 def pytest_sessionfinish(session, exitstatus):
     """With xdist, the process that distributes the tests counts: its workers have no terminal."""
-    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and too_many_skips(
-        session.config
-    ):
+    passed = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if passed and too_many_skips(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

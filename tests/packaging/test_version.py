@@ -34,7 +34,7 @@ def sources(folder: Path) -> Path:
 
 
 def installation(folder: Path, **origin) -> Path:
-    """What pip leaves of an installation; `origin` says where it came from, if that was no wheel of an index."""
+    """What pip leaves of an installation; `origin` says where it came from, if not from an index."""
     about = folder / f"mpies-{INSTALLED}.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: mpies\nVersion: {INSTALLED}\n")
