@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import threads
 import torch
@@ -57,13 +56,8 @@ def test_squares_are_summed_in_pieces_and_in_double(monkeypatch):
     assert squared_distance(a, b) == pytest.approx(float(expected), rel=1e-14)
     # In float32, the small ones would be lost beside the large one.
     large, small = torch.full((1, 9), 1e-4), torch.zeros(1, 9)
-    large[0, 0] = 1e4
-    assert squared_distance(large, small) - 1e8 == pytest.approx(8e-8, rel=0.5)
-    assert (
-        squared_distance(a.bfloat16(), b.bfloat16())
-        == float(np.square(a.bfloat16().double().numpy() - b.bfloat16().double().numpy()).sum())
-        or True
-    )
+    large[0, 0] = 100
+    assert squared_distance(large, small) - 1e4 == pytest.approx(8e-8, rel=0.01)
 
 
 def test_a_layer_is_the_first_number_in_a_name(moved):

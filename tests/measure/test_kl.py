@@ -83,19 +83,13 @@ def test_answers_that_are_there_are_used(alone, moved):
         divergence(alone, made, initial, ROWS, 4, sampling, answers[:1])
 
 
-def test_every_rank_has_all_ranks_tokens_in_the_figure(moved, monkeypatch):
+def test_every_rank_has_all_ranks_tokens_in_the_figure(alone, moved):
     """Each rank with a replica of its own; the third of three gets no batch."""
     replicas = [moved() for _ in range(3)]
     sampling = Sampling(2, 1.0, seed=8)
-    expected = estimate_kl(*[_alone(), *replicas[0]], ROWS, 4, sampling)
+    expected = estimate_kl(alone, *replicas[0], ROWS, 4, sampling)
     found = threads.run(3, lambda comm: estimate_kl(comm, *replicas[comm.rank], ROWS, 4, sampling))
     assert found == [expected] * 3
-
-
-def _alone():
-    from mpi4py import MPI
-
-    return MPI.COMM_SELF
 
 
 def test_k3_is_never_negative_and_0_for_equals():

@@ -1,0 +1,188 @@
+"""The command's measurements on one rank, against what training logged and direct calls."""
+
+from __future__ import annotations
+
+import math
+
+import h5py
+import pytest
+import small
+import torch
+
+from mpies.errors import RefusedError
+from mpies.evaluate.command import parse
+from mpies.evaluate.measuring import PAPER_KL_SAMPLES, Workbench, assemble, measure
+from mpies.evaluate.report import Report
+from mpies.evaluate.subject import open_subject
+from mpies.measure.evaluation import HELD_OUT, Sampling
+from mpies.measure.kl import estimate_kl
+from mpies.runfile import read_history
+
+
+def bench_of(run: small.Runs, *given: str, subject: str | None = None) -> Workbench:
+    options = parse([subject or str(run.folder), *given])
+    log, found = open_subject(run.comm, options)
+    if log:
+        log.close()
+    said: list[str] = []
+    bench = assemble(run.comm, options, found, said.append)
+    assert said == [f"loading {found.settings.model.path} ..."]
+    return bench
+
+
+def report_of(run: small.Runs, *given: str, subject: str | None = None) -> Report:
+    return measure(bench_of(run, *given, subject=subject))
+
+
+def figures(report: Report) -> dict[str, dict[str, float]]:
+    return {s.name: {name: f.mean for name, f in s.figures.items()} for s in report.splits}
+
+
+def logged(run: small.Runs, generation: int) -> dict[str, dict[str, float]]:
+    """Split -> what training noted of that generation."""
+    with h5py.File(run.folder / "run.h5", "r", locking=False) as file:
+        table = file["evaluation"]
+        rows = [i for i, g in enumerate(table["generation"][:]) if g == generation]
+        names = ("reward_mean", "kl", "answer_tokens", "drift_l2")
+        return {table["split"].asstr()[i]: {name: table[name][i] for name in names} for i in rows}
+
+
+@pytest.mark.parametrize("generation", [0, 2, 3])
+def test_a_generations_figures_are_those_that_training_noted(run, generation):
+    small.calls.clear()
+    report = report_of(run, "--generation", str(generation), "--kl", "--drift")
+    digests = read_history(run.folder / "run.h5")
+    digest = int(digests.digest[generation - 1]) if generation else digests.model_digest
+    assert report.facts["digest"] == f"{digest:016x}"
+    for split, noted in logged(run, generation).items():
+        found = figures(report)[split]
+        assert (found["reward"], found["answer_tokens"]) == (noted["reward_mean"], noted["answer_tokens"])
+        assert report.drift["all"] == noted["drift_l2"]
+        if split == "held_out":  # where training measures it, too
+            assert found["kl"] == noted["kl"]
+    steps = {(call["trainer_state"].global_step, call["trainer_state"].max_steps) for call in small.calls}
+    assert steps == {(generation, 3)}
+
+
+def test_facts_of_a_run(run):
+    bench = bench_of(run, "--generation", "1")
+    facts, history = measure(bench).facts, read_history(run.folder / "run.h5")
+    assert facts == {
+        "model": str(run.model),
+        "run_file": str(run.folder / "run.h5"),
+        "run_uuid": history.run_uuid,
+        "generation": 1,
+        "digest": f"{int(history.digest[0]):016x}",
+        "dtype": "float32",
+        "task": "custom",
+        "data_digest": history.data_digest,
+        "max_new_tokens": 4,
+        "initial": None,
+    }
+    weights = bench.replica.weights
+    assert all(torch.equal(weights.live[name], base) for name, base in weights.base.items())
+
+
+def test_a_model_gets_the_settings_figures(run):
+    """The tuned model's folder has what the run's last generation has."""
+    own = [word for word in run.arguments(1) if not word.startswith(("model.path", "run.directory"))]
+    model = str(run.folder / "model")
+    report = report_of(run, *own, subject=model)
+    assert figures(report)["train"]["reward"] == logged(run, 3)["train"]["reward_mean"]
+    assert report.facts["model"] == model
+    assert {
+        name: report.facts[name] for name in ("run_file", "run_uuid", "generation", "initial")
+    } == dict.fromkeys(("run_file", "run_uuid", "generation", "initial"))
+
+
+def test_a_model_is_compared_with_the_one_that_is_named(run):
+    own = [word for word in run.arguments(1) if not word.startswith(("model.path", "run.directory"))]
+    report = report_of(run, *own, "--drift", "--initial", str(run.model), subject=str(run.folder / "model"))
+    assert report.drift["all"] == pytest.approx(logged(run, 3)["train"]["drift_l2"])
+    assert report.facts["initial"] == str(run.model)
+    assert report_of(run, "--drift", "--generation", "3").facts["initial"] == str(run.model)
+
+
+@pytest.mark.parametrize(
+    "given, splits",
+    [([], ["train", "held_out"]), (["--split", "train"], ["train"]), (["--split", "held_out"], ["held_out"])],
+)
+def test_splits(run, given, splits):
+    report = report_of(run, *given)
+    assert [split.name for split in report.splits] == splits
+    assert report.drift == {} and all("kl" not in found for found in figures(report).values())
+
+
+def test_a_split_without_prompts_is_refused(run):
+    with pytest.raises(RefusedError, match=r"^--split: given held_out, but this task has only train prompts"):
+        bench_of(run, "task.eval_data=", "--split", "held_out")
+
+
+@pytest.mark.parametrize(
+    "given, samples, temperature, seed",
+    [
+        (["--samples", "3"], 3, 1.0, 42),
+        (["--temperature", "0.5"], 1, 0.5, 42),
+        (["--samples", "2", "--temperature", "0.7", "--seed", "0"], 2, 0.7, 0),
+    ],
+)
+def test_sampled_answers(run, given, samples, temperature, seed):
+    """Held-out prompts have random numbers of their own."""
+    bench = bench_of(run, *given)
+    report = measure(bench)
+    for split, first in zip(report.splits, (0, HELD_OUT), strict=True):
+        assert split.sampling == Sampling(samples, temperature, seed, first)
+        rows = bench.rows[split.name]
+        prompts = [row["prompt"] for row in rows for _ in range(samples)]
+        expected = bench.replica.engine.sample(prompts, split.sampling.draws(len(rows)))
+        assert split.evaluation.completions == expected.texts
+
+
+def test_kl_of_sampled_answers_is_measured_on_them(run):
+    bench = bench_of(run, "--samples", "3", "--temperature", "0.7", "--kl")
+    report = measure(bench)
+    for split in report.splits:
+        batch, replica = bench.subject.settings.engine.batch_size, bench.replica
+        rows = bench.rows[split.name]
+        expected = estimate_kl(run.comm, replica, replica.initial, rows, batch, split.sampling)
+        assert split.figures["kl"] == expected and expected.mean > 0
+
+
+@pytest.mark.parametrize("noted, samples", [(3, 3), (0, PAPER_KL_SAMPLES)])
+def test_kl_of_greedy_answers_is_estimated_as_in_training(run, noted, samples):
+    """With the run's number of samples, or else the paper's, of its first prompts, at temperature 1."""
+    bench = bench_of(run, "--kl", f"run.kl_samples={noted}", "run.kl_prompts=1", "--seed", "9")
+    split = measure(bench).splits[0]
+    assert split.sampling is None
+    batch, replica = bench.subject.settings.engine.batch_size, bench.replica
+    sampling = Sampling(samples, 1.0, 9, 0)
+    expected = estimate_kl(run.comm, replica, replica.initial, bench.rows["train"][:1], batch, sampling)
+    assert split.figures["kl"].mean == expected.mean > 0 and math.isnan(expected.error)
+
+
+def test_figures_for_the_run_file_need_the_runs_data(run):
+    for path in run.folder.parent.glob("*.jsonl"):
+        path.write_text('{"prompt": "another", "tags": []}\n')
+    other = [f"task.train_data={path}" for path in run.folder.parent.glob("train.jsonl")]
+    with pytest.raises(RefusedError, match=r"^task\.train_data: the data, .* the run"):
+        bench_of(run, *other, "--log")
+    assert report_of(run, *other, "--split", "train").splits[0].evaluation.rows[0]["prompt"] == "another"
+
+
+def test_another_initial_model_is_refused(run, tiny_model):
+    with pytest.raises(RefusedError, match=r"^model\.path: .* the run began with"):
+        bench_of(run, f"model.path={tiny_model(seed=1)}")
+
+
+@pytest.mark.parametrize("master", ["float32", "live"])
+def test_the_live_dtype_may_be_another_unless_the_base_is_kept_in_it(alone, tiny_model, tmp_path, master):
+    with small.Runs(alone, tiny_model(), tmp_path) as run:
+        assert run.train(1, model__dtype="bfloat16", model__master=master, es__anchor_decay=0.1) == 0
+        digest = int(read_history(run.folder / "run.h5").digest[0])
+        assert report_of(run).facts["digest"] == f"{digest:016x}", "the anchor's pull was replayed"
+        if master == "float32":
+            report = report_of(run, "model.dtype=float32")
+            assert (report.facts["dtype"], report.facts["digest"]) == ("float32", f"{digest:016x}")
+        else:
+            with pytest.raises(RefusedError, match=r"^model\.dtype: given float32, but the run's base"):
+                report_of(run, "model.dtype=float32")
