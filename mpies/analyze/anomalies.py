@@ -18,7 +18,7 @@ WAITING = 0.15  # share of time
 SLOW = 1.5  # a rank's seconds per token over the median rank's
 
 
-def anomalies(run: Run) -> list[str]:
+def find_anomalies(run: Run) -> list[str]:
     """One line per anomaly; empty for a run in order."""
     if not run.committed:
         return [*_restarts(run)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpies.analyze.evaluations import rows
+from mpies.analyze.evaluations import rows_of
 from mpies.analyze.run import Run
 from mpies.errors import InputError
 from mpies.splits import HELD_OUT
@@ -24,18 +24,18 @@ class Answer:
     """Which sample at which temperature; empty: greedy."""
 
 
-def prompts(run: Run) -> list[tuple[str, str]]:
+def answered_prompts(run: Run) -> list[tuple[str, str]]:
     """(split, prompt) of all kept answers; held-out prompts first, in the order of the file."""
-    pairs = dict.fromkeys((row["split"], row["prompt"]) for t in TABLES for row in rows(run, t))
+    pairs = dict.fromkeys((row["split"], row["prompt"]) for t in TABLES for row in rows_of(run, t))
     return sorted(pairs, key=lambda pair: pair[0] != HELD_OUT)
 
 
-def choose(run: Run, wanted: str | None) -> tuple[str, str]:
-    """The (split, prompt) that is meant: by its number in `prompts` from 1, a part of its text, or the first.
+def choose_prompt(run: Run, wanted: str | None) -> tuple[str, str]:
+    """The (split, prompt) that is meant: by its number, from 1, a part of its text, or the first.
 
-    Raises InputError if there is none.
+    Numbers are those of `answered_prompts`. Raises InputError if there is none.
     """
-    known = prompts(run)
+    known = answered_prompts(run)
     if not known:
         raise InputError(f"{run.path}: no answers were kept (run.keep_samples)")
     if wanted is None:
@@ -50,12 +50,12 @@ def choose(run: Run, wanted: str | None) -> tuple[str, str]:
     return found[0]
 
 
-def answers(run: Run, split: str, prompt: str) -> list[Answer]:
+def answers_to(run: Run, split: str, prompt: str) -> list[Answer]:
     """The answers to a prompt, by generation; greedy ones first, once where they are in both tables."""
     found = [
         Answer(row["generation"], row["completion"], row["reward"], _sampled(row))
         for table in TABLES
-        for row in rows(run, table)
+        for row in rows_of(run, table)
         if (row["split"], row["prompt"]) == (split, prompt)
     ]
     once = {(a.generation, a.completion, a.sampled): a for a in reversed(found)}

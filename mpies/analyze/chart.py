@@ -34,7 +34,7 @@ def binned(values: np.ndarray, width: int) -> np.ndarray:
     return np.divide(total, number, out=np.full(width, np.nan), where=number > 0)
 
 
-def chart(
+def draw_chart(
     curve: np.ndarray,
     points: dict[str, tuple[np.ndarray, np.ndarray]],
     width: int,

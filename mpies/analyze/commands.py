@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mpies.analyze.extras import need
-from mpies.analyze.parser import parser
-from mpies.analyze.run import Run, names, open_run, open_runs
+from mpies.analyze.parser import make_parser
+from mpies.analyze.run import Run, open_run, open_runs, short_names
 from mpies.errors import InputError, OrderlyError, reason
 from mpies.text import json_ready
 
@@ -25,7 +25,7 @@ BAD_INPUT = InputError.status
 
 def main(arguments: list[str]) -> int:
     """Run a command. Returns the exit code: 0; 2 for bad input, each file's fault told in a line."""
-    options = parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
         status = COMMANDS[options.command](options)
         sys.stdout.flush()
@@ -46,16 +46,16 @@ def summary(options: argparse.Namespace) -> int:
     from mpies.analyze.summary import summarize
 
     runs, status = _read(options.runs)
-    summaries = [summarize(run, name) for run, name in zip(runs, names(runs))]
+    summaries = [summarize(run, name) for run, name in zip(runs, short_names(runs))]
     if options.json:
         print(json.dumps([json_ready(dataclasses.asdict(s)) for s in summaries], indent=2))
         return status
-    screen = terminal.console()
+    screen = terminal.open_console()
     if len(runs) == 1 or options.detail:
         for run, s in zip(runs, summaries):
-            screen.print(terminal.detail(run, s, screen))
+            screen.print(terminal.render_detail(run, s, screen))
     else:
-        screen.print(terminal.overview(runs, summaries, screen))
+        screen.print(terminal.render_overview(runs, summaries, screen))
     return status
 
 
@@ -78,13 +78,13 @@ def plot(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     from mpies.analyze import terminal
-    from mpies.analyze.compare import compare as compared
+    from mpies.analyze.compare import compare_runs
 
     if options.generation is not None and options.generation < 1:
         raise InputError(f"--generation: given {options.generation}, allowed is 1 or more")
     runs, status = _read(options.runs)
-    result = compared(runs, options.metric, options.generation)
-    terminal.console().print(terminal.comparison(result))
+    result = compare_runs(runs, options.metric, options.generation)
+    terminal.open_console().print(terminal.render_comparison(result))
     return status
 
 
@@ -92,42 +92,42 @@ def samples(options: argparse.Namespace) -> int:
     from mpies.analyze import answers, terminal
 
     run = open_run(options.run)
-    screen = terminal.console()
+    screen = terminal.open_console()
     if options.list:
-        screen.print(terminal.prompts(answers.prompts(run)))
+        screen.print(terminal.render_prompts(answers.answered_prompts(run)))
         return 0
-    split, prompt = answers.choose(run, options.prompt)
-    found = answers.answers(run, split, prompt)
-    screen.print(terminal.answers(split, prompt, found, full=options.full))
+    split, prompt = answers.choose_prompt(run, options.prompt)
+    found = answers.answers_to(run, split, prompt)
+    screen.print(terminal.render_answers(split, prompt, found, full=options.full))
     return 0
 
 
 def export(options: argparse.Namespace) -> int:
-    from mpies.analyze.export import export as exported
+    from mpies.analyze.export import export_run
 
     run = open_run(options.run)
-    for path in exported(run, names([run])[0], options.to or options.format, Path(options.output)):
+    for path in export_run(run, short_names([run])[0], options.to or options.format, Path(options.output)):
         print(f"wrote {path}")
     return 0
 
 
 def report(options: argparse.Namespace) -> int:
-    from mpies.analyze.report import report as page
+    from mpies.analyze.report import render_page
 
     runs, status = _read(options.runs)
-    text = page(runs)
+    text = render_page(runs)
     _write(options.output, lambda path: path.write_text(text, encoding="utf-8"))
     return status
 
 
 def watch(options: argparse.Namespace) -> int:
     from mpies.analyze import terminal
-    from mpies.analyze.watch import watch as watched
+    from mpies.analyze.watch import watch_run
 
     if not (math.isfinite(options.interval) and options.interval > 0):
         raise InputError(f"--interval: given {options.interval:g}, allowed is a number of seconds above 0")
     with contextlib.suppress(KeyboardInterrupt):  # how one leaves it
-        watched(Path(options.run), terminal.console(), options.interval)
+        watch_run(Path(options.run), terminal.open_console(), options.interval)
     return 0
 
 

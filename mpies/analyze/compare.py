@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mpies.analyze import series
-from mpies.analyze.groups import Group, group, seed
+from mpies.analyze.groups import Group, group, seed_of
 from mpies.analyze.run import Run
 from mpies.errors import InputError
 from mpies.splits import HELD_OUT
@@ -23,7 +23,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedGroup:
     """A group's metric over its seeds."""
 
     group: Group
@@ -45,7 +45,7 @@ class Row:
 @dataclass(frozen=True)
 class Comparison:
     metric: str
-    rows: list[Row]
+    rows: list[ComparedGroup]
     """Highest mean first; groups in which nothing was measured last."""
     notes: list[str]
 
@@ -54,7 +54,7 @@ class Comparison:
         return TITLES.get(self.metric, f"{self.metric} on held-out prompts at the last evaluation")
 
 
-def compare(runs: list[Run], metric: str = HELD_OUT, at: int | None = None) -> Comparison:
+def compare_runs(runs: list[Run], metric: str = HELD_OUT, at: int | None = None) -> Comparison:
     """Compare groups of runs by a metric: "held_out", the reward at the last evaluation on held-out
     prompts; "reward", the mean over members in the last twentieth of the generations; or a column of
     /evaluation, such as "accuracy".
@@ -103,16 +103,16 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _row(g: Group, metric: str, at: int | None) -> Row:
+def _row(g: Group, metric: str, at: int | None) -> ComparedGroup:
     by_seed: dict[int | None, list[float]] = {}
     where = []
     for run in g.runs:
         value, generation = _value(run, metric, at)
         if math.isfinite(value):
-            by_seed.setdefault(seed(run), []).append(value)
+            by_seed.setdefault(seed_of(run), []).append(value)
             where.append(generation)
     values = [float(np.mean(same)) for same in by_seed.values()]
-    return Row(
+    return ComparedGroup(
         group=g,
         seeds=len(values),
         values=values,
@@ -135,7 +135,7 @@ def _value(run: Run, metric: str, at: int | None) -> tuple[float, int]:
     return (float(values[there[-1]]), int(generations[there[-1]])) if there.size else (math.nan, 0)
 
 
-def _against_first(rows: list[Row]) -> list[Row]:
+def _against_first(rows: list[ComparedGroup]) -> list[ComparedGroup]:
     first = rows[0]
     ps, least = [], []
     for row in rows:
@@ -153,7 +153,7 @@ def _least_p(a: int, b: int) -> float:
     return (2 if a == b else 1) / math.comb(a + b, a)
 
 
-def _notes(runs: list[Run], rows: list[Row]) -> list[str]:
+def _notes(runs: list[Run], rows: list[ComparedGroup]) -> list[str]:
     """What a careful reader should be told."""
     notes = []
     spans = [row.generations for row in rows if row.values]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpies.analyze import series
-from mpies.analyze.evaluations import evaluations as later_evaluations
+from mpies.analyze.evaluations import logged_evaluations
 from mpies.analyze.extras import need
 from mpies.analyze.run import Run
 from mpies.analyze.summary import summarize
@@ -22,7 +22,7 @@ FRAMES = ("generations", "members", "evaluations", "samples", "starts")
 OPTIONAL_FRAMES = ("metrics", "figures", "answers")  # where there are any
 
 
-def export(run: Run, name: str, form: str, output: Path) -> list[Path]:
+def export_run(run: Run, name: str, form: str, output: Path) -> list[Path]:
     """Write the run in a form of FORMS to a folder, or for JSON to a file. Returns what was written.
 
     Raises InputError if the place cannot be written to, or a library is missing.
@@ -82,7 +82,7 @@ def scalars(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:
     for i, (generation, split) in enumerate(zip(table["generation"].tolist(), table["split"])):
         values = {f"{split}/{column}": float(table[column][i]) for column in measured}
         evaluations.setdefault(generation, {}).update(_finite(values))
-    for later in later_evaluations(run):
+    for later in logged_evaluations(run):
         values = {
             f"{later.split}, {later.decoding}/{name}": mean for name, (mean, _) in later.figures.items()
         }

@@ -24,14 +24,14 @@ class Group:
     @property
     def seeds(self) -> list[int | None]:
         """The distinct seeds, in the runs' order."""
-        return list(dict.fromkeys(seed(run) for run in self.runs))
+        return list(dict.fromkeys(seed_of(run) for run in self.runs))
 
 
-def seed(run: Run) -> int | None:
+def seed_of(run: Run) -> int | None:
     return run.settings.get("es", {}).get("seed")
 
 
-def relevant(run: Run) -> dict[str, Any]:
+def relevant_settings(run: Run) -> dict[str, Any]:
     """What a run's result depends on, by full key: settings, initial model, dtype; not the seed."""
     flat = {f"{section}.{key}": v for section, keys in run.settings.items() for key, v in keys.items()}
     kept = {key: v for key, v in flat.items() if key != SEED and role_of(key) is not Role.JOB}
@@ -47,29 +47,30 @@ def group(runs: list[Run]) -> list[Group]:
         members.setdefault(tuple(repr(_value(run, key)) for key in differing), []).append(run)
     found = []
     for key, same in members.items():
-        settings = {key: relevant(same[0]).get(key) for key in differing}
+        settings = {key: relevant_settings(same[0]).get(key) for key in differing}
         found.append(Group(_label(settings), settings, same))
     return sorted(found, key=lambda g: [_order(value) for value in g.settings.values()])
 
 
 def _differing(runs: list[Run]) -> list[str]:
-    keys = dict.fromkeys(key for run in runs for key in relevant(run))
+    keys = dict.fromkeys(key for run in runs for key in relevant_settings(run))
     return [key for key in keys if len({repr(_value(run, key)) for run in runs}) > 1]
 
 
 def _value(run: Run, key: str) -> Any:
     # A model is its weights, wherever they lie.
-    return run.attributes["model_digest"] if key == "model.path" else relevant(run).get(key)
+    return run.attributes["model_digest"] if key == "model.path" else relevant_settings(run).get(key)
 
 
 def _label(settings: dict[str, Any]) -> str:
     """Short names where they are plain enough."""
     short = [key.rpartition(".")[2] for key in settings]
     shown = [name if short.count(name) == 1 and name != "name" else key for key, name in zip(settings, short)]
-    return ", ".join(f"{name}={text(v)}" for name, v in zip(shown, settings.values())) or "same settings"
+    values = map(as_written, settings.values())
+    return ", ".join(f"{name}={value}" for name, value in zip(shown, values)) or "same settings"
 
 
-def text(value: Any) -> str:
+def as_written(value: Any) -> str:
     """A setting's value as one would write it."""
     if isinstance(value, bool):
         return str(value).lower()

@@ -11,7 +11,7 @@ RUNS = {"dest": "runs", "metavar": "RUN", "nargs": "+", "help": "run files, or f
 RUN = {"dest": "run", "metavar": "RUN", "help": "a run file, or a folder with a run.h5"}
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; their name is in `command`."""
     whole = argparse.ArgumentParser(
         prog=PROGRAM,

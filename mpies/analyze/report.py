@@ -9,13 +9,13 @@ from datetime import datetime, timezone
 from importlib import resources
 
 import mpies
-from mpies.analyze import answers as answering
 from mpies.analyze import figures
-from mpies.analyze.compare import Comparison, compare
+from mpies.analyze.answers import Answer, answered_prompts, answers_to
+from mpies.analyze.compare import Comparison, compare_runs
 from mpies.analyze.extras import need
-from mpies.analyze.run import Run, names
+from mpies.analyze.run import Run, short_names
 from mpies.analyze.summary import Summary, summarize
-from mpies.analyze.terminal import facts, number
+from mpies.analyze.terminal import facts_of, number
 from mpies.errors import InputError
 from mpies.splits import HELD_OUT, spoken
 
@@ -25,7 +25,7 @@ FIGURES = 6  # runs that get a figure of their own, besides the common one
 
 
 @dataclass(frozen=True)
-class Section:
+class RunSection:
     """What the page says of one run."""
 
     run: Run
@@ -33,11 +33,11 @@ class Section:
     facts: dict[str, str]
     figure: str | None
     """An image as a data URL."""
-    answers: list[tuple[str, str, list[answering.Answer]]]
+    answers: list[tuple[str, str, list[Answer]]]
     """(split, prompt, answers)."""
 
 
-def report(runs: list[Run]) -> str:
+def render_page(runs: list[Run]) -> str:
     """The page, as HTML. Answers and names are shown as text, whatever they contain."""
     jinja2 = need("jinja2", "report")
     need("matplotlib", "report")
@@ -53,12 +53,12 @@ def report(runs: list[Run]) -> str:
     )
 
 
-def _sections(runs: list[Run]) -> list[Section]:
+def _sections(runs: list[Run]) -> list[RunSection]:
     sections = []
-    for run, name in zip(runs, names(runs), strict=True):
+    for run, name in zip(runs, short_names(runs), strict=True):
         summary = summarize(run, name)
         own_figure = _figure([run]) if len(runs) <= FIGURES else None
-        sections.append(Section(run, summary, facts(summary), own_figure, _answers(run)))
+        sections.append(RunSection(run, summary, facts_of(summary), own_figure, _answers(run)))
     return sections
 
 
@@ -76,16 +76,16 @@ def _figure(runs: list[Run]) -> str | None:
 def _comparison(runs: list[Run]) -> Comparison | None:
     for metric in (HELD_OUT, "reward"):
         try:
-            return compare(runs, metric) if len(runs) > 1 else None
+            return compare_runs(runs, metric) if len(runs) > 1 else None
         except InputError:
             continue
     return None
 
 
-def _answers(run: Run) -> list[tuple[str, str, list[answering.Answer]]]:
+def _answers(run: Run) -> list[tuple[str, str, list[Answer]]]:
     shown = []
-    for split, prompt in answering.prompts(run)[:PROMPTS]:
-        found = answering.answers(run, split, prompt)
+    for split, prompt in answered_prompts(run)[:PROMPTS]:
+        found = answers_to(run, split, prompt)
         greedy, sampled = ([a for a in found if bool(a.sampled) is kind] for kind in (False, True))
         shown.append((split, prompt, thinned(greedy) + thinned(sampled)))
     return shown

@@ -173,7 +173,7 @@ def open_runs(paths: Iterable[Path | str]) -> tuple[list[Run], list[InputError]]
     return list(runs.values()), problems
 
 
-def names(runs: list[Run]) -> list[str]:
+def short_names(runs: list[Run]) -> list[str]:
     """Short names that tell the runs apart: as many of the last parts of their paths as it takes."""
     parts = [_parts(run.path) for run in runs]
     depth = [1] * len(runs)

@@ -42,7 +42,7 @@ def finished_at(run: Run) -> np.ndarray:
     return begun[made_by] + elapsed - before[made_by]
 
 
-def prompts(run: Run) -> int | None:
+def prompts_per_member(run: Run) -> int | None:
     """The number of prompts that every member answers; None if the file does not tell.
 
     It is a setting of some tasks. Else, an evaluation keeps min(run.keep_samples, prompts) answers:

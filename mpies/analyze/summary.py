@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from mpies.analyze import series
-from mpies.analyze.anomalies import anomalies
-from mpies.analyze.evaluations import Evaluation, evaluations
+from mpies.analyze.anomalies import find_anomalies
+from mpies.analyze.evaluations import LoggedEvaluation, logged_evaluations
 from mpies.analyze.run import Run
 from mpies.splits import HELD_OUT
 
@@ -49,7 +49,7 @@ class Summary:
     """What `mpies.replay --generation best` rebuilds."""
     measured: dict[str, tuple[float, float]]
     """What else was measured on held-out prompts, such as accuracy and KL: (first, last)."""
-    evaluations: list[Evaluation]
+    evaluations: list[LoggedEvaluation]
     """What `mpies.evaluate` measured later."""
     seconds: float
     """Computing time of all generations."""
@@ -97,13 +97,13 @@ def summarize(run: Run, name: str) -> Summary:
         target=run.target,
         **_rewards(run),
         measured=_measured(run),
-        evaluations=evaluations(run),
+        evaluations=logged_evaluations(run),
         seconds=seconds,
         time_shares=_time_shares(run),
         tokens=tokens,
         tokens_per_second=tokens / seconds if seconds else math.nan,
         imbalance=series.mean(run.column("generation/imbalance")),
-        anomalies=anomalies(run),
+        anomalies=find_anomalies(run),
     )
 
 

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mpies.analyze.answers import Answer
-from mpies.analyze.chart import chart, sparkline
+from mpies.analyze.chart import draw_chart, sparkline
 from mpies.analyze.compare import Comparison
-from mpies.analyze.groups import text
+from mpies.analyze.groups import as_written
 from mpies.analyze.run import Run
 from mpies.analyze.summary import Summary
 from mpies.splits import HELD_OUT, TRAIN, spoken
@@ -24,15 +24,15 @@ from mpies.text import clip, count, duration, printable
 WIDTH = 100  # of what goes to a file or a pipe
 
 
-class Screen(Console):
+class Terminal(Console):
     def on_broken_pipe(self) -> None:
         """Rich would exit with 1; that nobody reads on is no failure, as main() knows."""
         raise BrokenPipeError
 
 
-def console() -> Console:
+def open_console() -> Console:
     """Prints to standard output, whatever its encoding."""
-    return Screen(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    return Terminal(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
 
 
 def is_plain(screen: Console) -> bool:
@@ -45,10 +45,10 @@ def number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
-def detail(run: Run, summary: Summary, screen: Console) -> RenderableType:
+def render_detail(run: Run, summary: Summary, screen: Console) -> RenderableType:
     """All of a run's summary, its curves included."""
     table = Table.grid(padding=(0, 2))
-    for key, value in facts(summary).items():
+    for key, value in facts_of(summary).items():
         table.add_row(f"  {key}", Text(value))
     curves = _curves(run, min(screen.width, WIDTH) - 4, is_plain(screen))
     return Group(
@@ -56,7 +56,7 @@ def detail(run: Run, summary: Summary, screen: Console) -> RenderableType:
     )
 
 
-def overview(runs: list[Run], summaries: list[Summary], screen: Console) -> RenderableType:
+def render_overview(runs: list[Run], summaries: list[Summary], screen: Console) -> RenderableType:
     """A line for each of several runs, and their anomalies. A narrow screen gets fewer columns."""
     columns = [column for column in COLUMNS if screen.width >= column.from_width]
     table = Table(box=None, pad_edge=False)
@@ -71,7 +71,7 @@ def overview(runs: list[Run], summaries: list[Summary], screen: Console) -> Rend
 
 
 @dataclass(frozen=True)
-class Column:
+class OverviewColumn:
     heading: str
     cell: Callable[[Run, Summary, bool], str]
     """From the run, its summary, and whether the screen shows ASCII only."""
@@ -80,15 +80,17 @@ class Column:
 
 
 COLUMNS = [
-    Column("done", lambda run, s, plain: f"{s.generations}/{s.target}"),
-    Column("reward", lambda run, s, plain: f"{_brief(s.reward_first)} > {_brief(s.reward_last)}"),
-    Column("", lambda run, s, plain: sparkline(run.column("generation/reward_mean"), 10, plain), 90),
-    Column("held-out", lambda run, s, plain: f"{_brief(s.held_out_first)} > {_brief(s.held_out_last)}"),
-    Column("best at", lambda run, s, plain: number(s.best_generation), 75),
-    Column("members", lambda run, s, plain: str(run.population), 115),
-    Column("s/gen", lambda run, s, plain: _brief(s.seconds / max(1, s.generations)), 110),
-    Column("tokens/s", lambda run, s, plain: _brief(s.tokens_per_second), 85),
-    Column("inference", lambda run, s, plain: _percent(s.efficiency), 95),
+    OverviewColumn("done", lambda run, s, plain: f"{s.generations}/{s.target}"),
+    OverviewColumn("reward", lambda run, s, plain: f"{_brief(s.reward_first)} > {_brief(s.reward_last)}"),
+    OverviewColumn("", lambda run, s, plain: sparkline(run.column("generation/reward_mean"), 10, plain), 90),
+    OverviewColumn(
+        "held-out", lambda run, s, plain: f"{_brief(s.held_out_first)} > {_brief(s.held_out_last)}"
+    ),
+    OverviewColumn("best at", lambda run, s, plain: number(s.best_generation), 75),
+    OverviewColumn("members", lambda run, s, plain: str(run.population), 115),
+    OverviewColumn("s/gen", lambda run, s, plain: _brief(s.seconds / max(1, s.generations)), 110),
+    OverviewColumn("tokens/s", lambda run, s, plain: _brief(s.tokens_per_second), 85),
+    OverviewColumn("inference", lambda run, s, plain: _percent(s.efficiency), 95),
 ]
 
 
@@ -96,9 +98,9 @@ def _brief(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3g}"
 
 
-def facts(s: Summary) -> dict[str, str]:
+def facts_of(s: Summary) -> dict[str, str]:
     """What is said of a run, by heading."""
-    settings = " ".join(f"{_short(key)}={text(value)}" for key, value in s.settings.items())
+    settings = " ".join(f"{_short(key)}={as_written(value)}" for key, value in s.settings.items())
     hosts = ", ".join(f"{clip(host, 40)} ({n})" for host, n in list(s.hosts.items())[:4])
     more = f" and {len(s.hosts) - 4} more hosts" if len(s.hosts) > 4 else ""
     devices = ", ".join(clip(device, 60) for device in list(s.devices)[:4])
@@ -156,7 +158,7 @@ def _held_out(s: Summary) -> str:
 def _curves(run: Run, width: int, plain: bool) -> list[RenderableType]:
     points = {mark: run.evaluated(split) for mark, split in (("x", TRAIN), ("o", HELD_OUT))}
     curve = run.column("generation/reward_mean")
-    lines = chart(np.asarray(curve), points, width, 10, plain)
+    lines = draw_chart(np.asarray(curve), points, width, 10, plain)
     if not lines:
         return []
     marks = "line: mean of the members; x: unperturbed weights on training prompts, o: on held-out prompts"
@@ -171,7 +173,7 @@ def _percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
-def comparison(result: Comparison) -> RenderableType:
+def render_comparison(result: Comparison) -> RenderableType:
     """Groups, best first, and what to make of them."""
     title = Text(result.title, style="bold")
     table = Table("settings", box=None, pad_edge=False)
@@ -187,7 +189,7 @@ def comparison(result: Comparison) -> RenderableType:
     return Group(title, table, Text(legend, style="dim"), *notes)
 
 
-def prompts(known: list[tuple[str, str]]) -> RenderableType:
+def render_prompts(known: list[tuple[str, str]]) -> RenderableType:
     """The prompts of which there are answers, with their numbers."""
     table = Table("", "split", "prompt", box=None, pad_edge=False)
     for i, (split, prompt) in enumerate(known, 1):
@@ -195,7 +197,7 @@ def prompts(known: list[tuple[str, str]]) -> RenderableType:
     return table
 
 
-def answers(split: str, prompt: str, found: list[Answer], full: bool) -> RenderableType:
+def render_answers(split: str, prompt: str, found: list[Answer], full: bool) -> RenderableType:
     """A prompt's answers, one below the other."""
     table = Table(box=None, pad_edge=False)
     table.add_column("generation", justify="right")

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from mpies.analyze import terminal
-from mpies.analyze.run import Run, names, open_run
+from mpies.analyze.run import Run, open_run, short_names
 from mpies.analyze.summary import summarize
 from mpies.errors import InputError
 from mpies.text import duration
@@ -19,7 +19,9 @@ from mpies.text import duration
 PATIENCE = 5  # looks at a file that cannot be read, before giving up
 
 
-def watch(path: Path, screen: Console, interval: float, sleep: Callable[[float], None] = time.sleep) -> None:
+def watch_run(
+    path: Path, screen: Console, interval: float, sleep: Callable[[float], None] = time.sleep
+) -> None:
     """Show the run every `interval` seconds until it is complete. On no terminal, a line per generation.
 
     Raises InputError if the file cannot be read: at first at once, later when that lasts.
@@ -38,7 +40,7 @@ def looks(path: Path, interval: float, sleep: Callable[[float], None]) -> Iterat
     failures = 0
     while True:
         yield run
-        if complete(run):
+        if is_complete(run):
             return
         sleep(interval)
         try:
@@ -49,29 +51,29 @@ def looks(path: Path, interval: float, sleep: Callable[[float], None]) -> Iterat
                 raise
 
 
-def complete(run: Run) -> bool:
+def is_complete(run: Run) -> bool:
     """Are all generations there, and the evaluation after the last?"""
     return run.committed >= run.target and run.target in run.tables["evaluation"]["generation"]
 
 
-def left(run: Run) -> float:
+def seconds_left(run: Run) -> float:
     """Seconds that the missing generations take at the pace of the latest five."""
     recent = run.column("generation/seconds")[-5:]
     return (run.target - run.committed) * float(recent.mean()) if recent.size else 0.0
 
 
 def _view(run: Run, screen: Console) -> Group:
-    summary = summarize(run, names([run])[0])
-    return Group(terminal.detail(run, summary, screen), Text(f"  {_state(run)}", style="bold"))
+    summary = summarize(run, short_names([run])[0])
+    return Group(terminal.render_detail(run, summary, screen), Text(f"  {_state(run)}", style="bold"))
 
 
 def _state(run: Run) -> str:
     ago = duration(max(0.0, time.time() - run.written))
-    if complete(run):
+    if is_complete(run):
         return "complete"
     if not run.committed:
         return f"no generation yet; last written {ago} ago (Ctrl-C leaves, the job goes on)"
-    return f"{duration(left(run))} to go; last written {ago} ago (Ctrl-C leaves, the job goes on)"
+    return f"{duration(seconds_left(run))} to go; last written {ago} ago (Ctrl-C leaves, the job goes on)"
 
 
 def _lines(path: Path, screen: Console, interval: float, sleep: Callable[[float], None]) -> None:

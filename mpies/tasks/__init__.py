@@ -16,7 +16,7 @@ def make(settings: config.TaskSettings, seed: int = 0) -> Task:
     Raises InputError for bad data and for reward functions that cannot be loaded.
     """
     own = rewards.load(settings.reward) if settings.reward else None
-    task = _built(settings, own)
+    task = _make(settings, own)
     size = settings.prompts_per_generation
     if size > len(task.train):
         raise InputError(
@@ -37,19 +37,20 @@ def refuse_messages_without_template(task: Task, tokenizer) -> None:
         )
 
 
-def _built(settings: config.TaskSettings, own: rewards.Weighted | None) -> Task:
+def _make(settings: config.TaskSettings, own: rewards.Weighted | None) -> Task:
     if settings.name == "countdown":
         from mpies.tasks import countdown
 
-        return countdown.task(settings)
+        return countdown.make_task(settings)
     if settings.name == "math":
         from mpies.tasks import math
 
-        return math.task(settings)
+        return math.make_task(settings)
     if settings.name == "custom":
         from mpies.tasks import custom
 
-        return custom.task(settings, own)
+        assert own, "settings without a reward are refused"
+        return custom.make_task(settings, own)
     from mpies.tasks import conciseness
 
-    return conciseness.task(settings)
+    return conciseness.make_task(settings)

@@ -16,7 +16,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -29,7 +29,7 @@ from mpies.tasks import epochs
 
 Row = dict[str, Any]
 Reward = Callable[..., Sequence[float | None]]
-Metrics = Callable[[list[Row], list[str]], dict[str, Sequence[float]]]
+Metrics = Callable[[list[Row], list[str]], Mapping[str, Sequence[float]]]
 
 # Columns that TRL does not pass on either.
 NOT_PASSED = ("prompt", "completion", "completion_ids")
@@ -139,10 +139,10 @@ class Task:
             log_metric=lambda name, value: logged.update(_per_answer(name, [value] * len(rows), len(rows))),
             **{key: [row[key] for row in rows] for key in rows[0] if key not in NOT_PASSED},
         )
-        return checked(rewards, len(rows), f"the reward function of task {self.name}")
+        return check_rewards(rewards, len(rows), f"the reward function of task {self.name}")
 
 
-def checked(rewards: Any, answers: int, whose: str) -> np.ndarray:
+def check_rewards(rewards: Any, answers: int, whose: str) -> np.ndarray:
     """What a reward function returned as float64 (answers,); None and infinities are NaN.
 
     Raises ValueError if it is not that many numbers.

@@ -58,18 +58,18 @@ def holds(completion: str, answer: str) -> bool:
     return re.search(alone, completion, re.IGNORECASE) is not None
 
 
-def task(settings: config.TaskSettings) -> Task:
+def make_task(settings: config.TaskSettings) -> Task:
     """The paper's prompts, or the files that are set, with a column `answer`. Raises InputError."""
     if not settings.train_data:
         return Task("conciseness", _rows(TRAIN), _rows(HELD_OUT), reward, metrics)
 
-    def row(given: Row) -> Row:
+    def check_row(given: Row) -> Row:
         answer = given.get("answer")
         if not isinstance(answer, str) or not answer:
             raise InputError(f"answer: given {answer!r:.40}, needed is the shortest right answer")
-        return custom.row(given, settings.prompt_column)
+        return custom.check_row(given, settings.prompt_column)
 
-    return Task("conciseness", *data.splits(settings, row), reward, metrics)
+    return Task("conciseness", *data.read_splits(settings, check_row), reward, metrics)
 
 
 def _rows(table: dict[str, str]) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ are made up: solvable, with three or four numbers from 1 to 99.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -84,21 +84,21 @@ def last_answer(text: str) -> str | None:
     return found
 
 
-def task(settings: config.TaskSettings) -> Task:
+def make_task(settings: config.TaskSettings) -> Task:
     """From the files that are set, or made up. Raises InputError for bad data."""
     if settings.train_data:
-        train, held_out = data.splits(settings, row)
+        train, held_out = data.read_splits(settings, check_row)
         return Task("countdown", train, held_out, reward, metrics)
-    made = problems(settings.seed, settings.numbers)
+    made = make_problems(settings.seed, settings.numbers)
     # The held-out problems first, so that they stay the same for any number of training problems.
     held_out = [next(made) for _ in range(settings.eval_size or EVAL_SIZE)]
     if settings.eval_data:
-        held_out = data.rows(settings.eval_data, "task.eval_data", row, settings.eval_size)
+        held_out = data.read_rows(settings.eval_data, "task.eval_data", check_row, settings.eval_size)
     train = [next(made) for _ in range(settings.train_size or TRAIN_SIZE)]
     return Task("countdown", train, held_out, reward, metrics)
 
 
-def row(given: Row) -> Row:
+def check_row(given: Row) -> Row:
     """A row of a data file, checked. `context` is the prompt; without it, ours is used.
 
     Raises InputError with what is wrong.
@@ -123,13 +123,14 @@ def _is_natural(number) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number > 0
 
 
-def problems(seed: int, sizes: list[int]) -> Iterator[Row]:
+def make_problems(seed: int, sizes: Sequence[int]) -> Iterator[Row]:
     """Solvable problems without end, no two alike, `sizes` giving the numbers' count in turn.
 
     A pure function of seed and sizes: candidate i is made from Philox(key=seed; counter=(.., i, stream
     5)). Targets are whole, from 1 to 999.
     """
-    seen, candidate = set(), 0
+    seen: set[tuple[int, ...]] = set()
+    candidate = 0
     while True:
         made = None
         while made is None or made.key in seen:
@@ -146,7 +147,7 @@ class _Problem:
     solution: str
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[int, ...]:
         return *sorted(self.numbers), self.target
 
     def row(self, index: int) -> Row:

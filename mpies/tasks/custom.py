@@ -14,15 +14,15 @@ from mpies.tasks.base import Reward, Row, Task
 TAKEN = ("prompts", "completions", "trainer_state", "log_extra", "log_metric")
 
 
-def task(settings: config.TaskSettings, reward: Reward) -> Task:
+def make_task(settings: config.TaskSettings, reward: Reward) -> Task:
     """From the files that are set. Raises InputError for bad data."""
-    train, held_out = data.splits(settings, partial(row, column=settings.prompt_column))
+    train, held_out = data.read_splits(settings, partial(check_row, column=settings.prompt_column))
     if len({isinstance(r["prompt"], str) for r in train + held_out}) > 1:
         raise InputError("task.train_data: some prompts are text and some are chat messages; make them alike")
     return Task("custom", train, held_out, reward)
 
 
-def row(given: Row, column: str) -> Row:
+def check_row(given: Row, column: str) -> Row:
     """A row with its prompt checked and put under `prompt`. Raises InputError with what is wrong."""
     if column not in given:
         raise InputError(
@@ -33,10 +33,11 @@ def row(given: Row, column: str) -> Row:
         raise InputError(
             f"column {taken[0]!r} has a name that reward functions use for something else; rename it"
         )
-    return {"prompt": prompt(given[column], column), **{k: v for k, v in given.items() if k != "prompt"}}
+    others = {name: value for name, value in given.items() if name != "prompt"}
+    return {"prompt": check_prompt(given[column], column), **others}
 
 
-def prompt(given: Any, column: str) -> str | list[dict[str, Any]]:
+def check_prompt(given: Any, column: str) -> str | list[dict[str, Any]]:
     """Text, or chat messages with a role and text as content. Raises InputError for anything else."""
     if isinstance(given, str) and given:
         return given

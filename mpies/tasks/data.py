@@ -21,7 +21,7 @@ Placed = Iterator[tuple[str, Any]]
 """(where it is in the file: "line 3", what is there)"""
 
 
-def splits(settings: config.TaskSettings, checked: Callable[[Row], Row]) -> tuple[list[Row], list[Row]]:
+def read_splits(settings: config.TaskSettings, check: Callable[[Row], Row]) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows from the files that are set.
 
     Without a file of their own, `task.eval_size` held-out rows are those that follow the
@@ -29,24 +29,24 @@ def splits(settings: config.TaskSettings, checked: Callable[[Row], Row]) -> tupl
     """
     size, held_out = settings.train_size, settings.eval_size
     wanted = size and size + (0 if settings.eval_data else held_out)
-    train = rows(settings.train_data, "task.train_data", checked, wanted)
+    train = read_rows(settings.train_data, "task.train_data", check, wanted)
     if len(train) < size:
         raise InputError(f"task.train_size: given {size}, but {settings.train_data} has {len(train)} rows")
     if settings.eval_data:
-        return train, rows(settings.eval_data, "task.eval_data", checked, held_out)
+        return train, read_rows(settings.eval_data, "task.eval_data", check, held_out)
     return (train[:size], train[size:]) if size else (train, [])
 
 
-def rows(path: str, setting: str, checked: Callable[[Row], Row], wanted: int = 0) -> list[Row]:
-    """The first `wanted` rows of a data file, or all, each passed through `checked`.
+def read_rows(path: str, setting: str, check: Callable[[Row], Row], wanted: int = 0) -> list[Row]:
+    """The first `wanted` rows of a data file, or all, each passed through `check`.
 
-    `checked` raises InputError for a bad one.
+    `check` raises InputError for a bad one.
 
     All get the same columns: where one is missing, it is None. Raises InputError.
     """
     try:
         given = islice(_read(Path(path).expanduser()), wanted or None)
-        found = [_checked(checked, place, row) for place, row in given]
+        found = [_check_row(check, place, row) for place, row in given]
         if not found:
             raise InputError("it has no rows")
     except InputError as error:
@@ -57,11 +57,11 @@ def rows(path: str, setting: str, checked: Callable[[Row], Row], wanted: int = 0
     return [{key: row.get(key) for key in columns} for row in found]
 
 
-def _checked(checked: Callable[[Row], Row], place: str, given: Any) -> Row:
+def _check_row(check: Callable[[Row], Row], place: str, given: Any) -> Row:
     try:
         if not isinstance(given, dict):
             raise InputError(f'given {given!r:.40}, needed is an object such as {{"prompt": "..."}}')
-        return checked(given)
+        return check(given)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import mpies
@@ -52,26 +52,24 @@ def metrics(rows: list[Row], completions: list[str]) -> dict[str, list[float]]:
     }
 
 
-def task(settings: config.TaskSettings) -> Task:
+def make_task(settings: config.TaskSettings) -> Task:
     """From the files that are set, or a small sample of our own. Raises InputError."""
     if importlib.util.find_spec("math_verify") is None:
         raise InputError("task.name: math needs math-verify: pip install 'mpies[math]'")
 
-    def row(given: Row) -> Row:
-        return _row(given, settings.prompt_column)
-
+    check = partial(check_row, prompt_column=settings.prompt_column)
     if settings.train_data:
-        return Task("math", *data.splits(settings, row), reward, metrics)
-    rows = data.rows(str(SAMPLE), "task.train_data", row)
+        return Task("math", *data.read_splits(settings, check), reward, metrics)
+    rows = data.read_rows(str(SAMPLE), "task.train_data", check)
     train, held_out = rows[:SAMPLE_TRAIN_SIZE], rows[SAMPLE_TRAIN_SIZE:]
     train, held_out = train[: settings.train_size or None], held_out[: settings.eval_size or None]
     return Task("math", train, held_out, reward, metrics)
 
 
-def _row(given: Row, prompt_column: str) -> Row:
+def check_row(given: Row, prompt_column: str) -> Row:
     """A row of any of the three kinds as prompt and gold answer. Raises InputError with what is wrong."""
     column = next((c for c in (prompt_column, "question", "problem") if c in given), prompt_column)
-    kept = custom.row(given, column)
+    kept = custom.check_row(given, column)
     if column != prompt_column and isinstance(kept["prompt"], str):
         kept["prompt"] += INSTRUCTION
     gold = _gold(given)
@@ -109,11 +107,51 @@ class _WorkerFailedError(Exception):
     pass
 
 
-class _Checker:
-    """The worker, started when it is needed first, and again when an answer was its end."""
+class _Worker:
+    """The process that compares, and its two pipes."""
 
-    def __init__(self):
-        self._process: subprocess.Popen | None = None
+    def __init__(self) -> None:
+        package = str(Path(mpies.__file__).parents[1])
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        program = "from mpies.tasks.math_worker import main; main()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C is for the ranks
+        )
+        assert self.process.stdin and self.process.stdout  # pipes, as asked for
+        self.requests, self.answers = self.process.stdin, self.process.stdout
+
+    def line(self, seconds: float) -> bytes:
+        """Its next line; empty if it ended, or took too long."""
+        found, deadline = b"", time.monotonic() + seconds
+        while not found.endswith(b"\n"):
+            left = max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select([self.answers], [], [], left)
+            piece = self.answers.read(4096) if ready else b""
+            if not piece:
+                return b""
+            found += piece
+        return found
+
+    def end(self) -> int:
+        """End it, if it has not ended by itself; its exit status."""
+        if not select.select([self.answers], [], [], 0)[0]:
+            self.process.kill()  # where it ended by itself, there is an end of file to read
+        status = self.process.wait()
+        self.requests.close()
+        self.answers.close()
+        return status
+
+
+class _Checker:
+    """Asks the worker, which is started when it is needed first, and again when an answer was its end."""
+
+    def __init__(self) -> None:
+        self._worker: _Worker | None = None
         self._lock = threading.Lock()
 
     def ask(self, **request: str) -> bool:
@@ -125,55 +163,26 @@ class _Checker:
                 return self._asked(request)  # by a new one: the machine's fault, perhaps
 
     def _asked(self, request: dict[str, str]) -> bool:
-        self._process = self._process or self._start()
+        worker = self._worker or self._start()
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        line = self._line(PATIENCE)
+            worker.requests.write(json.dumps(request).encode() + b"\n")
+        line = worker.line(PATIENCE)
         if line:
             return json.loads(line)
         if self.stop() == -signal.SIGXCPU:
             return False
         raise _WorkerFailedError
 
-    def _start(self) -> subprocess.Popen:
-        package = str(Path(mpies.__file__).parents[1])
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        program = "from mpies.tasks.math_worker import main; main()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C is for the ranks
-        )
-        if not self._line(PATIENCE):
+    def _start(self) -> _Worker:
+        self._worker = _Worker()
+        if not self._worker.line(PATIENCE):
             raise RuntimeError(f"the process that checks answers did not start (status {self.stop()})")
-        return self._process
-
-    def _line(self, seconds: float) -> bytes:
-        """The worker's next line; empty if it ended, or took too long."""
-        found, deadline = b"", time.monotonic() + seconds
-        while not found.endswith(b"\n"):
-            left = max(0.0, deadline - time.monotonic())
-            ready, _, _ = select.select([self._process.stdout], [], [], left)
-            piece = self._process.stdout.read(4096) if ready else b""
-            if not piece:
-                return b""
-            found += piece
-        return found
+        return self._worker
 
     def stop(self) -> int | None:
         """End the worker, if there is one; its exit status."""
-        process, self._process = self._process, None
-        if process is None:
-            return None
-        if not select.select([process.stdout], [], [], 0)[0]:
-            process.kill()  # unless it ended by itself, in which case there is an end of file to read
-        status = process.wait()
-        process.stdin.close()
-        process.stdout.close()
-        return status
+        worker, self._worker = self._worker, None
+        return worker.end() if worker else None
 
 
 _checker = _Checker()

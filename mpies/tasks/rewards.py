@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from mpies.errors import InputError, reason
-from mpies.tasks.base import Reward, checked
+from mpies.tasks.base import Reward, check_rewards
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Weighted:
     def __call__(self, **columns: Any) -> list[float]:
         answers = len(columns["completions"])
         made = {
-            name: checked(_called(function, columns), answers, name)
+            name: check_rewards(_called(function, columns), answers, name)
             for name, function in self.functions.items()
         }
         if len(made) > 1:
@@ -106,11 +106,11 @@ def _module(place: str) -> ModuleType:
 
 def _told(error: Exception) -> str:
     """An error of the user's code in one line, with the place where it happened."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    file, line = last.filename, last.lineno
     if isinstance(error, SyntaxError):
-        file, line = error.filename, error.lineno
-    text = error.msg if isinstance(error, SyntaxError) else reason(error)
+        text, file, line = error.msg, error.filename, error.lineno
+    else:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        text, file, line = reason(error), last.filename, last.lineno
     return f"{type(error).__name__}: {text} ({file} line {line})"
 
 
@@ -121,6 +121,7 @@ def _from_file(path: Path) -> ModuleType:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader  # a .py file has a loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs, as dataclasses and pickle expect
     try:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mpies.analyze.compare import compare, holm, permutation_p
+from mpies.analyze.compare import compare_runs, holm, permutation_p
 from mpies.analyze.groups import group
 from mpies.analyze.run import Run, open_run
 from mpies.errors import InputError
@@ -52,7 +52,7 @@ def test_means_and_deviations_over_seeds(write):
         for sigma, three in gains.items()
         for i, gain in enumerate(three)
     ]
-    result = compare(runs)
+    result = compare_runs(runs)
     assert [row.group.label for row in result.rows] == ["sigma=0.002", "sigma=0.001"], "highest first"
     for row in result.rows:
         last = [run.evaluated("held_out")[1][-1] for run in row.group.runs]
@@ -67,42 +67,42 @@ def test_means_and_deviations_over_seeds(write):
 
 def test_members_rewards_at_a_generation(write):
     run = write(generations=40)
-    (row,) = compare([run], "reward", at=20).rows
+    (row,) = compare_runs([run], "reward", at=20).rows
     assert row.mean == run.generations.reward_mean[19] and row.generations == (20, 20)
-    (row,) = compare([run], "reward").rows
+    (row,) = compare_runs([run], "reward").rows
     assert row.mean == pytest.approx(run.generations.reward_mean[38:].mean())
 
 
 def test_held_out_at_a_generation(write):
     run = write(generations=40)
-    (row,) = compare([run], at=25).rows
+    (row,) = compare_runs([run], at=25).rows
     table = run.evaluations
     expected = table[(table.split == "held_out") & (table.generation == 20)].reward_mean.item()
     assert row.mean == expected and row.generations == (20, 20)
 
 
 def test_other_measurements(write):
-    (row,) = compare([write(kl=0.7)], "kl").rows
+    (row,) = compare_runs([write(kl=0.7)], "kl").rows
     assert row.mean == 0.7
     with pytest.raises(InputError, match="no run has measured accuracy"):
-        compare([write()], "accuracy")
+        compare_runs([write()], "accuracy")
 
 
 def test_a_single_seed_proves_nothing(write):
-    result = compare([write("es.sigma=0.1", gain=1), write("es.sigma=0.2", gain=99)])
+    result = compare_runs([write("es.sigma=0.1", gain=1), write("es.sigma=0.2", gain=99)])
     assert all(math.isnan(row.p) and math.isnan(row.deviation) for row in result.rows)
     assert any("single seed" in note for note in result.notes)
     assert not any("too few" in note for note in result.notes)
 
 
 def test_the_same_seed_twice_counts_once(write):
-    result = compare([write("es.seed=1"), write("es.seed=1")])
+    result = compare_runs([write("es.seed=1"), write("es.seed=1")])
     assert result.rows[0].seeds == 1
     assert any("2 runs of 1 seed" in note for note in result.notes)
 
 
 def test_different_lengths_are_said(write):
-    result = compare([write("es.sigma=0.1", generations=10), write("es.sigma=0.2", generations=30)])
+    result = compare_runs([write("es.sigma=0.1", generations=10), write("es.sigma=0.2", generations=30)])
     assert any("10 to 30" in note and "--generation 10" in note for note in result.notes)
 
 

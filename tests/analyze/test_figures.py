@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 
 from mpies.analyze.figures import PANELS, draw, save
 from mpies.analyze.figures.effort import PHASE_COLOURS
-from mpies.analyze.figures.view import COLOURS, view
+from mpies.analyze.figures.view import COLOURS, arrange
 from mpies.analyze.run import Run, open_run
 from mpies.errors import InputError
 from mpies.phases import PHASES
@@ -199,12 +199,12 @@ def test_long_curves_are_smoothed_in_front_of_the_data(tmp_path):
 
 
 def test_up_to_seven_runs_have_their_own_colours(runs):
-    seen = view(runs[:7])
+    seen = arrange(runs[:7])
     assert [shown.colour for shown in seen.shown] == list(COLOURS) and not seen.means
 
 
 def test_more_runs_are_coloured_by_group_with_their_mean(runs):
-    seen = view(runs[:20])
+    seen = arrange(runs[:20])
     assert [len(group.runs) for group, _ in seen.means] == [5, 5, 5, 5]
     assert len({shown.colour for shown in seen.shown}) == 4
     axes = axes_of(draw(runs[:20], ["learning"]), "learning")
@@ -213,7 +213,7 @@ def test_more_runs_are_coloured_by_group_with_their_mean(runs):
 
 
 def test_with_too_many_groups_the_best_stand_out(runs):
-    seen = view(runs[::5] + runs[1::5])
+    seen = arrange(runs[::5] + runs[1::5])
     coloured = [shown.run for shown in seen.shown if not shown.thin]
     last = {id(run): run.evaluated("held_out")[1][-1] for run in seen.runs}
     assert len(coloured) == len(COLOURS)

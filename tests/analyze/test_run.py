@@ -15,7 +15,7 @@ import pytest
 
 from mpies.analyze import open_run, series
 from mpies.analyze.commands import main
-from mpies.analyze.run import names, open_runs
+from mpies.analyze.run import open_runs, short_names
 from mpies.errors import InputError
 from mpies.runfile import SCHEMA_VERSION, RunFile
 
@@ -194,7 +194,10 @@ def test_imports_no_heavy_library():
         "matplotlib",
         "jinja2",
     }
-    code = BLOCKED.format(blocked=blocked) + "import mpies.analyze.commands; mpies.analyze.commands.parser()"
+    code = (
+        BLOCKED.format(blocked=blocked)
+        + "import mpies.analyze.commands; mpies.analyze.commands.make_parser()"
+    )
     ended = launching.python("-c", code)
     assert ended.returncode == 0, ended.stderr
 
@@ -312,9 +315,9 @@ def test_names_tell_runs_apart(tmp_path):
         made_up.write_run(tmp_path / place, generations=1) for place in ("a/wide/s1", "a/narrow/s1", "b/s2")
     ]
     runs, _ = open_runs(paths)
-    assert names(runs) == ["wide/s1", "narrow/s1", "s2"]
-    assert names(runs[:1]) == ["s1"]
-    assert names([open_run(path) for path in REFERENCES]) == ["schema-1-first", "schema-1"]
+    assert short_names(runs) == ["wide/s1", "narrow/s1", "s2"]
+    assert short_names(runs[:1]) == ["s1"]
+    assert short_names([open_run(path) for path in REFERENCES]) == ["schema-1-first", "schema-1"]
 
 
 # Series, against sums written out
@@ -357,12 +360,12 @@ def test_phases_make_up_a_generation_and_its_logging(reference):
 
 def test_the_number_of_prompts_is_told_only_if_it_is_known(tmp_path):
     run = open_run(REFERENCES[0])  # 2 training prompts, and up to 3 answers were kept
-    assert series.prompts(run) == 2
+    assert series.prompts_per_member(run) == 2
     kept = replace(run, settings={**run.settings, "run": {"keep_samples": 2}})
-    assert series.prompts(kept) is None, "there may be more than the two that were kept"
+    assert series.prompts_per_member(kept) is None, "there may be more than the two that were kept"
     drawn = replace(run, settings={**run.settings, "task": {"prompts_per_generation": 32}})
-    assert series.prompts(drawn) == 32
-    assert series.prompts(open_run(made_up.write_run(tmp_path / "run", generations=2))) is None
+    assert series.prompts_per_member(drawn) == 32
+    assert series.prompts_per_member(open_run(made_up.write_run(tmp_path / "run", generations=2))) is None
 
 
 def test_running_means_leave_out_what_is_missing():

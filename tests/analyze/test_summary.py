@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from mpies.analyze import open_run
-from mpies.analyze.anomalies import anomalies
-from mpies.analyze.chart import binned, chart, sparkline
+from mpies.analyze.anomalies import find_anomalies
+from mpies.analyze.chart import binned, draw_chart, sparkline
 from mpies.analyze.summary import summarize
 from mpies.run.replaying import which_generation
 from mpies.runfile import read_history
@@ -89,7 +89,7 @@ def with_changes(tmp_path: Path, change=lambda file: None, **options) -> list[st
     path = made_up.write_run(tmp_path / "run", generations=G, **options)
     with h5py.File(path, "r+") as file:
         change(file)
-    return anomalies(open_run(path))
+    return find_anomalies(open_run(path))
 
 
 def test_a_run_in_order_has_none(tmp_path):
@@ -97,7 +97,7 @@ def test_a_run_in_order_has_none(tmp_path):
 
 
 def test_restarts():
-    lines = anomalies(open_run(DATA / "schema-1.h5"))
+    lines = find_anomalies(open_run(DATA / "schema-1.h5"))
     assert "restarted once, at generation 3" in lines and "ranks changed: 2, then 3" in lines
 
 
@@ -158,9 +158,9 @@ def test_silence(tmp_path):
     path = made_up.write_run(tmp_path / "run", generations=G)
     with h5py.File(path, "r+") as file:
         file.attrs.modify("generations_committed", 9)
-    assert anomalies(open_run(path)) == [], "written just now"
+    assert find_anomalies(open_run(path)) == [], "written just now"
     os.utime(path, times=(time.time() - 7200,) * 2)
-    (line,) = anomalies(open_run(path))
+    (line,) = find_anomalies(open_run(path))
     assert line == f"stopped or hanging: nothing was written for 2 h, at generation 9 of {G}"
 
 
@@ -182,7 +182,7 @@ def test_binned_means():
 @pytest.mark.parametrize("plain", [False, True])
 def test_chart_places_points_and_labels(plain):
     curve = np.linspace(-10, 0, 101)
-    lines = chart(curve, {"o": (np.array([0, 100]), np.array([-20.0, 5.0]))}, 60, 8, plain)
+    lines = draw_chart(curve, {"o": (np.array([0, 100]), np.array([-20.0, 5.0]))}, 60, 8, plain)
     assert lines[0].startswith("  5 ") and lines[0].endswith("o")
     assert lines[7].startswith("-20 ") and lines[7][5] == "o"
     assert lines[-1].split() == ["0", "100"]
@@ -191,6 +191,6 @@ def test_chart_places_points_and_labels(plain):
 
 
 def test_chart_of_nothing():
-    assert chart(np.full(3, np.nan), {}, 60, 8) == []
-    assert chart(np.zeros(0), {}, 60, 8) == []
-    assert chart(np.zeros(1), {"o": (np.array([0]), np.array([0.0]))}, 60, 8)
+    assert draw_chart(np.full(3, np.nan), {}, 60, 8) == []
+    assert draw_chart(np.zeros(0), {}, 60, 8) == []
+    assert draw_chart(np.zeros(1), {"o": (np.array([0]), np.array([0.0]))}, 60, 8)

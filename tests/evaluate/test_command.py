@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mpies.analyze.evaluations import evaluations
+from mpies.analyze.evaluations import logged_evaluations
 from mpies.analyze.run import open_run
 from mpies.tasks import conciseness
 
@@ -227,7 +227,7 @@ def test_log(run):
                 assert dataset.attrs["description"] and "units" in dataset.attrs
                 assert dataset.dims[0][0].name == f"/{table}s"
     # What the analysis makes of it.
-    shown = {(e.split, e.decoding): e.figures["reward"][0] for e in evaluations(open_run(path))}
+    shown = {(e.split, e.decoding): e.figures["reward"][0] for e in logged_evaluations(open_run(path))}
     assert shown == {
         (split, decoding): result["splits"][split]["figures"]["reward"]["mean"]
         for decoding, result in (("greedy", greedy), ("3 samples at T=1, seed 42", sampled))

@@ -8,7 +8,7 @@ import numpy as np
 
 from mpies.analyze import series
 from mpies.analyze.chart import binned
-from mpies.analyze.figures.view import BARS, View, short, weight
+from mpies.analyze.figures.view import BARS, View, line_style, short
 from mpies.analyze.run import Run
 
 if TYPE_CHECKING:
@@ -25,21 +25,21 @@ PHASE_COLOURS = dict(
 STRETCHES = 200  # points of a stacked area
 
 
-def phases(axes: Axes, view: View) -> None:
+def draw_phases(axes: Axes, view: View) -> None:
     if view.single:
         _phases_of_one(axes, view.single)
     else:
         _phases_of_many(axes, view)
 
 
-def ranks(axes: Axes, view: View) -> None:
+def draw_ranks(axes: Axes, view: View) -> None:
     if view.single:
         _ranks_of_one(axes, view.single)
         return
     for shown in view.shown:
         imbalance = series.smooth(shown.run.column("generation/imbalance"))
         axes.plot(np.arange(shown.run.committed), imbalance, color=shown.colour, label=shown.label,
-                  **weight(shown))  # fmt: skip
+                  **line_style(shown))  # fmt: skip
     axes.axhline(1, color="black", lw=0.6)
     axes.set_xlabel("generation")
     axes.set_ylabel("slowest rank's time / mean")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from mpies.analyze.figures.panels import PANELS
-from mpies.analyze.figures.view import View, view
+from mpies.analyze.figures.view import View, arrange
 from mpies.analyze.run import Run
 from mpies.errors import InputError
 from mpies.splits import HELD_OUT
@@ -43,7 +43,7 @@ def draw(runs: list[Run], panels: Iterable[str] = ()) -> Figure:
     runs = [run for run in runs if run.committed]
     if not runs:
         raise InputError("nothing to plot: no run has a generation yet")
-    seen = view(runs)
+    seen = arrange(runs)
     wanted = list(panels) or [name for name, panel in PANELS.items() if panel.applies(seen)]
     for name in wanted:
         if not PANELS[name].applies(seen):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 STRIPES = 6  # runs whose members are shown; of more, a line for each run
 
 
-def members(axes: Axes, view: View) -> None:
+def draw_members(axes: Axes, view: View) -> None:
     if len(view.runs) <= STRIPES:
         images = [series.sorted_rewards(run) for run in view.runs]
         _stripes(axes, view, images)

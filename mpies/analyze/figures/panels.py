@@ -39,13 +39,13 @@ def _has_ranks(view: View) -> bool:
 
 
 PANELS = {
-    "learning": Panel("Learning curve", rewards.learning, _any_generation),
-    "answers": Panel("Reward against answers", rewards.answers, _any_generation),
-    "time": Panel("Reward against time", rewards.time, _any_generation),
-    "members": Panel("Rewards of all members", images.members, _any_generation),
-    "ranks": Panel("Balance of the ranks", effort.ranks, _has_ranks),
-    "phases": Panel("Where the time goes", effort.phases, _any_generation),
-    "drift": Panel("Drift of the weights", weights.drift, _any_generation),
-    "accuracy": Panel("Accuracy", weights.accuracy, _has_accuracy),
-    "kl": Panel("Reward and KL divergence", weights.kl_plane, _has_kl),
+    "learning": Panel("Learning curve", rewards.draw_learning, _any_generation),
+    "answers": Panel("Reward against answers", rewards.draw_answers, _any_generation),
+    "time": Panel("Reward against time", rewards.draw_time, _any_generation),
+    "members": Panel("Rewards of all members", images.draw_members, _any_generation),
+    "ranks": Panel("Balance of the ranks", effort.draw_ranks, _has_ranks),
+    "phases": Panel("Where the time goes", effort.draw_phases, _any_generation),
+    "drift": Panel("Drift of the weights", weights.draw_drift, _any_generation),
+    "accuracy": Panel("Accuracy", weights.draw_accuracy, _has_accuracy),
+    "kl": Panel("Reward and KL divergence", weights.draw_kl, _has_kl),
 }

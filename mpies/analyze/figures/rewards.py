@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpies.analyze import series
-from mpies.analyze.figures.view import Shown, View, cut, weight
-from mpies.analyze.figures.view import label as called
+from mpies.analyze.figures.view import Shown, View, cut, label_of, line_style
 from mpies.analyze.groups import Group
 from mpies.analyze.run import Run
 from mpies.splits import HELD_OUT, TRAIN
@@ -22,17 +21,17 @@ Curve = Callable[[Run], np.ndarray]
 Place = Callable[[Run, np.ndarray], np.ndarray]
 
 
-def learning(axes: Axes, view: View) -> None:
+def draw_learning(axes: Axes, view: View) -> None:
     _rewards(axes, view, lambda run: np.arange(run.committed), lambda run, generations: generations)
     axes.set_xlabel("generation")
     if view.single:
         axes.legend(loc="best")
 
 
-def answers(axes: Axes, view: View) -> None:
+def draw_answers(axes: Axes, view: View) -> None:
     from matplotlib.ticker import EngFormatter
 
-    counts = {id(run): series.prompts(run) for run in view.runs}
+    counts = {id(run): series.prompts_per_member(run) for run in view.runs}
     known = all(counts.values())
 
     def x(run: Run) -> np.ndarray:
@@ -46,7 +45,7 @@ def answers(axes: Axes, view: View) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def time(axes: Axes, view: View) -> None:
+def draw_time(axes: Axes, view: View) -> None:
     longest = max(series.hours(run)[-1] for run in view.runs)
     unit, per_hour = ("hours", 1) if longest >= 1 else ("minutes", 60)
 
@@ -64,7 +63,7 @@ def _rewards(axes: Axes, view: View, x: Curve, at: Place) -> None:
         across, means = x(run), run.column("generation/reward_mean")
         if len(view.shown) <= 3:
             _spread(axes, across, means, run.column("generation/reward_std"), shown, view)
-        _line(axes, across, means, shown, called(shown, view, "mean of the members"))
+        _line(axes, across, means, shown, label_of(shown, view, "mean of the members"))
         _evaluations(axes, view, shown, at)
     for group, colour in view.means:
         _mean_line(axes, group, x, colour)
@@ -83,7 +82,7 @@ def _line(axes: Axes, x, y, shown: Shown, label: str | None = None) -> None:
     smooth = series.smooth(y)
     if not shown.thin and len(y) >= 40:
         axes.plot(x, y, color=shown.colour, alpha=0.3, lw=0.5)
-    axes.plot(x, smooth, color=shown.colour, label=label or shown.label, **weight(shown))
+    axes.plot(x, smooth, color=shown.colour, label=label or shown.label, **line_style(shown))
 
 
 def _evaluations(axes: Axes, view: View, shown: Shown, at: Place) -> None:

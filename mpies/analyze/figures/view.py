@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpies.analyze.groups import Group, group
-from mpies.analyze.run import Run, names
+from mpies.analyze.run import Run, short_names
 from mpies.splits import HELD_OUT
 
 # Okabe and Ito's palette without its yellow, which is hard to see as a line on white.
@@ -52,9 +52,9 @@ class View:
         return [shown.run for shown in self.shown]
 
 
-def view(runs: list[Run]) -> View:
+def arrange(runs: list[Run]) -> View:
     """How to draw these runs together."""
-    titles = names(runs)
+    titles = short_names(runs)
     if len(runs) <= len(COLOURS):
         each = zip(runs, titles, COLOURS)
         return View([Shown(run, title, colour, cut(title), False) for run, title, colour in each], [])
@@ -99,11 +99,11 @@ def short(name: str) -> str:
     return name if len(name) <= 22 else "..." + name[-19:]
 
 
-def weight(shown: Shown) -> dict[str, float]:
+def line_style(shown: Shown) -> dict[str, float]:
     """Matplotlib's options for a run's line."""
     return {"lw": 0.6, "alpha": 0.45, "zorder": 1.5} if shown.thin else {"lw": 1.6, "zorder": 2}
 
 
-def label(shown: Shown, view: View, what: str) -> str | None:
+def label_of(shown: Shown, view: View, what: str) -> str | None:
     """What a line is called: what it is, where there is one run; else its run."""
     return what if view.single else shown.label

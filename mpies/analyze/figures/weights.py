@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpies.analyze import series
-from mpies.analyze.figures.view import View, weight
-from mpies.analyze.figures.view import label as called
+from mpies.analyze.figures.view import View, label_of, line_style
 from mpies.analyze.run import Run
 from mpies.splits import HELD_OUT, TRAIN
 
@@ -16,16 +15,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def accuracy(axes: Axes, view: View) -> None:
+def draw_accuracy(axes: Axes, view: View) -> None:
     for shown in view.shown:
         generations, shares = shown.run.evaluated(HELD_OUT, "accuracy")
-        style = {**weight(shown), "marker": "" if shown.thin else "o", "ms": 4, "mfc": "white"}
+        style = {**line_style(shown), "marker": "" if shown.thin else "o", "ms": 4, "mfc": "white"}
         axes.plot(generations, 100 * shares, color=shown.colour, label=shown.label, **style)
     axes.set_xlabel("generation")
     axes.set_ylabel("accuracy, held-out prompts [%]")
 
 
-def kl_plane(axes: Axes, view: View) -> None:
+def draw_kl(axes: Axes, view: View) -> None:
     for shown in view.shown:
         generations, kl = shown.run.evaluated(HELD_OUT, "kl")
         reward = dict(zip(*(column.tolist() for column in shown.run.evaluated(HELD_OUT))))
@@ -39,12 +38,13 @@ def kl_plane(axes: Axes, view: View) -> None:
     axes.set_ylabel("reward, held-out prompts")
 
 
-def drift(axes: Axes, view: View) -> None:
+def draw_drift(axes: Axes, view: View) -> None:
     for shown in view.shown:
         if not shown.run.settings.get("es", {}).get("anchor_decay"):  # which draws the weights back
             expected = series.expected_drift(shown.run)
-            label = called(shown, view, "expected")
-            axes.plot(np.arange(len(expected)), expected, color=shown.colour, label=label, **weight(shown))
+            label = label_of(shown, view, "expected")
+            x = np.arange(len(expected))
+            axes.plot(x, expected, color=shown.colour, label=label, **line_style(shown))
         generations, measured = _drift(shown.run)
         if measured.size:
             axes.plot(generations, measured, "o", color=shown.colour, ms=4, mfc="white",
