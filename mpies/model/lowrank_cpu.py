@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from mpies.noise.cpu import to_bfloat16
+from mpies.noise.cpu_kernels import to_bfloat16
 
 # The order of a sum's terms is the compiler's; infinities and NaN stay what they are.
 LOOSE = {"reassoc", "contract", "nsz"}

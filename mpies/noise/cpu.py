@@ -1,8 +1,6 @@
-"""Noise on the CPU: numba kernels with the bits of `definition`.
+"""Noise on the CPU: the kernel set, which spreads `cpu_kernels` over threads.
 
 The work is cut into contiguous slices of whole chunks, one per thread; the kernels release the GIL.
-Within a kernel, a chunk's 512 numbers pass through buffers that stay in the first-level cache, and no
-memory is allocated per member. numba must not fuse multiplications and additions: no `fastmath` here.
 """
 
 from __future__ import annotations
@@ -11,236 +9,18 @@ import functools
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
-import llvmlite.binding as llvm
-import numba
 import numpy as np
 import torch
-from numba import njit
 
-from mpies.noise import definition
-from mpies.noise.definition import CHUNK, LANES, round_keys
+from mpies.noise import cpu_kernels
+from mpies.noise.cpu_kernels import BFLOAT16, FLOAT16, FLOAT32
+from mpies.noise.definition import CHUNK, round_keys
 from mpies.noise.factors import scaled_factors
 
-# LLVM prefers half of the vector width on many processors with AVX-512; these kernels gain from all of
-# it. To be said before the first of them is compiled.
-if llvm.get_host_cpu_features().get("avx512f") and not numba.config.CPU_FEATURES:
-    numba.config.CPU_FEATURES = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
-
-# Module-level arrays become constants of the compiled code. As arguments, they might alias the
-# output as far as the compiler knows, and the look-up would not be vectorised.
-TABLE = definition.TABLE
-SHIFT = np.uint16(16 - definition.TABLE_BITS)
-M0, M1 = (np.uint64(m) for m in definition.PHILOX_MULTIPLIERS)
-SPREAD = np.uint64(definition.DIGEST_SPREAD)
-MIX0, MIX1 = (np.uint32(m) for m in definition.DIGEST_MIXERS)
-ROUNDS = definition.PHILOX_ROUNDS
-LOW = np.uint64(0xFFFFFFFF)
-U32 = np.uint64(32)
-STREAM = np.uint64(definition.STREAM_NOISE)
-STREAM_ROUNDING = np.uint64(definition.STREAM_ROUNDING)
-# Positions are unsigned throughout: a signed index could be negative for all the compiler knows, and
-# Python's wrap-around for those would keep loops from being vectorised.
-ZERO, LANES_, CHUNK_ = np.uint64(0), np.uint64(LANES), np.uint64(CHUNK)
-
-# Live dtypes, as the kernels see them: raw 16-bit patterns or float32.
-FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 LIVE_FORMATS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 
 # A thread gets at least this many elements, so that small tensors are not cut up.
 GRAIN = 128 * CHUNK
-
-
-@njit(nogil=True, cache=True)
-def _bits(words, first_block, parameter, stream, keys):
-    """Fill `words` (4 * LANES uint32, word-major) with Philox output for LANES counters.
-
-    The four words live in 64-bit lanes whose upper halves may hold rubbish: a vector unit's
-    32 x 32 -> 64 multiplication ignores them.
-    """
-    for lane in range(LANES):
-        block = first_block + np.uint64(lane)
-        c0 = block & LOW
-        c1 = block >> U32
-        c2 = parameter
-        c3 = stream
-        for r in range(ROUNDS):
-            p0 = (c0 & LOW) * M0
-            p1 = (c2 & LOW) * M1
-            c0 = (p1 >> U32) ^ c1 ^ keys[r, 0]
-            c2 = (p0 >> U32) ^ c3 ^ keys[r, 1]
-            c1 = p1
-            c3 = p0
-        words[lane] = np.uint32(c0 & LOW)
-        words[LANES + lane] = np.uint32(c1 & LOW)
-        words[2 * LANES + lane] = np.uint32(c2 & LOW)
-        words[3 * LANES + lane] = np.uint32(c3 & LOW)
-
-
-@njit(nogil=True, cache=True)
-def to_bfloat16(bits):
-    """Round a float32's bits to bfloat16, to nearest even, NaN staying NaN."""
-    if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
-        return np.uint16((bits >> np.uint32(16)) | np.uint32(0x40))
-    odd = (bits >> np.uint32(16)) & np.uint32(1)
-    return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-
-
-@njit(nogil=True, cache=True)
-def _to_float16(bits):
-    """Round a float32's bits to float16, to nearest even, with subnormals, infinities and NaN."""
-    sign = np.uint16((bits >> np.uint32(16)) & np.uint32(0x8000))
-    magnitude = bits & np.uint32(0x7FFFFFFF)
-    if magnitude > np.uint32(0x7F800000):
-        return sign | np.uint16(0x7E00)
-    if magnitude >= np.uint32(0x47800000):  # 2^16 and above
-        return sign | np.uint16(0x7C00)
-    if magnitude >= np.uint32(0x38800000):  # 2^-14 and above: a normal float16
-        odd = (magnitude >> np.uint32(13)) & np.uint32(1)
-        rounded = magnitude - np.uint32(0x38000000) + np.uint32(0xFFF) + odd
-        return sign | np.uint16(rounded >> np.uint32(13))
-    if magnitude < np.uint32(0x33000000):  # below half of the smallest subnormal, 2^-25
-        return sign
-    shift = np.uint32(126) - (magnitude >> np.uint32(23))
-    mantissa = (magnitude & np.uint32(0x7FFFFF)) | np.uint32(0x800000)
-    kept = mantissa >> shift
-    rest = mantissa - (kept << shift)
-    half = np.uint32(1) << (shift - np.uint32(1))
-    if rest > half or (rest == half and (kept & np.uint32(1)) == np.uint32(1)):
-        kept += np.uint32(1)
-    return sign | np.uint16(kept)
-
-
-@njit(nogil=True, cache=True)
-def _perturb(base, live, live_format, keys, parameter, scale, start):
-    words = np.empty(4 * LANES, np.uint32)
-    integers = words.view(np.uint16)
-    first = np.uint64(start)
-    size = np.uint64(base.size)
-    done = ZERO
-    while done < size:
-        chunk = (first + done) // CHUNK_
-        skip = (first + done) - chunk * CHUNK_
-        count = min(CHUNK_ - skip, size - done)
-        _bits(words, chunk * LANES_, parameter, STREAM, keys)
-        if live_format == BFLOAT16:
-            for e in range(count):
-                value = np.float32(base[done + e] + scale * TABLE[integers[skip + e] >> SHIFT])
-                live[done + e] = to_bfloat16(value.view(np.uint32))
-        elif live_format == FLOAT32:
-            for e in range(count):
-                value = np.float32(base[done + e] + scale * TABLE[integers[skip + e] >> SHIFT])
-                live[done + e] = value.view(np.uint32)
-        else:
-            for e in range(count):
-                value = np.float32(base[done + e] + scale * TABLE[integers[skip + e] >> SHIFT])
-                live[done + e] = _to_float16(value.view(np.uint32))
-        done += count
-
-
-@njit(nogil=True, cache=True)
-def _update(base, keys, coefficients, parameter, start):
-    words = np.empty(4 * LANES, np.uint32)
-    integers = words.view(np.uint16)
-    total = np.empty(CHUNK, np.float32)
-    first = np.uint64(start)
-    size = np.uint64(base.size)
-    done = ZERO
-    while done < size:
-        chunk = (first + done) // CHUNK_
-        skip = (first + done) - chunk * CHUNK_
-        count = min(CHUNK_ - skip, size - done)
-        total[:] = np.float32(0)
-        for m in range(coefficients.size):
-            _bits(words, chunk * LANES_, parameter, STREAM, keys[m])
-            coefficient = coefficients[m]
-            for e in range(CHUNK):
-                total[e] += coefficient * TABLE[integers[e] >> SHIFT]
-        for e in range(count):
-            base[done + e] += total[skip + e]
-        done += count
-
-
-@njit(nogil=True, cache=True)
-def _normal(out, keys, parameter, stream):
-    words = np.empty(4 * LANES, np.uint32)
-    integers = words.view(np.uint16)
-    size = np.uint64(out.shape[1])
-    for m in range(out.shape[0]):
-        row = out[m]
-        done = ZERO
-        while done < size:
-            _bits(words, done // CHUNK_ * LANES_, parameter, stream, keys[m])
-            count = min(CHUNK_, size - done)
-            for e in range(count):
-                row[done + e] = TABLE[integers[e] >> SHIFT]
-            done += count
-
-
-@njit(nogil=True, cache=True)
-def _lowrank_update(base, first, last, a, b):
-    total = np.empty(base.shape[1], np.float32)
-    terms = a.shape[0]
-    # Four terms at a time, summed one after another all the same: the sum is read and written less often.
-    fours = terms - terms % 4
-    for row in range(first, last):
-        total[:] = np.float32(0)
-        for t in range(0, fours, 4):
-            f0, f1, f2, f3 = a[t, row], a[t + 1, row], a[t + 2, row], a[t + 3, row]
-            b0, b1, b2, b3 = b[t], b[t + 1], b[t + 2], b[t + 3]
-            for c in range(total.size):
-                value = total[c] + f0 * b0[c]
-                value = value + f1 * b1[c]
-                value = value + f2 * b2[c]
-                total[c] = value + f3 * b3[c]
-        for t in range(fours, terms):
-            factor, vector = a[t, row], b[t]
-            for c in range(total.size):
-                total[c] += factor * vector[c]
-        target = base[row]
-        for c in range(total.size):
-            target[c] += total[c]
-
-
-@njit(nogil=True, cache=True)
-def _round(value, base, keys, parameter, start):
-    words = np.empty(4 * LANES, np.uint32)
-    integers = words.view(np.uint16)
-    first = np.uint64(start)
-    size = np.uint64(value.size)
-    done = ZERO
-    while done < size:
-        chunk = (first + done) // CHUNK_
-        skip = (first + done) - chunk * CHUNK_
-        count = min(CHUNK_ - skip, size - done)
-        _bits(words, chunk * LANES_, parameter, STREAM_ROUNDING, keys)
-        for e in range(count):
-            bits = value[done + e]
-            if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
-                base[done + e] = np.uint16((bits >> np.uint32(16)) | np.uint32(0x40))
-            else:
-                base[done + e] = np.uint16((bits + np.uint32(integers[skip + e])) >> np.uint32(16))
-        done += count
-
-
-@njit(nogil=True, cache=True)
-def _digest(patterns, parameter, start):
-    total = np.uint64(0)
-    done = 0
-    while done < patterns.size:
-        # Spans that share the upper half of the position, so that the inner loop is 32-bit only.
-        position = np.uint64(start + done)
-        count = min(patterns.size - done, 2**32 - np.int64(position & LOW))
-        salt = parameter ^ np.uint32((position >> U32) * SPREAD)
-        first = np.uint32(position & LOW)
-        span = patterns[done : done + count]
-        for e in range(count):
-            w = np.uint32(first + np.uint32(e)) ^ salt
-            w = np.uint32((w ^ (w >> np.uint32(16))) * MIX0)
-            w = np.uint32((w ^ (w >> np.uint32(13))) * MIX1)
-            w = (w ^ (w >> np.uint32(16))) | np.uint32(1)
-            total += np.uint64(w) * np.uint64(span[e])
-        done += count
-    return total
 
 
 class CpuKernels:
@@ -257,7 +37,7 @@ class CpuKernels:
         keys = round_keys(seed)
 
         def work(a, b):
-            _perturb(
+            cpu_kernels.perturb(
                 source[a:b], target[a:b], LIVE_FORMATS[live.dtype], keys,
                 np.uint64(parameter), np.float32(scale), start + a,
             )  # fmt: skip
@@ -271,7 +51,7 @@ class CpuKernels:
         factors = np.asarray(coefficients, dtype=np.float32)
 
         def work(a, b):
-            _update(target[a:b], keys, factors, np.uint64(parameter), start + a)
+            cpu_kernels.update(target[a:b], keys, factors, np.uint64(parameter), start + a)
 
         self._spread(base.numel(), work)
 
@@ -281,7 +61,7 @@ class CpuKernels:
         keys = _keys(seeds)
 
         def work(a, b):
-            _normal(out[a:b], keys[a:b], np.uint64(parameter), np.uint64(stream))
+            cpu_kernels.normal(out[a:b], keys[a:b], np.uint64(parameter), np.uint64(stream))
 
         self.share(len(seeds), work)
         return torch.from_numpy(out)
@@ -289,15 +69,19 @@ class CpuKernels:
     def lowrank_update(self, base, seeds, coefficients, parameter, rank):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
         a, b = scaled_factors(self, base, seeds, coefficients, parameter, rank)
-        target, a, b = base.numpy(), a.numpy(), b.numpy()
-        self.share(len(target), lambda first, last: _lowrank_update(target, first, last, a, b))
+        target, left, right = base.numpy(), a.numpy(), b.numpy()
+
+        def work(first, last):
+            cpu_kernels.lowrank_update(target, first, last, left, right)
+
+        self.share(len(target), work)
 
     def digest(self, base, parameter, start=0):
         """The base's digest as an integer below 2^64; add over slices and parameters modulo 2^64."""
         patterns = base.numpy().view(np.uint32)
 
         def work(a, b):
-            return int(_digest(patterns[a:b], np.uint32(parameter), start + a))
+            return int(cpu_kernels.digest(patterns[a:b], np.uint32(parameter), start + a))
 
         return sum(self._spread(base.numel(), work)) % 2**64
 
@@ -307,7 +91,7 @@ class CpuKernels:
         keys = round_keys(seed)
 
         def work(a, b):
-            _round(source[a:b], target[a:b], keys, np.uint64(parameter), start + a)
+            cpu_kernels.round_at_random(source[a:b], target[a:b], keys, np.uint64(parameter), start + a)
 
         self._spread(value.numel(), work)
 
@@ -324,7 +108,7 @@ class CpuKernels:
         return self._each(list(itertools.pairwise(bounds)), work)
 
     def _each(self, spans, work):
-        if len(spans) < 2:
+        if self._pool is None or len(spans) < 2:
             return [work(a, b) for a, b in spans]
         return list(self._pool.map(lambda span: work(*span), spans))
 

@@ -25,7 +25,7 @@ def convert(gguf: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # The tensors are plain now; left in, these would make every later load look for the GGUF file.
     del model.config.quantization_config
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]  # torch: an attribute is a tensor or a module
     model.save_pretrained(folder)
     # safetensors writes for the owner alone, whatever the umask; a cache may be shared by a group.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")

@@ -153,7 +153,8 @@ def _anchor_decay(file: h5py.File, committed: int) -> np.ndarray:
 
 
 def _evaluated(file: h5py.File, committed: int) -> dict[str, dict[int, float]]:
-    table, found = file["evaluation"], {}
+    found: dict[str, dict[int, float]] = {}
+    table = file["evaluation"]
     columns = table["generation"][:], table["split"].asstr()[:], table["reward_mean"][:]
     for g, split, reward in zip(*(column.tolist() for column in columns), strict=True):
         if g <= committed and math.isfinite(reward):

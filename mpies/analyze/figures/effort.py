@@ -85,6 +85,8 @@ def _ordered(seconds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _ranks_of_one(axes: Axes, run: Run) -> None:
     """Each rank's evaluation time over the mean: median and the middle 80 % of the generations."""
+    from matplotlib.ticker import MaxNLocator
+
     busy = series.rank_seconds(run)
     sizes = series.world_sizes(run)
     busy = busy[sizes == sizes[-1], : sizes[-1]]
@@ -95,6 +97,6 @@ def _ranks_of_one(axes: Axes, run: Run) -> None:
     axes.axhline(1, color="black", lw=0.6)
     axes.set_ylim(0, max(1.2, 1.1 * high.max()))
     axes.set_xlim(-0.6, sizes[-1] - 0.4)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     axes.set_xlabel("rank")
     axes.set_ylabel("evaluation time / mean of the ranks")

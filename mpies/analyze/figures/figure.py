@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mpies.analyze.figures.panels import PANELS
 from mpies.analyze.figures.view import View, arrange
@@ -15,9 +15,10 @@ from mpies.splits import HELD_OUT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 PANEL = (5.0, 3.4)  # inches
-LOOK = {
+LOOK: dict[RcKeyType, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -39,6 +40,7 @@ def draw(runs: list[Run], panels: Iterable[str] = ()) -> Figure:
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     runs = [run for run in runs if run.committed]
     if not runs:
@@ -50,14 +52,14 @@ def draw(runs: list[Run], panels: Iterable[str] = ()) -> Figure:
             raise InputError(f"nothing to plot in panel {name}: the run files have no such measurements")
     rows, columns = _grid(len(wanted))
     with matplotlib.rc_context(LOOK):
-        figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
+        layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+        figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout=layout)
         for i, name in enumerate(wanted):
             axes = figure.add_subplot(rows, columns, i + 1)
             axes.set_title(PANELS[name].title)
             PANELS[name].draw(axes, seen)
         _legend(figure, seen)
         # Fonts and sizes are looked up when it is drawn: do so while LOOK holds.
-        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
         figure.draw_without_rendering()
     return figure
 
@@ -81,7 +83,7 @@ def _legend(figure: Figure, seen: View) -> None:
     if seen.single:
         figure.suptitle(seen.shown[0].name, fontsize=10)
         return
-    entries = {}
+    entries: dict[str, Any] = {}
     for axes in figure.axes:
         if axes.get_legend() is None:
             for handle, label in zip(*axes.get_legend_handles_labels()):

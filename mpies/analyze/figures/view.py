@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,7 @@ def short(name: str) -> str:
     return name if len(name) <= 22 else "..." + name[-19:]
 
 
-def line_style(shown: Shown) -> dict[str, float]:
+def line_style(shown: Shown) -> dict[str, Any]:
     """Matplotlib's options for a run's line."""
     return {"lw": 0.6, "alpha": 0.45, "zorder": 1.5} if shown.thin else {"lw": 1.6, "zorder": 2}
 

@@ -38,6 +38,7 @@ class VllmEngine:
         *,
         max_new_tokens: int,
     ):
+        assert host.llm is not None, "it holds the weights already"
         self.llm, self.packing = host.llm, host.packing
         self.held = host.cache + host.packing.bytes
         self.text = text
@@ -99,7 +100,7 @@ class VllmEngine:
         """Raise InputError if vLLM and transformers do not compute the same with the same weights."""
         from vllm import SamplingParams
 
-        vocabulary = self.hf.model.get_input_embeddings().num_embeddings
+        vocabulary = len(next(self.hf.model.get_input_embeddings().parameters()))
         count = min(PROBE, self.most_tokens - 1)
         ids = [vocabulary * (i + 1) // (count + 2) for i in range(count)]
         asked = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)

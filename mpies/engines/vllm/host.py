@@ -123,7 +123,7 @@ class Host:
         self.cache = cache_bytes(self.room, config, dtype, device.type, parameters, left)
         self.llm = start(folder, dtype, device, self.room, self.cache, local_rank, self.packing)
         (model,) = self.llm.collective_rpc(lambda worker: worker.get_model())
-        return mapping.views(model, base, dtype)
+        return mapping.find_views(model, base, dtype)
 
     @property
     def rows_besides(self) -> int:
@@ -236,7 +236,7 @@ def _mended(device: torch.device, packing: Packing) -> Iterator[None]:
     from vllm.model_executor.layers import utils
     from vllm.triton_utils import dispatcher
 
-    def attributes(value: Any) -> dict[str, Any]:
+    def attributes(value: Any) -> Mapping[str, Any]:
         found = vars(value)
         return found if isinstance(found, Mapping) else {}
 

@@ -9,7 +9,8 @@ weights themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -20,7 +21,17 @@ from mpies.model.weights import Tensors
 DIGITS = 200  # a number is told in two digits, 1 to 200, which every floating-point dtype holds exactly
 
 
-def views(model: nn.Module, base: Tensors, dtype: torch.dtype) -> Tensors:
+class VllmModel(Protocol):
+    """What is used of vLLM's model: a module's ways to its parts, and its own loader."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any: ...
+
+
+def find_views(model: VllmModel, base: Tensors, dtype: torch.dtype) -> Tensors:
     """Views of vLLM's parameters in the shapes and by the names of `base`, filled with cast(base).
 
     model: vLLM's. Raises InputError where a parameter is not in vLLM's model as it is in transformers',
@@ -40,7 +51,7 @@ def views(model: nn.Module, base: Tensors, dtype: torch.dtype) -> Tensors:
     return found
 
 
-def _numbers(model: nn.Module, own: Tensors, base: Tensors, place: int) -> Tensors:
+def _numbers(model: VllmModel, own: Mapping[str, nn.Parameter], base: Tensors, place: int) -> Tensors:
     """A digit of the number of the parameter that each row of vLLM's parameters is from; 0: of none."""
     for parameter in own.values():
         parameter.data.zero_()
@@ -58,7 +69,16 @@ def _numbers(model: nn.Module, own: Tensors, base: Tensors, place: int) -> Tenso
     }
 
 
-def _view(name, base, own, highs, lows, high, low) -> torch.Tensor:
+def _view(
+    name: str,
+    base: torch.Tensor,
+    own: Mapping[str, nn.Parameter],
+    highs: Tensors,
+    lows: Tensors,
+    high: int,
+    low: int,
+) -> torch.Tensor:
+    """The rows of vLLM's parameters whose digits are `high` and `low`."""
     places = [
         (key, rows) for key in own if len(rows := ((highs[key] == high) & (lows[key] == low)).nonzero()[:, 0])
     ]
@@ -72,7 +92,7 @@ def _view(name, base, own, highs, lows, high, low) -> torch.Tensor:
     return view
 
 
-def _refuse_unfilled(model: nn.Module, own: Tensors, lows: Tensors) -> None:
+def _refuse_unfilled(model: VllmModel, own: Mapping[str, nn.Parameter], lows: Tensors) -> None:
     """Every row must be some parameter's, but for those that pad a vocabulary."""
     padded = {
         f"{path}.weight": module.org_vocab_size
@@ -84,9 +104,9 @@ def _refuse_unfilled(model: nn.Module, own: Tensors, lows: Tensors) -> None:
             raise _refusal(f"nothing in transformers' model fills all of vLLM's {name}")
 
 
-def _compare(model: nn.Module, base: Tensors, found: Tensors, dtype: torch.dtype) -> None:
+def _compare(model: VllmModel, base: Tensors, found: Tensors, dtype: torch.dtype) -> None:
     """Let vLLM load the base, and see whether the views show it."""
-    for parameter in model.parameters():
+    for _, parameter in model.named_parameters():
         parameter.data.zero_()
     _load(model, ((name, tensor.to(dtype)) for name, tensor in base.items()))
     for name, tensor in base.items():
@@ -94,7 +114,7 @@ def _compare(model: nn.Module, base: Tensors, found: Tensors, dtype: torch.dtype
             raise _refusal(f"vLLM changes {name} when it loads it")
 
 
-def _load(model: nn.Module, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+def _load(model: VllmModel, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
     try:
         model.load_weights(weights)
     except Exception as error:
