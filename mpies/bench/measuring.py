@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 import mpies
+import mpies.engines.vllm
 from mpies.bench import generation, kernels, report, vllm
 from mpies.bench.generation import Rig, Work
 from mpies.bench.report import Result
-from mpies.engines.vllm import version as vllm_version
 from mpies.model.loading import choose_dtype
 from mpies.noise import kernels_for
 from mpies.noise.definition import CHUNK
@@ -73,7 +73,7 @@ def measure(
         noise = kernels_for(device, given.threads)
         timings = kernels.measure(noise, device, live, size, repeats, wait, say)
         yield from report.kernels(timings, 4 + live.itemsize)
-    if "vllm" in only and first and vllm_version():
+    if "vllm" in only and first and mpies.engines.vllm.version():
         yield from report.vllm(vllm.measure(COMM_SELF, given, dtype, long, wait, say), long)
     rest = only - {"kernels", "vllm"} - ({"scaling"} if comm.size == 1 else set())
     if not rest or not (first or "scaling" in rest):

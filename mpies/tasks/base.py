@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from mpies.engines.base import Prompt
+from mpies.errors import InputError
 from mpies.splits import HELD_OUT, TRAIN
 from mpies.tasks import epochs
 
@@ -145,15 +146,35 @@ class Task:
 def check_rewards(rewards: Any, answers: int, whose: str) -> np.ndarray:
     """What a reward function returned as float64 (answers,); None and infinities are NaN.
 
-    Raises ValueError if it is not that many numbers.
+    Raises InputError, which names the function and the first answer in question, if it is not that many
+    numbers.
     """
-    try:
-        values = [math.nan if r is None else float(r) for r in rewards]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{whose} returned {rewards!r:.80}, not a list of numbers ({error})") from None
+    wanted = f"needed is a list with a number, or None, for each of {answers} completions"
+    if isinstance(rewards, str | bytes | Mapping | set) or not hasattr(rewards, "__iter__"):
+        raise InputError(f"task.reward: {whose} returned {_shown(rewards)}; {wanted}")
+    values = []
+    for number, reward in enumerate(rewards, 1):
+        try:
+            values.append(math.nan if reward is None else float(_scalar(reward)))
+        except (TypeError, ValueError):
+            raise InputError(
+                f"task.reward: {whose} returned {_shown(reward)} for completion {number}; {wanted}"
+            ) from None
     if len(values) != answers:
-        raise ValueError(f"{whose} returned {len(values)} rewards for {answers} completions")
+        raise InputError(f"task.reward: {whose} returned {len(values)} rewards; {wanted}")
     return np.array([r if math.isfinite(r) else math.nan for r in values], dtype=np.float64)
+
+
+def _scalar(value: Any) -> Any:
+    """The value, if it can be a single number: a row of a matrix cannot, whatever float() makes of it."""
+    if isinstance(value, bytes) or getattr(value, "ndim", 0):
+        raise TypeError
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value and its type, shortened, on one line."""
+    return f"{' '.join(repr(value).split())[:80]} ({type(value).__name__})"
 
 
 def answer_text(completion: str | list[dict[str, str]]) -> str:

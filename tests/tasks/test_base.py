@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from mpies.tasks.base import Task, TrainerState, answer_text, checked, member_reward
+from mpies.errors import InputError
+from mpies.tasks.base import Task, TrainerState, answer_text, check_rewards, member_reward
 
 ROWS = [
     {"prompt": "a", "answers": ["1", "one"], "facts": {"seen": []}, "n": 1},
@@ -89,7 +90,7 @@ def test_columns_that_trl_does_not_pass_on_are_not_passed_on():
     ],
 )
 def test_rewards_are_numbers_or_unknown(given, expected):
-    made = checked(given, 2, "f")
+    made = check_rewards(given, 2, "f")
     assert made.dtype == np.float64
     assert [None if math.isnan(r) else r for r in made] == expected
 
@@ -97,16 +98,20 @@ def test_rewards_are_numbers_or_unknown(given, expected):
 @pytest.mark.parametrize(
     "given, says",
     [
-        ([1.0], "f returned 1 rewards for 2 completions"),
-        ([1.0] * 3, "f returned 3 rewards for 2 completions"),
-        (None, "f returned None, not a list of numbers"),
-        (1.5, "f returned 1.5, not a list of numbers"),
-        (["a", 1], r"f returned \['a', 1\], not a list of numbers"),
+        ([1.0], "f returned 1 rewards; needed is"),
+        ([1.0] * 3, "f returned 3 rewards; needed is"),
+        (None, r"f returned None \(NoneType\); needed is"),
+        (1.5, r"f returned 1.5 \(float\); needed is"),
+        ("12", r"f returned '12' \(str\); needed is"),
+        ({0.5: 1, 1.5: 2}, r"f returned \{0.5: 1, 1.5: 2\} \(dict\); needed is"),
+        ([1, "a"], r"f returned 'a' \(str\) for completion 2; needed is"),
+        (np.zeros((2, 1)), r"f returned array.* \(ndarray\) for completion 1; needed is"),
+        ([[1.0], [2.0]], r"f returned \[1.0\] \(list\) for completion 1; needed is"),
     ],
 )
 def test_what_is_no_list_of_rewards_is_told(given, says):
-    with pytest.raises(ValueError, match=says):
-        checked(given, 2, "f")
+    with pytest.raises(InputError, match=says):
+        check_rewards(given, 2, "f")
 
 
 def test_a_members_reward_is_the_mean_of_its_answers():

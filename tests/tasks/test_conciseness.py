@@ -130,14 +130,14 @@ def test_any_kind_of_number_will_do(task, rewards):
 @pytest.mark.parametrize("rewards", [None, 1.0, ["good", "bad"], [[1.0], [2.0, 3.0]]])
 def test_rewards_that_are_no_numbers_are_an_error(task, rewards):
     with pytest.raises(
-        ValueError, match=r"the reward function of task conciseness returned .*not a list of n"
+        InputError, match=r"the reward function of task conciseness returned .*needed is a list"
     ):
         with_reward(task, rewards).score(task.train, ["", ""])
 
 
 @pytest.mark.parametrize("rewards", [[], [1.0], [1.0, 2.0, 3.0]])
 def test_wrong_number_of_rewards_is_an_error(task, rewards):
-    with pytest.raises(ValueError, match=rf"task conciseness returned {len(rewards)} rewards for 2 compl"):
+    with pytest.raises(InputError, match=rf"task conciseness returned {len(rewards)} rewards; needed"):
         with_reward(task, rewards).score(task.train, ["", ""])
 
 
