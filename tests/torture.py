@@ -27,14 +27,14 @@ import numpy as np
 import psutil
 import tiny
 
+from jobs import VARYING
+
 SETTINGS = """
 model: {path: MODEL, dtype: float32}
 es: {population: 5, generations: 1000000, sigma: 0.05, alpha: 0.02, antithetic: false}
 engine: {max_new_tokens: 4}
 run: {evaluate_every: 7, checkpoint_every: 20, progress: lines}
 """
-# What may differ between an interrupted run and one that was left alone.
-VARYING = ("seconds", "imbalance", "rank", "bytes_communicated")
 
 
 class Reader(threading.Thread):

@@ -28,7 +28,8 @@ SETTINGS = {
 }
 ENDLESS = 10**6
 
-# Times and places. All else is the same, interrupted or not, on any number of ranks.
+# How the names of columns begin that hold times and places. All others are the same, interrupted or not, on
+# any number of ranks.
 VARYING = ("seconds", "rank", "imbalance", "bytes_communicated")
 
 

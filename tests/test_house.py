@@ -1,0 +1,92 @@
+"""What holds of the whole package's text: a name has one meaning, imports keep it, and pieces are small."""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import launching
+import pytest
+
+PACKAGE = launching.REPOSITORY / "mpies"
+MODULES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+LINES_OF_A_MODULE, LINES_OF_A_FUNCTION, LINES_OF_THE_MEDIAN = 400, 50, 150
+
+# Everybody calls these so.
+CUSTOMARY = {"numpy as np", "pandas as pd", "triton.language as tl", "llvmlite.binding as llvm"}
+
+# Still to be renamed: nothing is to be added.
+SAME_NAME = {
+    "Figure": {"bench/report.py", "measure/statistics.py"},
+    "Report": {"check/report.py", "evaluate/report.py"},
+    "Subject": {"bench/generation.py", "evaluate/command.py"},
+}
+RENAMED = {
+    "bench/__main__.py": {"mpies.engines.vllm as vllm_engine"},
+    "check/load.py": {"mpies.replica as replicas"},
+    "evaluate/measure.py": {"mpies.replica as replicas"},
+    "run/job.py": {"mpies.replica as replicas"},
+}
+
+
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text())
+
+
+def defined_types(tree: ast.Module) -> Iterator[str]:
+    """Classes, and names for types such as `Row = dict[str, Any]`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if isinstance(target, ast.Name) and re.match(r"[A-Z]\w*[a-z]", target.id):
+                yield target.id
+
+
+def renamed_imports(tree: ast.Module) -> Iterator[str]:
+    """'module.name as other', of each import that gives a name of its own."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            place = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            yield from (f"{place}{alias.name} as {alias.asname}" for alias in node.names if alias.asname)
+
+
+def test_no_type_has_the_name_of_another():
+    places: dict[str, list[str]] = {}
+    for name in MODULES:
+        for defined in defined_types(tree_of(name)):
+            places.setdefault(defined, []).append(name)
+    twice = {defined: where for defined, where in places.items() if len(where) > 1}
+    known = {defined for defined, where in twice.items() if set(where) <= SAME_NAME.get(defined, set())}
+    assert {defined: where for defined, where in twice.items() if defined not in known} == {}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_keep_their_names(name):
+    assert set(renamed_imports(tree_of(name))) <= CUSTOMARY | RENAMED.get(name, set())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_are_small(name):
+    assert lines_of(MODULES[name]) <= LINES_OF_A_MODULE
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_functions_are_small(name):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    functions = [node for node in ast.walk(tree_of(name)) if isinstance(node, kinds)]
+    assert [f.name for f in functions if f.end_lineno - f.lineno + 1 > LINES_OF_A_FUNCTION] == []
+
+
+def test_the_median_module_is_small():
+    assert statistics.median(map(lines_of, MODULES.values())) <= LINES_OF_THE_MEDIAN
+
+
+def lines_of(path: Path) -> int:
+    return len(path.read_text().splitlines())
