@@ -241,6 +241,23 @@ def test_a_rank_without_time_leaves_members_out_and_the_generation_is_not_made(
         assert_same_run(runs.folder, uninterrupted, 3)
 
 
+@pytest.mark.parametrize("population, evaluated", [(7, 7), (8, 0)])
+def test_a_block_is_begun_if_there_is_time_for_all_that_are_left(runs, population, evaluated):
+    """Seven blocks of 10 seconds, times 1.2, and 5 seconds to leave are 89 of the 100; eight are too many."""
+    job = runs.begin(1, es__population=population)
+    job.stop, blocks = Stop(100, 30, clock=lambda: 0.0), job.population.blocks(0)
+    job.block_seconds.append(10.0)
+    assert len(train.evaluate_members(job, blocks, 0, 0.3)) == evaluated == len(small.calls)
+
+
+def test_members_of_a_block_share_its_seconds(runs):
+    job = runs.begin(1, es__population=5, es__perturbation="lowrank", es__block=2)
+    done = train.evaluate_members(job, job.population.blocks(0), 0, 0.3)
+    assert [one.member.index for one in done] == [0, 1, 2, 3, 4]
+    shares = [seconds / size for seconds, size in zip(job.block_seconds, (2, 2, 1), strict=True)]
+    assert [one.seconds for one in done] == [shares[0]] * 2 + [shares[1]] * 2 + [shares[2]]
+
+
 def test_out_of_time_the_weights_are_those_of_the_last_generation(uninterrupted, runs, clock):
     job = runs.begin(3, run__time_limit="1:24")  # 2 + 4 calls, and 2 of the second generation
     with job.screen.progress(0, 3):

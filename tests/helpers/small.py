@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jobs import arguments
 from mpies import config, train
 from mpies.replica import Replica, build
@@ -51,6 +53,7 @@ class Runs:
     def __enter__(self) -> Runs:
         for path, rows in zip(self._rows, (TRAIN, HELD_OUT), strict=True):
             path.write_text("\n".join(map(json.dumps, rows)))
+        self._threads = torch.get_num_threads()
         self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
         calls.clear()
         events.clear()
@@ -62,6 +65,7 @@ class Runs:
                 job.log.close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        torch.set_num_threads(self._threads)
 
     def arguments(self, generations: int, **changes: object) -> list[str]:
         """A training command's settings; changes as section__key=value."""

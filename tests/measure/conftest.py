@@ -14,12 +14,12 @@ def moved(alone, tiny_model, tmp_path):
 
     def make(shift: float = 0.15, **model) -> tuple[Replica, InitialWeights]:
         folder = tiny_model(**model)
-        with small.Runs(alone, folder, tmp_path) as runs:
-            made = runs.build()
+        made = runs.build(model__path=folder)
         initial = find_initial(str(folder), made.weights, made.facts.model_digest)
         if shift:
             made.weights.update(np.array([7], np.uint64), np.array([shift], np.float32))
         made.perturbation.clear()
         return made, initial
 
-    return make
+    with small.Runs(alone, tiny_model(), tmp_path) as runs:
+        yield make
