@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import launching
-import pytest
 
 PACKAGE = launching.REPOSITORY / "mpies"
 MODULES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
@@ -18,19 +17,6 @@ LINES_OF_A_MODULE, LINES_OF_A_FUNCTION, LINES_OF_THE_MEDIAN = 400, 50, 150
 
 # Everybody calls these so.
 CUSTOMARY = {"numpy as np", "pandas as pd", "triton.language as tl", "llvmlite.binding as llvm"}
-
-# Still to be renamed: nothing is to be added.
-SAME_NAME = {
-    "Figure": {"bench/report.py", "measure/statistics.py"},
-    "Report": {"check/report.py", "evaluate/report.py"},
-    "Subject": {"bench/generation.py", "evaluate/command.py"},
-}
-RENAMED = {
-    "bench/__main__.py": {"mpies.engines.vllm as vllm_engine"},
-    "check/load.py": {"mpies.replica as replicas"},
-    "evaluate/measure.py": {"mpies.replica as replicas"},
-    "run/job.py": {"mpies.replica as replicas"},
-}
 
 
 def tree_of(name: str) -> ast.Module:
@@ -62,30 +48,28 @@ def test_no_type_has_the_name_of_another():
     for name in MODULES:
         for defined in defined_types(tree_of(name)):
             places.setdefault(defined, []).append(name)
-    twice = {defined: where for defined, where in places.items() if len(where) > 1}
-    known = {defined for defined, where in twice.items() if set(where) <= SAME_NAME.get(defined, set())}
-    assert {defined: where for defined, where in twice.items() if defined not in known} == {}
+    assert {defined: where for defined, where in places.items() if len(where) > 1} == {}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_keep_their_names(name):
-    assert set(renamed_imports(tree_of(name))) <= CUSTOMARY | RENAMED.get(name, set())
+def test_imports_keep_their_names():
+    renamed = {name: set(renamed_imports(tree_of(name))) - CUSTOMARY for name in MODULES}
+    assert {name: imports for name, imports in renamed.items() if imports} == {}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_modules_are_small(name):
-    assert lines_of(MODULES[name]) <= LINES_OF_A_MODULE
+def test_modules_are_small():
+    lines = {name: lines_of(path) for name, path in MODULES.items()}
+    assert {name: count for name, count in lines.items() if count > LINES_OF_A_MODULE} == {}
+    assert statistics.median(lines.values()) <= LINES_OF_THE_MEDIAN
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_functions_are_small(name):
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    functions = [node for node in ast.walk(tree_of(name)) if isinstance(node, kinds)]
-    assert [f.name for f in functions if f.end_lineno - f.lineno + 1 > LINES_OF_A_FUNCTION] == []
-
-
-def test_the_median_module_is_small():
-    assert statistics.median(map(lines_of, MODULES.values())) <= LINES_OF_THE_MEDIAN
+def test_functions_are_small():
+    lines = {
+        f"{name}: {node.name}": node.end_lineno - node.lineno + 1
+        for name in MODULES
+        for node in ast.walk(tree_of(name))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    assert {function: count for function, count in lines.items() if count > LINES_OF_A_FUNCTION} == {}
 
 
 def lines_of(path: Path) -> int:

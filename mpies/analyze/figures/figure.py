@@ -28,6 +28,7 @@ LOOK: dict[RcKeyType, Any] = {
     "legend.fontsize": 7.5,
     "legend.frameon": False,
     "axes.grid": False,
+    "text.parse_math": False,  # a $ in a path or a setting is a $
 }
 # The same figure is the same file.
 UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Curve = Callable[[Run], np.ndarray]
 # Where on a curve's x axis generations lie.
-Place = Callable[[Run, np.ndarray], np.ndarray]
+Abscissa = Callable[[Run, np.ndarray], np.ndarray]
 
 
 def draw_learning(axes: Axes, view: View) -> None:
@@ -56,7 +56,7 @@ def draw_time(axes: Axes, view: View) -> None:
     axes.set_xlabel(f"{unit} of computing")
 
 
-def _rewards(axes: Axes, view: View, x: Curve, at: Place) -> None:
+def _rewards(axes: Axes, view: View, x: Curve, at: Abscissa) -> None:
     """Reward curves over x(run) (G,), and evaluations over at(run, their generations)."""
     for shown in view.shown:
         run = shown.run
@@ -85,7 +85,7 @@ def _line(axes: Axes, x, y, shown: Shown, label: str | None = None) -> None:
     axes.plot(x, smooth, color=shown.colour, label=label or shown.label, **line_style(shown))
 
 
-def _evaluations(axes: Axes, view: View, shown: Shown, at: Place) -> None:
+def _evaluations(axes: Axes, view: View, shown: Shown, at: Abscissa) -> None:
     """Unperturbed weights: circles on held-out prompts, and, where it is not too much, crosses on train."""
     if shown.thin:
         return
@@ -111,7 +111,7 @@ def _mean_line(axes: Axes, group: Group, x: Curve, colour: str) -> None:
     axes.plot(across, np.mean(rewards, axis=0), color=colour, lw=2.2, label=label, zorder=3)
 
 
-def _mean_evaluations(axes: Axes, group: Group, at: Place, colour: str) -> None:
+def _mean_evaluations(axes: Axes, group: Group, at: Abscissa, colour: str) -> None:
     """The mean over a group's runs, at the generations at which all were evaluated."""
     found = [dict(zip(*(column.tolist() for column in run.evaluated(HELD_OUT)))) for run in group.runs]
     common = np.array(sorted(set.intersection(*(set(one) for one in found))), dtype=int)
