@@ -23,7 +23,7 @@ SLURM_TEST_SECONDS ?= 1200
 # How many tests may be skipped, because a machine lacks what they need (root, a Chromium, wandb, the model); with more
 # the target fails, since tests that never run prove nothing.
 QUICK_SKIPS ?= 3
-MPI_SKIPS ?= 4
+MPI_SKIPS ?= 2
 LAUNCH_SKIPS ?= 15
 SLURM_SKIPS ?= 8
 VLLM_SKIPS ?= 2
