@@ -103,7 +103,7 @@ def _initial(options, history: History):
     import torch
 
     from mpies.model import loading
-    from mpies.model.weights import Weights
+    from mpies.model.weights import take_over
     from mpies.noise import kernels_for
 
     torch.set_num_threads(options.threads)
@@ -118,7 +118,7 @@ def _initial(options, history: History):
     # The base is the run's, whatever dtype is asked for here.
     master = loading.base_dtype(settings.model.master, getattr(torch, history.dtype))
     kernels = kernels_for(device, options.threads)
-    weights = Weights(model, dtype, device, kernels, settings.es.noise_rank, master)
+    weights = take_over(model, dtype, device, kernels, settings.es.noise_rank, master)
     digest = weights.digest()
     if digest != history.model_digest:
         raise InputError(

@@ -19,7 +19,7 @@ from mpies.engines.text import Text
 from mpies.errors import RefusedError
 from mpies.model import linear_cpu, loading, perturbation
 from mpies.model.perturbation import Perturbation
-from mpies.model.weights import Weights
+from mpies.model.weights import Weights, room_for, take_base
 from mpies.noise import kernels_for
 from mpies.ranks import collectives, devices
 from mpies.ranks.memory import available
@@ -84,10 +84,9 @@ def build(comm: Comm, settings: Settings, task: Task | None = None) -> Replica:
     host = _host(comm, settings, model, text, task, device, dtype)
     kernels = kernels_for(device, settings.run.threads)
     master = loading.base_dtype(settings.model.master, dtype)
-    hold = host.hold if host else None
-    weights = collectives.together(
-        comm, Weights, model, dtype, device, kernels, settings.es.noise_rank, master, hold
-    )
+    base = collectives.together(comm, take_base, model, device, master)
+    live = collectives.together(comm, host.hold, base) if host else room_for(base, dtype)
+    weights = collectives.together(comm, Weights, model, base, live, kernels, settings.es.noise_rank)
     if device.type == "cpu":
         linear_cpu.install(model)
     digest = weights.digest()

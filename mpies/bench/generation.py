@@ -16,7 +16,7 @@ from mpies.es.population import Population
 from mpies.model import linear_cpu, loading
 from mpies.model.lowrank import LowRank
 from mpies.model.perturbation import Full
-from mpies.model.weights import Weights
+from mpies.model.weights import take_over
 from mpies.noise import Kernels
 from mpies.phases import Phases
 from mpies.tasks import conciseness
@@ -42,7 +42,7 @@ class Subject:
 
     def __init__(self, path: str, dtype: torch.dtype, device: torch.device, kernels: Kernels):
         self.model, self.tokenizer = loading.load(path, allow_download=False)
-        self.weights = Weights(self.model, dtype, device, kernels, rank=1)
+        self.weights = take_over(self.model, dtype, device, kernels, rank=1)
         if device.type == "cpu":
             linear_cpu.install(self.model)
         self.full = Full(self.weights)
@@ -71,11 +71,10 @@ class Subject:
     def stale(self) -> None:
         """As after an update: the next block has to show the new base."""
         self.lowrank.clear()
-        self.weights.update(np.empty(0, np.uint64), np.empty(0, np.float32))
+        self.update(np.ones(1, np.uint64), rank=1)
 
     def plain(self) -> None:
         """The unperturbed model."""
-        self.weights.updates += 1
         self.lowrank.clear()
 
 

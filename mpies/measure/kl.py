@@ -60,8 +60,7 @@ def divergence(
 
     tuned = likelihoods()
     try:
-        for name, value in initial.items(replica.weights):
-            replica.weights.live[name].copy_(value)
+        replica.weights.show(initial.items(replica.weights))
         base = likelihoods()
     finally:
         replica.weights.show_base()

@@ -57,7 +57,6 @@ class LowRank:
         self.members = 0
         self.matrices: dict[str, Factors] = {}
         self.vectors: dict[str, torch.Tensor] = {}
-        self._shown = -1
         names = {parameter.data_ptr(): name for name, parameter in model.named_parameters()}
         for path, module in model.named_modules():
             own = {key: p for key, p in module._parameters.items() if p is not None}
@@ -66,7 +65,7 @@ class LowRank:
 
     def set(self, members: list[Member], sigma: float) -> None:
         """Draw the block's noise: M (rows + columns) rank numbers per matrix, M times a vector's."""
-        self._show_base()
+        self.weights.show_base()  # which members do not touch: only an update makes it necessary
         self.members = len(members)
         for name, base in self.weights.base.items():
             dtype = self.weights.live[name].dtype
@@ -97,13 +96,7 @@ class LowRank:
         self.members = 0
         self.matrices.clear()
         self.vectors.clear()
-        self._show_base()
-
-    def _show_base(self) -> None:
-        """Members do not touch the live weights: only an update makes them stale."""
-        if self._shown != self.weights.updates:
-            self.weights.show_base()
-            self._shown = self.weights.updates
+        self.weights.show_base()
 
     def _draw(self, members, name, count, stream, dtype, scale=None) -> torch.Tensor:
         """(M, count): every member's numbers of a stream, times scale * sign if a scale is given."""
