@@ -7,7 +7,6 @@ Every command that computes with a model begins with `settle`, which finds out w
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,14 +17,14 @@ import torch
 import mpies
 from mpies import tasks
 from mpies.config import Settings
-from mpies.engines import vllm
+from mpies.engines import selftest, vllm
 from mpies.engines.base import Engine
 from mpies.engines.text import Text
 from mpies.model import initial, linear_cpu, loading, perturbation
 from mpies.model.anchor import Anchor
 from mpies.model.initial import InitialWeights
 from mpies.model.perturbation import Perturbation
-from mpies.model.weights import Tensors, Weights
+from mpies.model.weights import Weights, room_for, take_base, take_over
 from mpies.noise import kernels_for
 from mpies.ranks.agreement import Brought, agree, together
 from mpies.ranks.devices import Place, device_for, local_rank, place_of, shares
@@ -173,7 +172,7 @@ def load_model(
     """
     model, tokenizer = loading.load(path, allow_download)
     kernels = kernels_for(device, threads)
-    return LoadedModel(model, tokenizer, Weights(model, dtype, device, kernels, rank, master))
+    return LoadedModel(model, tokenizer, take_over(model, dtype, device, kernels, rank, master))
 
 
 def versions(engine: str) -> dict[str, str]:
@@ -216,12 +215,15 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     host = _host(settings, setup, model, text, local) if settings.engine.name == "vllm" else None
     master = loading.base_dtype(settings.model.master, dtype)
     kernels = kernels_for(device, settings.run.threads)
-    hold: Callable[[Tensors], Tensors] | None = host.hold if host else None
-    weights = Weights(model, dtype, device, kernels, settings.es.noise_rank, master, hold)
+    base = take_base(model, device, master)
+    live = host.hold(base) if host else room_for(base, dtype)
+    weights = Weights(model, base, live, kernels, settings.es.noise_rank)
     if device.type == "cpu":
         linear_cpu.install(model)
     digest = weights.digest()
     perturbed = perturbation.make(settings.es, model, weights)
+    engine = _engine(settings, model, text, perturbed, host)
+    selftest.check(model, weights, perturbed, engine)
     facts = Facts(
         model_path=path,
         model_name=Path(loading.locate(path)).name,
@@ -237,7 +239,7 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         weights=weights,
         task=setup.task,
         perturbation=perturbed,
-        engine=_engine(settings, model, text, perturbed, host),
+        engine=engine,
         device=device,
         facts=facts,
         anchor=Anchor(path, weights, digest) if use.anchored else None,

@@ -78,11 +78,10 @@ class Rig:
     def stale(self) -> None:
         """As after an update: the next block has to show the new base."""
         self.lowrank.clear()
-        self.weights.update(np.empty(0, np.uint64), np.empty(0, np.float32))
+        self.update(np.ones(1, np.uint64), rank=1)
 
     def plain(self) -> None:
         """The unperturbed model."""
-        self.stale()
         self.lowrank.clear()
 
 

@@ -11,8 +11,7 @@ import inspect
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 # choose(logits (rows, vocabulary), rows int64 (rows,), place) -> tokens int64 (rows,): the token at that
@@ -25,6 +24,9 @@ LEAVING = 1 / 8
 
 class RoomyLayer(DynamicLayer):
     """A layer's keys and values, (rows, heads, tokens, size), in memory that has room for `room` tokens."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self, room: int):
         super().__init__()
@@ -57,7 +59,7 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self._keys[:, :, :tokens], self._values[:, :, :tokens]
 
 
-def cache_for(model: nn.Module, room: int) -> DynamicCache:
+def cache_for(model: PreTrainedModel, room: int) -> DynamicCache:
     """The model's own kind of cache, with its plain attention layers replaced by roomy ones."""
     cache = DynamicCache(config=model.config)
     cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
@@ -71,7 +73,7 @@ def greedy(logits: torch.Tensor, rows: torch.Tensor, place: int) -> torch.Tensor
 
 @torch.inference_mode()
 def decode(
-    model: nn.Module,
+    model: PreTrainedModel,
     prompts: Sequence[list[int]],
     stops: set[int],
     limit: int,
@@ -110,7 +112,7 @@ def decode(
         if ended >= LEAVING * len(running):
             staying = running.nonzero()[:, 0]
             rows, starts, token, running = (x[staying] for x in (rows, starts, token, running))
-            cache.reorder_cache(staying)
+            cache.reorder_cache(staying)  # type: ignore[arg-type]  # its numbers are int64
             on_rows(rows)
         ids = token[:, None]
     return [_until_stop(row, stops) for row in new.tolist()]

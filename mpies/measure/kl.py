@@ -63,8 +63,7 @@ def divergence(
 
     tuned = read_likelihoods()
     try:
-        for name, value in initial.items(replica.weights):
-            replica.weights.live[name].copy_(value)
+        replica.weights.show(initial.items(replica.weights))
         base = read_likelihoods()
     finally:
         replica.weights.show_base()

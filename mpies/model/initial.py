@@ -129,6 +129,8 @@ def _files(path: str) -> dict[str, Path]:
             shards = json.loads(index.read_text())["weight_map"]
             return {name: index.with_name(shard) for name, shard in shards.items()}
         single = _file(path, SINGLE)
+        if single is None:
+            raise OSError(f"there is neither {SINGLE} nor {INDEX}")
         with safe_open(single, "pt") as file:
             return dict.fromkeys(file.keys(), single)
     except (OSError, TypeError, ValueError, KeyError, SafetensorError) as error:

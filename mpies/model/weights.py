@@ -10,12 +10,18 @@ widened to float32 to be worked on, and an update is rounded to it once, up or d
 steps far smaller than bfloat16's spacing count on average. Those random bits, too, are a pure function
 of the generation's first seed: everything stays exact.
 
-An engine may hold the live weights in a model of its own; the transformers model then shares them.
+An engine may hold the live weights in a model of its own; the transformers model then shares them:
+
+    base = take_base(model, device, master)
+    live = host.hold(base)                  or room_for(base, dtype)
+    weights = Weights(model, base, live, kernels, rank)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +30,9 @@ from mpies.errors import InputError
 from mpies.noise import Kernels
 from mpies.noise.definition import parameter_id
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 MASTERS = (torch.float32, torch.bfloat16)
 
 Tensors = dict[str, torch.Tensor]
@@ -31,51 +40,66 @@ Tensors = dict[str, torch.Tensor]
 Pull = Callable[[str, torch.Tensor], None]
 
 
-class Weights:
-    """Takes over a model's parameters: their values become the base, their storage the live weights.
+def take_base(model: torch.nn.Module, device: torch.device, master: torch.dtype = torch.float32) -> Tensors:
+    """Take a model's values out of it: the base weights on `device`, in the dtype `master`, by name.
 
-    Afterwards, the model is on `device` with parameters of `dtype`. Raises InputError for parameters
-    that are not floating point (quantised models), and for a `master`, the base's dtype, of float16.
-    `rank` is that of the noise of matrices, 0: full.
-    `hold(base)` returns where the live weights are: contiguous tensors of `dtype` in the base's shapes, by
-    name. It is called when the base is there and the checkpoint's memory is free again.
+    The model's parameters are empty afterwards, and the checkpoint's memory is free. Raises InputError for
+    parameters that are not floating point (quantised models), and for a `master` of float16.
+    """
+    if master not in MASTERS:
+        raise InputError(
+            "model.master: live needs live weights in bfloat16, and here they are"
+            f" {str(master).removeprefix('torch.')}; use model.master=float32, or model.dtype=bfloat16"
+        )
+    base: Tensors = {}
+    # Without duplicates: a tied parameter appears once, under its first state-dict name.
+    for name, parameter in model.named_parameters(remove_duplicate=True):
+        if not parameter.is_floating_point():
+            raise InputError(f"model: {name} is {parameter.dtype}; quantised models cannot be tuned")
+        # A copy always, never a view of the checkpoint's memory, which may be a mapped file.
+        base[name] = torch.empty(parameter.shape, dtype=master, device=device).copy_(parameter.detach())
+        parameter.requires_grad_(False)
+        parameter.data = torch.empty(0, dtype=parameter.dtype, device=device)
+    return base
+
+
+def room_for(base: Tensors, dtype: torch.dtype) -> Tensors:
+    """Memory for live weights of `dtype`, by name, where no engine has any for them; not yet written."""
+    return {name: torch.empty_like(tensor, dtype=dtype) for name, tensor in base.items()}
+
+
+def take_over(
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+    device: torch.device,
+    kernels: Kernels,
+    rank: int = 0,
+    master: torch.dtype = torch.float32,
+) -> Weights:
+    """The base and live weights of a model, the latter in memory of their own. Raises as `take_base`."""
+    base = take_base(model, device, master)
+    return Weights(model, base, room_for(base, dtype), kernels, rank)
+
+
+class Weights:
+    """The base weights of a model, and its live weights, which are the model's parameters from now on.
+
+    `base` is what `take_base` took from the model. `live`: contiguous tensors in the base's shapes and on
+    its device, by name, to be written; they share a dtype, which the model has afterwards. `rank` is that
+    of the noise of matrices, 0: full. Whoever writes the base or the live weights does it here.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        dtype: torch.dtype,
-        device: torch.device,
-        kernels: Kernels,
-        rank: int = 0,
-        master: torch.dtype = torch.float32,
-        hold: Callable[[Tensors], Tensors] | None = None,
-    ):
-        if master not in MASTERS:
-            raise InputError(
-                "model.master: live needs live weights in bfloat16, and here they are"
-                f" {str(master).removeprefix('torch.')}; use model.master=float32, or model.dtype=bfloat16"
-            )
+    def __init__(self, model: PreTrainedModel, base: Tensors, live: Tensors, kernels: Kernels, rank: int = 0):
+        self.base = base
+        self.live = live
         self.kernels = kernels
         self.rank = rank
-        self.updates = 0
-        self.base: Tensors = {}
-        # Without duplicates: a tied parameter appears once, under its first state-dict name.
-        for name, parameter in model.named_parameters(remove_duplicate=True):
-            if not parameter.is_floating_point():
-                raise InputError(f"model: {name} is {parameter.dtype}; quantised models cannot be tuned")
-            value = parameter.detach()
-            parameter.requires_grad_(False)
-            # A copy always, never a view of the checkpoint's memory, which may be a mapped file.
-            self.base[name] = torch.empty(value.shape, dtype=master, device=device)
-            self.base[name].copy_(value)
-            parameter.data = torch.empty(0, dtype=dtype, device=device)
-        self.live = hold(self.base) if hold else _memory_for(self.base, dtype)
-        for name, parameter in model.named_parameters(remove_duplicate=True):
-            parameter.data = self.live[name]
-        model.to(device)  # buffers
-        model.config.dtype = dtype
-        self.ids = _ids(list(self.base))
+        self.ids = _ids(list(base))
+        self._parameters = dict(model.named_parameters(remove_duplicate=True))
+        self._lend(live)
+        torch.nn.Module.to(model, self.device)  # buffers
+        model.config.dtype = self.dtype
+        self._live_is_base = False
         self.show_base()
 
     @property
@@ -83,19 +107,58 @@ class Weights:
         """The number of parameters."""
         return sum(base.numel() for base in self.base.values())
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That the model computes in: of the live weights, or of others that it is lent."""
+        return next(iter(self._parameters.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.base.values())).device
+
     def value(self, name: str) -> torch.Tensor:
         """The base of a parameter in float32: the base itself, or a copy if its dtype is another."""
         return self.base[name].float()
 
     def perturb(self, seed: int, scale: float) -> None:
         """live <- cast(base + scale * noise(seed)), scale being sigma * sign."""
+        self._live_is_base = False
         for name, live in self.live.items():
             self.kernels.perturb(self.value(name).view(-1), live.view(-1), seed, self.ids[name], scale)
 
     def show_base(self) -> None:
-        """live <- cast(base): the unperturbed model."""
-        for name, base in self.base.items():
-            self.live[name].copy_(base)
+        """live <- cast(base): the unperturbed model. Costs nothing if live shows the base already."""
+        if not self._live_is_base:
+            self.show(self.base.items())
+            self._live_is_base = True
+
+    def show(self, values: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """live <- cast(values), for (name, value) one by one, until anything else is shown; base stays."""
+        self._live_is_base = False
+        for name, value in values:
+            self.live[name].copy_(value)
+
+    @contextmanager
+    def lending(self, values: Tensors) -> Iterator[None]:
+        """For the time being, the model computes with these tensors of one dtype, by name; with all or some.
+
+        With `base`, in float32 most often. The live weights stay as they are.
+        """
+        own = {name: parameter.data for name, parameter in self._parameters.items()}
+        self._lend(values)
+        try:
+            yield
+        finally:
+            self._lend(own)
+
+    def _lend(self, values: Tensors) -> None:
+        for name, value in values.items():
+            self._parameters[name].data = value
+
+    def restore(self, name: str, value: torch.Tensor) -> None:
+        """base <- value, for one parameter: that of a checkpoint."""
+        self._live_is_base = False
+        self.base[name].copy_(value)
 
     def update(self, seeds: np.ndarray, factors: np.ndarray, pull: Pull | None = None) -> None:
         """base <- base + sum_d factors_d * noise(seeds_d), tensor by tensor, summed in the order given.
@@ -104,23 +167,33 @@ class Weights:
         decomposed in-place update. Without directions the base stays as it is. `pull` is called with
         each parameter's name and new value, float32, which it may change.
         """
-        self.updates += 1
         for name in self.base:
             self.update_one(name, seeds, factors, pull)
 
     def update_one(self, name: str, seeds: np.ndarray, factors: np.ndarray, pull: Pull | None = None) -> None:
         """The same for one parameter."""
-        value, number = self.value(name), self.ids[name]
-        if len(seeds) and self.rank and value.dim() == 2:
-            self.kernels.lowrank_update(value, seeds, factors, number, self.rank)
-        elif len(seeds):
-            self.kernels.update(value.view(-1), seeds, factors, number)
+        self._live_is_base = False
+        value = self.value(name)
+        self._add(name, value, seeds, factors)
         if pull:
             pull(name, value)
         base = self.base[name]
         if value is not base:
             seed = int(seeds[0]) if len(seeds) else 0
-            self.kernels.round(value.view(-1), base.view(-1), seed, number)
+            self.kernels.round(value.view(-1), base.view(-1), seed, self.ids[name])
+
+    def updated(self, name: str, seeds: np.ndarray, factors: np.ndarray) -> torch.Tensor:
+        """What `update_one` would make of a parameter, before it is rounded: float32, of its own memory."""
+        value = self.base[name].to(torch.float32, copy=True)
+        self._add(name, value, seeds, factors)
+        return value
+
+    def _add(self, name: str, value: torch.Tensor, seeds: np.ndarray, factors: np.ndarray) -> None:
+        """value <- value + sum_d factors_d * noise(seeds_d), for float32 values of a parameter."""
+        if len(seeds) and self.rank and value.dim() == 2:
+            self.kernels.lowrank_update(value, seeds, factors, self.ids[name], self.rank)
+        elif len(seeds):
+            self.kernels.update(value.view(-1), seeds, factors, self.ids[name])
 
     def digest(self) -> int:
         """64 bits that change with any bit of the base.
@@ -132,10 +205,6 @@ class Weights:
     def digest_of(self, name: str, tensor: torch.Tensor) -> int:
         """What a tensor of values adds to the digest if it is the base of that parameter."""
         return self.kernels.digest(tensor.float().view(-1), self.ids[name])
-
-
-def _memory_for(base: Tensors, dtype: torch.dtype) -> Tensors:
-    return {name: torch.empty_like(tensor, dtype=dtype) for name, tensor in base.items()}
 
 
 def _ids(names: list[str]) -> dict[str, int]:

@@ -60,8 +60,8 @@ def restore(folder: Path, weights: Weights, run_uuid: str, digests: np.ndarray, 
             with safe_open(path, "pt") as file:
                 problem = _problem(file, weights, run_uuid, generation, int(digests[generation - 1]))
                 if problem is None:
-                    for name, base in weights.base.items():
-                        base.copy_(file.get_tensor(name))
+                    for name in weights.base:
+                        weights.restore(name, file.get_tensor(name))
                     return generation
         except (SafetensorError, OSError, ValueError) as error:
             problem = f"unreadable ({error})"

@@ -167,7 +167,7 @@ def check_rewards(rewards: Any, answers: int, whose: str) -> np.ndarray:
 
 def _scalar(value: Any) -> Any:
     """The value, if it can be a single number: a row of a matrix cannot, whatever float() makes of it."""
-    if isinstance(value, bytes) or getattr(value, "ndim", 0):
+    if isinstance(value, bytes) or getattr(value, "ndim", False):
         raise TypeError
     return value
 

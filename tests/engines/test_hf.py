@@ -13,7 +13,7 @@ from mpies.engines.hf import HfEngine
 from mpies.engines.text import Text
 from mpies.errors import InputError
 from mpies.model import loading, saving
-from mpies.model.weights import Weights
+from mpies.model.weights import take_over
 from mpies.noise.cpu import CpuKernels
 
 EOS = 2
@@ -270,7 +270,7 @@ def test_missing_chat_template_is_refused(load):
 @KINDS
 def test_follows_the_live_weights(load, kind):
     model, tokenizer = load(kind=kind)
-    weights = Weights(model, torch.float32, torch.device("cpu"), CpuKernels(1))
+    weights = take_over(model, torch.float32, torch.device("cpu"), CpuKernels(1))
     engine = engine_of(model, tokenizer)
     first = engine.generate(PROMPTS)
     for seed in (1, 2, 3):

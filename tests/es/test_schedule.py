@@ -21,7 +21,7 @@ from mpies.errors import InputError
 from mpies.es import schedule
 from mpies.model import loading
 from mpies.model.anchor import Anchor
-from mpies.model.weights import Weights
+from mpies.model.weights import Weights, take_over
 from mpies.noise.cpu import CpuKernels
 
 
@@ -73,7 +73,7 @@ def loaded(tiny_model):
     def load(folder: Path | None = None, dtype=torch.float32) -> tuple[str, Weights]:
         path = str(folder or tiny_model())
         model, _ = loading.load(path, allow_download=False)
-        return path, Weights(model, dtype, torch.device("cpu"), CpuKernels(1))
+        return path, take_over(model, dtype, torch.device("cpu"), CpuKernels(1))
 
     return load
 

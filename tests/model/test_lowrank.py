@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import numpy as np
@@ -16,7 +17,7 @@ from mpies.errors import InputError
 from mpies.es.population import Member
 from mpies.model import loading
 from mpies.model.lowrank import LowRank
-from mpies.model.weights import Weights
+from mpies.model.weights import Weights, take_over
 from mpies.noise import definition
 from mpies.noise.cpu import CpuKernels
 from mpies.noise.device import DeviceKernels
@@ -62,6 +63,10 @@ def test_noise_of_a_matrix_has_mean_0_and_variance_1(rank):
 
 def materialise(weights: Weights, member: Member, rank: int) -> None:
     """The member's own weights as live weights, by the definition."""
+    weights.show(materialised(weights, member, rank))
+
+
+def materialised(weights: Weights, member: Member, rank: int) -> Iterator[tuple[str, torch.Tensor]]:
     for name, base in weights.base.items():
         number, values = weights.ids[name], base.numpy()
         if values.ndim == 2:
@@ -69,7 +74,7 @@ def materialise(weights: Weights, member: Member, rank: int) -> None:
             noise = a.T @ b / np.sqrt(rank)
         else:
             noise = definition.normal(member.seed, number, 0, values.size)
-        weights.live[name].copy_(torch.from_numpy(values + SIGMA * member.sign * noise))
+        yield name, torch.from_numpy(values + SIGMA * member.sign * noise.reshape(values.shape))
 
 
 FLOAT32, BFLOAT16 = (torch.float32, 1e-4), (torch.bfloat16, 0.25)
@@ -87,7 +92,7 @@ def test_a_block_computes_what_materialised_members_compute(tiny_model, kind, ti
         model = AutoModelForCausalLM.from_config(config).eval()
     else:
         model, _ = loading.load(str(tiny_model(kind=kind, tied=tied)), allow_download=False)
-    weights = Weights(model, dtype, torch.device("cpu"), CpuKernels(1), rank)
+    weights = take_over(model, dtype, torch.device("cpu"), CpuKernels(1), rank)
     digest = weights.digest()
     perturbation = LowRank(model, weights, rank)
     ids = torch.randint(4, 90, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -109,7 +114,7 @@ def test_a_block_computes_what_materialised_members_compute(tiny_model, kind, ti
 
 def test_a_block_generates_what_its_members_generate_alone(tiny_model):
     model, tokenizer = loading.load(str(tiny_model(kind="llama", tied=True)), allow_download=False)
-    weights = Weights(model, torch.float32, torch.device("cpu"), CpuKernels(1), 1)
+    weights = take_over(model, torch.float32, torch.device("cpu"), CpuKernels(1), 1)
     perturbation = LowRank(model, weights, 1)
     text = Text(model, tokenizer, chat_template=True)
     engine = HfEngine(model, text, max_new_tokens=12, batch_size=6, on_rows=perturbation.rows)
@@ -127,7 +132,7 @@ def test_a_block_generates_what_its_members_generate_alone(tiny_model):
 
 def test_update_reaches_the_live_weights_of_the_next_block(tiny_model):
     model, _ = loading.load(str(tiny_model(kind="llama", tied=True)), allow_download=False)
-    weights = Weights(model, torch.float32, torch.device("cpu"), CpuKernels(1), 1)
+    weights = take_over(model, torch.float32, torch.device("cpu"), CpuKernels(1), 1)
     perturbation = LowRank(model, weights, 1)
     perturbation.set(MEMBERS, SIGMA)
     weights.update(np.array([1], dtype=np.uint64), np.array([0.1], dtype=np.float32))
@@ -144,6 +149,6 @@ def test_unknown_modules_are_refused(tiny_model):
 
     model, _ = loading.load(str(tiny_model(kind="llama", tied=True)), allow_download=False)
     model.experts = Experts()
-    weights = Weights(model, torch.float32, torch.device("cpu"), CpuKernels(1), 1)
+    weights = take_over(model, torch.float32, torch.device("cpu"), CpuKernels(1), 1)
     with pytest.raises(InputError, match=r"Experts at experts; use es\.perturbation=full"):
         LowRank(model, weights, 1)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from mpies.errors import InputError
 from mpies.model import loading
-from mpies.model.weights import Weights
+from mpies.model.weights import Weights, take_over
 from mpies.noise import definition
 from mpies.noise.cpu import CpuKernels
 
@@ -40,7 +40,7 @@ def weights(tiny_model):
 
     def load(master=torch.bfloat16, rank=0) -> Weights:
         model, _ = loading.load(str(tiny_model()), allow_download=False)
-        return Weights(model, torch.bfloat16, CPU, CpuKernels(1), rank, master)
+        return take_over(model, torch.bfloat16, CPU, CpuKernels(1), rank, master)
 
     return load
 
@@ -93,7 +93,7 @@ def test_steps_below_the_spacing_count_on_average(weights):
 def test_float16_is_refused(tiny_model):
     model, _ = loading.load(str(tiny_model()), allow_download=False)
     with pytest.raises(InputError, match=r"model\.master: live needs .*bfloat16.* float16"):
-        Weights(model, torch.float16, CPU, CpuKernels(1), 0, torch.float16)
+        take_over(model, torch.float16, CPU, CpuKernels(1), 0, torch.float16)
 
 
 # Whole runs

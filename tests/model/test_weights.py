@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mpies.errors import InputError
 from mpies.model import saving
-from mpies.model.weights import Weights
+from mpies.model.weights import Weights, room_for, take_base, take_over
 from mpies.noise import definition
 from mpies.noise import device as device_kernels
 from mpies.noise.cpu import CpuKernels
@@ -36,7 +36,7 @@ def load(tiny_model):
 
     def make(live=torch.float32, kernels=None, **options):
         model = AutoModelForCausalLM.from_pretrained(tiny_model(**options), dtype="auto")
-        return model, Weights(model, live, CPU, kernels or CpuKernels(1))
+        return model, take_over(model, live, CPU, kernels or CpuKernels(1))
 
     return make
 
@@ -91,7 +91,7 @@ def test_the_checkpoint_in_memory_is_left_alone(tiny_model):
     model = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype="auto")
     original = {name: parameter.data for name, parameter in model.named_parameters()}
     before = all_bits(original)
-    weights = Weights(model, torch.float32, CPU, CpuKernels(1))
+    weights = take_over(model, torch.float32, CPU, CpuKernels(1))
     weights.update(SEEDS, FACTORS)
     weights.perturb(1, SIGMA)
     assert all_bits(original) == before
@@ -211,6 +211,52 @@ def test_update_without_directions_changes_nothing(load):
     assert all_bits(weights.base) == base
 
 
+def test_what_was_changed_or_shown_since_does_not_pass_for_the_base(load):
+    _, weights = load(torch.bfloat16)
+    name, other = "model.norm.weight", torch.arange(32.0)
+    changes = {
+        "update": lambda: weights.update(SEEDS, FACTORS),
+        "update of a tensor": lambda: weights.update_one(name, SEEDS, FACTORS),
+        "restore": lambda: weights.restore(name, other),
+        "perturb": lambda: weights.perturb(1, SIGMA),
+        "show": lambda: weights.show([(name, -other)]),
+        "show that fails": lambda: pytest.raises(
+            KeyError, weights.show, [(name, 2 * other), ("no such", other)]
+        ),
+    }
+    for change, make in changes.items():
+        make()
+        shown = {n: bits(base.bfloat16()) for n, base in weights.base.items()}
+        assert all_bits(weights.live) != shown, change
+        weights.show_base()
+        assert all_bits(weights.live) == shown, change
+
+
+def test_showing_the_base_again_costs_nothing(load):
+    """A block of low-rank members shows it for every block, a member for every evaluation."""
+    _, weights = load()
+    weights.show_base()
+    weights.live["model.norm.weight"].fill_(7)  # behind its back, to see whether it is written
+    weights.show_base()
+    assert weights.live["model.norm.weight"].eq(7).all()
+
+
+# Taking over a model
+
+
+def test_the_base_is_taken_from_the_model_before_there_are_live_weights(tiny_model):
+    """An engine makes room for them when the checkpoint's memory is free again."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype="auto")
+    logits = model(torch.tensor([[5, 6, 7]])).logits
+    base = take_base(model, CPU)
+    assert not any(parameter.numel() for parameter in model.parameters())
+    live = room_for(base, torch.float32)
+    weights = Weights(model, base, live, CpuKernels(1))
+    assert weights.base is base and weights.live is live
+    assert all(parameter.data_ptr() == live[name].data_ptr() for name, parameter in model.named_parameters())
+    assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, logits)
+
+
 # Digest
 
 
@@ -254,7 +300,7 @@ def test_quantised_models_are_refused(dtype):
     with pytest.raises(
         InputError, match=r"weight is torch\.u?int\d+; quantised models cannot be tuned"
     ) as error:
-        Weights(module(torch.ones(4, dtype=dtype)), torch.float32, CPU, CpuKernels(1))
+        take_over(module(torch.ones(4, dtype=dtype)), torch.float32, CPU, CpuKernels(1))
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -377,7 +423,7 @@ def test_scratch_memory_is_less_than_a_tensor(monkeypatch, kernels):
         weights.show_base()
 
     # Compile first, and let the allocator settle.
-    weights = Weights(module(torch.ones(300_000)), torch.bfloat16, CPU, kernels)
+    weights = take_over(module(torch.ones(300_000)), torch.bfloat16, CPU, kernels)
     work()
-    weights = Weights(module(torch.ones(size)), torch.bfloat16, CPU, kernels)
+    weights = take_over(module(torch.ones(size)), torch.bfloat16, CPU, kernels)
     assert peak_memory_of(work) < tensor_bytes / 2

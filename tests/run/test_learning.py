@@ -28,7 +28,7 @@ from scipy import stats
 
 from mpies.es.fitness import coefficients
 from mpies.es.population import Population, directions
-from mpies.model.weights import Weights
+from mpies.model.weights import take_over
 from mpies.noise import definition
 from mpies.noise.cpu import CpuKernels
 
@@ -60,7 +60,7 @@ class Es:
         rank: int = 0,
     ):
         point = Point(4, d // 5, d - 4 * (d // 5))
-        self.weights = Weights(point, torch.float32, torch.device("cpu"), CpuKernels(), rank)
+        self.weights = take_over(point, torch.float32, torch.device("cpu"), CpuKernels(), rank)
         self.population = Population(size, 42, antithetic)
         self.reward, self.sigma, self.alpha = reward, sigma, alpha
 
@@ -79,7 +79,7 @@ class Es:
             number = self.weights.ids["matrix"]
             a, b = definition.factors(seed, number, tuple(base.shape), rank)
             noise = torch.from_numpy(a.T @ b / np.float32(math.sqrt(rank)))
-            self.weights.live["matrix"].copy_(base + scale * noise)
+            self.weights.show([("matrix", base + scale * noise)])
 
     def step(self, generation: int) -> np.ndarray:
         """Evolve for one generation; the movement."""
