@@ -65,11 +65,11 @@ def test_phases_are_means_over_the_ranks():
 def test_imbalance_is_the_slowest_ranks_evaluation_over_the_mean():
     """Evaluation is perturbing, generating, scoring; what ranks wait for is no work."""
     rows = {rank: dict.fromkeys(PHASES, 7.0 * rank) for rank in range(RANKS)}
-    for rank, (perturb, generate, reward) in enumerate([(1, 4, 1), (0, 2, 0), (0.5, 0, 0.5)]):
+    for rank, (perturb, generate, reward) in enumerate([(1, 4, 1), (0, 2, 0), (0.5, 0, 1.5)]):
         rows[rank] |= {"perturb": perturb, "generate": generate, "reward": reward}
     spent = np.array([[rows[rank][phase] for phase in PHASES] for rank in range(RANKS)])
     row, _ = make_rows(outcome(), Costs(costs().members, spent))
-    assert row["imbalance"] == pytest.approx(6 / 3)
+    assert row["imbalance"] == pytest.approx(6 / (10 / 3))
 
 
 def test_every_member_has_its_row_in_member_order():
