@@ -8,6 +8,8 @@ as (W x^T)^T the copied factor is x. Decoding 2 rows, a layer's products take 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -25,11 +27,15 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def install(model: nn.Module) -> None:
-    """Make a model's plain linear layers compute so."""
+    """Make a model's plain linear layers compute so.
+
+    Layers whose forward was replaced before stay as they are: it may have been by `LowRank`, which
+    computes its products with `linear` itself. So it does not matter which of the two comes first.
+    """
     for module in model.modules():
-        if type(module) is nn.Linear:
-            module.forward = _forward(module)
+        if type(module) is nn.Linear and "forward" not in vars(module):
+            vars(module)["forward"] = _forward(module)
 
 
-def _forward(module: nn.Linear):
+def _forward(module: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: linear(x, module.weight, module.bias)

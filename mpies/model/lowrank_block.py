@@ -1,0 +1,81 @@
+"""A block of members: their noise of low rank, and whose member each row of a batch is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from mpies.model import lowrank_cpu
+
+# share(count, work) calls work(first, last) on parts of a count, on several threads.
+Share = Callable[[int, Callable[[int, int], None]], None]
+
+
+@dataclass
+class Factors:
+    """A block's noise of one matrix, in the live dtype.
+
+    a: (M rank, rows), with sigma sign / sqrt(rank) in it; b: (M rank, columns).
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+    @cached_property
+    def raw(self) -> tuple[np.ndarray, np.ndarray]:
+        return lowrank_cpu.raw(self.a), lowrank_cpu.raw(self.b)
+
+    def turned(self) -> Factors:
+        """Those of the transposed matrix."""
+        return Factors(self.b, self.a)
+
+
+class Block:
+    """M members; `matrices` and `vectors` have their noise, by the parameters' names.
+
+    A vector's is (M, size), in the live dtype, with the base's values in it. No members: the plain model.
+    """
+
+    def __init__(self, rank: int, share: Share):
+        self.rank = rank
+        self.share = share
+        self.members = 0
+        self.matrices: dict[str, Factors] = {}
+        self.vectors: dict[str, torch.Tensor] = {}
+
+    def assign(self, members: torch.Tensor) -> None:
+        """From now on, row i of a batch belongs to member members[i]; int64 (rows,)."""
+        self.row_members = members
+        self.members_array = members.cpu().numpy()
+        everyone = torch.arange(self.members, device=members.device).repeat_interleave(self.rank)
+        # (rows, 1, M rank): of all members' numbers, each row keeps its own member's.
+        dtype = next(iter(self.vectors.values()), members).dtype
+        self._own = (everyone == members[:, None, None]).to(dtype)
+        self._row_vectors = {name: vectors[members].unsqueeze(1) for name, vectors in self.vectors.items()}
+
+    def vector(self, name: str, dims: int) -> torch.Tensor:
+        """Every row's own vector, (rows, 1, ..., size) with so many dimensions."""
+        vector = self._row_vectors[name]
+        return vector.view(-1, *[1] * (dims - 2), vector.shape[-1])
+
+    def add_product(self, y: torch.Tensor, x: torch.Tensor, noise: Factors) -> None:
+        """y (rows, ..., N) += x (rows, ..., K) times each row's own E^T, in place; y is contiguous."""
+        if lowrank_cpu.knows(x):
+            a, b = noise.raw
+            lowrank_cpu.add(y, x.contiguous(), self.members_array, a, b, self.rank, self.share)
+        else:
+            own = functional.linear(x, noise.b)
+            own = own * self._own.view(-1, *[1] * (x.dim() - 2), own.shape[-1])
+            y.view(-1, y.shape[-1]).addmm_(own.view(-1, own.shape[-1]), noise.a)
+
+    def looked_up(self, ids: torch.Tensor, weight: torch.Tensor, noise: Factors) -> torch.Tensor:
+        """Rows `ids` (rows, tokens) of the weight, each plus its noise: (rows, tokens, columns)."""
+        members = self.row_members
+        a = noise.a.view(self.members, self.rank, -1)[members[:, None], :, ids]
+        b = noise.b.view(self.members, self.rank, -1)[members]
+        return torch.baddbmm(functional.embedding(ids, weight), a, b)
