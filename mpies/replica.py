@@ -13,7 +13,7 @@ import torch
 import mpies
 from mpies import tasks
 from mpies.config import Settings
-from mpies.engines import vllm
+from mpies.engines import selftest, vllm
 from mpies.engines.base import Engine
 from mpies.engines.text import Text
 from mpies.errors import RefusedError
@@ -93,6 +93,7 @@ def build(comm: Comm, settings: Settings, task: Task | None = None) -> Replica:
     _refuse_diverged(comm, digest)
     perturbed = collectives.together(comm, perturbation.make, settings.es, model, weights)
     engine = collectives.together(comm, _engine, settings, model, text, perturbed, host)
+    collectives.together(comm, selftest.check, model, weights, perturbed, engine)
     facts = {
         "model_path": settings.model.path,
         "model_name": Path(loading.locate(settings.model.path)).name,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from mpies.engines import likelihood
+from mpies.engines import likelihood, rope
 from mpies.engines.base import Completions, Draws, Prompt
 from mpies.engines.decode import Choose, decode, greedy
 from mpies.engines.sampler import Sampler
@@ -21,6 +21,8 @@ class HfEngine:
     """Decodes with `model` as it is at the time of the call."""
 
     held = 0
+    at_once = False
+    """Are given answers read at once? It takes more memory; in pieces, some models read them wrong."""
 
     def __init__(
         self,
@@ -60,8 +62,10 @@ class HfEngine:
         found: list[np.ndarray] = [np.zeros(0)] * len(prompts)
         for chosen in _batches(encoded, self.batch_size):
             pairs = [encoded[i] for i in chosen], [answers[i] for i in chosen]
-            for i, values in zip(chosen, likelihood.of(self.model, *pairs, temperature), strict=True):
-                found[i] = values
+            rope.refuse_beyond(self.model, max(len(p) + len(a) for p, a in zip(*pairs, strict=True)))
+            values = likelihood.of(self.model, *pairs, temperature, self.at_once)
+            for i, row in zip(chosen, values, strict=True):
+                found[i] = row
         return found
 
     def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
@@ -75,6 +79,7 @@ class HfEngine:
 
     def _decode(self, prompts: list[list[int]], members: int, choose: Choose = greedy) -> list[list[int]]:
         """Every member's answers to the prompts, one member after another."""
+        rope.refuse_beyond(self.model, max(map(len, prompts)) + self.max_new_tokens)
 
         def on_rows(rows: torch.Tensor) -> None:
             self.on_rows(rows // len(prompts))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from mpies.engines.decode import cache_for, forward, left_padded
 
@@ -18,32 +18,29 @@ LOGITS = 2**25
 
 @torch.inference_mode()
 def of(
-    model: nn.Module,
+    model: PreTrainedModel,
     prompts: Sequence[list[int]],
     answers: Sequence[list[int]],
     temperature: float = 1.0,
+    at_once: bool = False,
 ) -> list[np.ndarray]:
     """log softmax(logits / temperature) of each answer's tokens: nat, float64 (tokens of the answer,).
 
     The answers are read in pieces, each continuing the cache of the pieces before, so that memory does
-    not grow with their length times the vocabulary.
+    not grow with their length times the vocabulary; or with their prompts, `at_once`.
     """
     device, length = model.device, max(map(len, answers))
     if length == 0:
         return [np.zeros(0) for _ in answers]
-    ids, starts = left_padded(prompts, device)
+    prefix, starts = left_padded(prompts, device)
     # Right padded: no token sees what comes after it, and what the padding gets is thrown away.
     told = torch.tensor([[*answer, *[0] * (length - len(answer))] for answer in answers], device=device)
-    width, knows = ids.shape[1], inspect.signature(model.forward).parameters
+    width, knows = prefix.shape[1], inspect.signature(model.forward).parameters
     cache = cache_for(model, width + length)
     positions = torch.arange(width + length, device=device)
-    piece = max(1, LOGITS // (len(prompts) * model.config.get_text_config().vocab_size))
-    # The prompts tell the first token's probability, every piece those of the tokens that follow.
-    pieces = [ids, *told[:, : length - 1].split(piece, dim=1)] if length > 1 else [ids]
     read, found = 0, []
-    for number, ids in enumerate(pieces):
+    for ids, keep in _pieces(model, prefix, told, at_once):
         read += ids.shape[1]
-        keep = ids.shape[1] if number else 1
         mask = (positions[:read] >= starts[:, None]).long() if starts.any() else None
         places = (positions[read - ids.shape[1] : read] - starts[:, None]).clamp(min=0)
         logits = forward(model, knows, cache, ids, mask, places, keep)[:, -keep:]
@@ -52,3 +49,20 @@ def of(
         found.append(chances.gather(-1, following[..., None])[..., 0].double())
     values = torch.cat(found, dim=1).cpu().numpy()
     return [row[: len(answer)] for row, answer in zip(values, answers, strict=True)]
+
+
+def _pieces(
+    model: PreTrainedModel, prompts: torch.Tensor, told: torch.Tensor, at_once: bool
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """What is read at a time, and how many of its last tokens tell probabilities: of those that follow.
+
+    The answers' last tokens are followed by none.
+    """
+    rows, length = told.shape
+    if at_once:
+        yield torch.cat([prompts, told[:, : length - 1]], dim=1), length
+        return
+    yield prompts, 1
+    if length > 1:
+        most = max(1, LOGITS // (rows * model.config.get_text_config().vocab_size))
+        yield from ((piece, piece.shape[1]) for piece in told[:, : length - 1].split(most, dim=1))

@@ -19,7 +19,8 @@ An engine may hold the live weights in a model of its own; the transformers mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,8 +95,8 @@ class Weights:
         self.kernels = kernels
         self.rank = rank
         self.ids = _ids(list(base))
-        for name, parameter in model.named_parameters(remove_duplicate=True):
-            parameter.data = live[name]
+        self._parameters = dict(model.named_parameters(remove_duplicate=True))
+        self._lend(live)
         model.to(self.device)  # buffers
         model.config.dtype = self.dtype
         self._live_is_base = False
@@ -108,8 +109,8 @@ class Weights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the live weights."""
-        return next(iter(self.live.values())).dtype
+        """That the model computes in: of the live weights, or of others that it is lent."""
+        return next(iter(self._parameters.values())).dtype
 
     @property
     def device(self) -> torch.device:
@@ -137,6 +138,23 @@ class Weights:
         for name, value in values:
             self.live[name].copy_(value)
 
+    @contextmanager
+    def lending(self, values: Tensors) -> Iterator[None]:
+        """For the time being, the model computes with these tensors of one dtype, by name; with all or some.
+
+        With `base`, in float32 most often. The live weights stay as they are.
+        """
+        own = {name: parameter.data for name, parameter in self._parameters.items()}
+        self._lend(values)
+        try:
+            yield
+        finally:
+            self._lend(own)
+
+    def _lend(self, values: Tensors) -> None:
+        for name, value in values.items():
+            self._parameters[name].data = value
+
     def restore(self, name: str, value: torch.Tensor) -> None:
         """base <- value, for one parameter: that of a checkpoint."""
         self._live_is_base = False
@@ -155,17 +173,27 @@ class Weights:
     def update_one(self, name: str, seeds: np.ndarray, factors: np.ndarray, pull: Pull | None = None) -> None:
         """The same for one parameter."""
         self._live_is_base = False
-        value, number = self.value(name), self.ids[name]
-        if len(seeds) and self.rank and value.dim() == 2:
-            self.kernels.lowrank_update(value, seeds, factors, number, self.rank)
-        elif len(seeds):
-            self.kernels.update(value.view(-1), seeds, factors, number)
+        value = self.value(name)
+        self._add(name, value, seeds, factors)
         if pull:
             pull(name, value)
         base = self.base[name]
         if value is not base:
             seed = int(seeds[0]) if len(seeds) else 0
-            self.kernels.round(value.view(-1), base.view(-1), seed, number)
+            self.kernels.round(value.view(-1), base.view(-1), seed, self.ids[name])
+
+    def updated(self, name: str, seeds: np.ndarray, factors: np.ndarray) -> torch.Tensor:
+        """What `update_one` would make of a parameter, before it is rounded: float32, of its own memory."""
+        value = self.base[name].to(torch.float32, copy=True)
+        self._add(name, value, seeds, factors)
+        return value
+
+    def _add(self, name: str, value: torch.Tensor, seeds: np.ndarray, factors: np.ndarray) -> None:
+        """value <- value + sum_d factors_d * noise(seeds_d), for float32 values of a parameter."""
+        if len(seeds) and self.rank and value.dim() == 2:
+            self.kernels.lowrank_update(value, seeds, factors, self.ids[name], self.rank)
+        elif len(seeds):
+            self.kernels.update(value.view(-1), seeds, factors, self.ids[name])
 
     def digest(self) -> int:
         """64 bits that change with any bit of the base.

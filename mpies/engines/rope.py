@@ -1,0 +1,36 @@
+"""Rotary embeddings whose frequencies depend on the longest row of a batch.
+
+With "dynamic" scaling they grow with the longest row seen so far, with "longrope" they change once the
+longest row is longer than what the model was trained on at first. Up to there, rows are independent.
+"""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from mpies.errors import InputError
+
+
+def reach(config: PreTrainedConfig) -> int | None:
+    """Tokens of a prompt with its answer up to which rows are independent; None: always."""
+    text = config.get_text_config()
+    given = getattr(text, "rope_parameters", None) or {}
+    kinds = [given] if "rope_type" in given else [kind for kind in given.values() if isinstance(kind, dict)]
+    known = []
+    for kind in kinds:
+        if "dynamic" in kind.get("rope_type", ""):
+            known.append(text.max_position_embeddings)
+        elif kind.get("rope_type") == "longrope":
+            known.append(kind["original_max_position_embeddings"])
+    return min(known, default=None)
+
+
+def refuse_beyond(model: PreTrainedModel, tokens: int) -> None:
+    """Raise InputError if prompts and answers of up to so many tokens go beyond the model's reach."""
+    most = reach(model.config)
+    if most is not None and tokens > most:
+        raise InputError(
+            f"engine.max_new_tokens: the longest prompt and its answer may have {tokens} tokens, but beyond"
+            f" {most} the rotary embedding of {type(model).__name__} depends on the longest row of a batch;"
+            f" use {tokens - most} less, or engine.name=vllm"
+        )
