@@ -8,11 +8,11 @@ and a batch without padding carries no mask.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
-from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 # choose(logits (rows, vocabulary), rows int64 (rows,), place) -> tokens int64 (rows,): the token at that
@@ -29,6 +29,7 @@ class RoomyLayer(DynamicLayer):
     def __init__(self, room: int):
         super().__init__()
         self.room = room
+        self.tokens = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -41,23 +42,25 @@ class RoomyLayer(DynamicLayer):
     def update(self, key_states, value_states, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start = self.keys.shape[-2]
-        end = start + key_states.shape[-2]
+        start, end = self.tokens, self.tokens + key_states.shape[-2]
         self._keys[:, :, start:end] = key_states
         self._values[:, :, start:end] = value_states
-        self._show(end)
-        return self.keys, self.values
+        return self._show(end)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        tokens = self.keys.shape[-2]
+        if not self.is_initialized:  # it has no keys of its own
+            return
         self._keys, self._values = self._keys[beam_idx], self._values[beam_idx]
-        self._show(tokens)
+        self._show(self.tokens)
 
-    def _show(self, tokens: int) -> None:
-        self.keys, self.values = self._keys[:, :, :tokens], self._values[:, :, :tokens]
+    def _show(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self.tokens = tokens
+        keys, values = self._keys[:, :, :tokens], self._values[:, :, :tokens]
+        self.keys, self.values = keys, values
+        return keys, values
 
 
-def cache_for(model: nn.Module, room: int) -> DynamicCache:
+def cache_for(model: PreTrainedModel, room: int) -> DynamicCache:
     """The model's own kind of cache, with its plain attention layers replaced by roomy ones."""
     cache = DynamicCache(config=model.config)
     cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
@@ -71,7 +74,7 @@ def greedy(logits: torch.Tensor, rows: torch.Tensor, place: int) -> torch.Tensor
 
 @torch.inference_mode()
 def decode(
-    model: nn.Module,
+    model: PreTrainedModel,
     prompts: Sequence[list[int]],
     stops: set[int],
     limit: int,
@@ -110,7 +113,7 @@ def decode(
         if ended >= LEAVING * len(running):
             staying = running.nonzero()[:, 0]
             rows, starts, token, running = (x[staying] for x in (rows, starts, token, running))
-            cache.reorder_cache(staying)
+            cache.reorder_cache(cast(torch.LongTensor, staying))
             on_rows(rows)
         ids = token[:, None]
     return [_until_stop(row, stops) for row in new.tolist()]
@@ -126,7 +129,15 @@ def left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[tor
     return torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device), starts
 
 
-def forward(model, knows, cache, ids, mask, places, keep: int = 1) -> torch.Tensor:
+def forward(
+    model: PreTrainedModel,
+    knows: Mapping[str, inspect.Parameter],
+    cache: DynamicCache,
+    ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    places: torch.Tensor,
+    keep: int = 1,
+) -> torch.Tensor:
     """Logits of the last `keep` tokens: (rows, `keep` or more, vocabulary).
 
     `knows`: what the model's forward takes.

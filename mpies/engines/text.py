@@ -32,7 +32,7 @@ class Text:
 
     def completions(self, answers: list[list[int]]) -> Completions:
         """Answers' tokens, as generated, with their texts."""
-        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
+        texts = [str(self.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in answers]
         return Completions(texts, [len(tokens) for tokens in answers], answers)
 
     def _tokenize(self, prompt: Prompt) -> list[int]:

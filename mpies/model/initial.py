@@ -115,6 +115,8 @@ def _files(path: str) -> dict[str, Path]:
             shards = json.loads(index.read_text())["weight_map"]
             return {name: index.with_name(shard) for name, shard in shards.items()}
         single = _file(path, SINGLE)
+        if single is None:
+            raise FileNotFoundError(f"neither {INDEX} nor {SINGLE} is there")
         with safe_open(single, "pt") as file:
             return dict.fromkeys(file.keys(), single)
     except (OSError, TypeError, ValueError, KeyError, SafetensorError) as error:

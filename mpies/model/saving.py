@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 
 from mpies.errors import InputError, StorageError, reason
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 MARK = "mpies.json"
 
 
-def save(model: torch.nn.Module, tokenizer, folder: Path, origin: dict[str, Any] | None = None) -> None:
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    origin: dict[str, Any] | None = None,
+) -> None:
     """Write the model as it is live, with tokenizer and generation settings: a Hugging Face folder.
 
     `origin` (run_uuid, generation, digest) goes along as mpies.json. The folder appears whole or not

@@ -69,7 +69,7 @@ def room_for(base: Tensors, dtype: torch.dtype) -> Tensors:
 
 
 def take_over(
-    model: torch.nn.Module,
+    model: PreTrainedModel,
     dtype: torch.dtype,
     device: torch.device,
     kernels: Kernels,
@@ -97,7 +97,7 @@ class Weights:
         self.ids = _ids(list(base))
         self._parameters = dict(model.named_parameters(remove_duplicate=True))
         self._lend(live)
-        model.to(self.device)  # buffers
+        torch.nn.Module.to(model, self.device)  # buffers
         model.config.dtype = self.dtype
         self._live_is_base = False
         self.show_base()

@@ -77,7 +77,7 @@ def round_keys(seed: int) -> np.ndarray:
     return np.array(schedule, dtype=np.uint64)
 
 
-def philox(seed: int, block: np.ndarray, parameter: int, stream: int) -> np.ndarray:
+def philox(seed: int, block: np.ndarray, parameter: int | np.ndarray, stream: int) -> np.ndarray:
     """Philox4x32-10 words, shape (4, len(block)), uint32, for 64-bit block numbers `block`."""
     block = np.asarray(block, dtype=np.uint64)
     c0, c1 = block & _LOW, block >> _32
