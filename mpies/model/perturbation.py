@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from mpies import config
 from mpies.es.population import Member
 from mpies.model.weights import Weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Perturbation(Protocol):
@@ -42,7 +45,7 @@ class Full:
         self.weights.show_base()
 
 
-def make(es: config.EsSettings, model: torch.nn.Module, weights: Weights) -> Perturbation:
+def make(es: config.EsSettings, model: PreTrainedModel, weights: Weights) -> Perturbation:
     """The perturbation that `es.perturbation` names."""
     if es.perturbation == "full":
         return Full(weights)
