@@ -33,41 +33,46 @@ _really_exit = os._exit
 
 
 def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoReturn:
-    """Run `main(communicator, arguments)` on every rank and exit with the status it returns.
+    """Run `main(communicator, arguments)` on every rank and end the process with the status it returns.
 
     Whatever else ends `main` on one rank (an exception, sys.exit, os._exit, an exception in a thread) ends
     all ranks, non-zero, with that rank's traceback on screen. Bad input ends with one line and status 2,
     Ctrl-C with 130. Threads that user code has left behind do not keep the job alive.
     """
+    _watch_exits()
+    status = conduct(main, arguments)
+    if MPI := sys.modules.get("mpi4py.MPI"):
+        MPI.Finalize()
+    threading.Thread(target=_outlive_threads, args=(status,), daemon=True).start()
+    sys.exit(status)
+
+
+def conduct(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> int:
+    """The status that all ranks end with, if they end together; else all are aborted from here."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         _print_problem(
             f"no MPI library ({reason(error)}); load your site's MPI module, or: pip install mpich"
         )
-        sys.exit(2)
+        return 2
     comm = MPI.COMM_WORLD
     threading.excepthook = lambda failure: _abort(comm, failure.exc_value or failure.exc_type())
-    _watch_exits(comm)
     if comm.size > 1:
         threading.Thread(target=_end_with_launcher, args=(os.getppid(),), daemon=True).start()
     try:
         _refuse_singletons(comm)
         set_timeout(comm, START_TIMEOUT)
-        status = main(comm, arguments)
+        return main(comm, arguments)
     except OrderlyError as error:
         show_traceback(error)
         if not error.collective:
             _abort(comm, error)
         if comm.rank == 0:
             _print_problem(str(error))
-        status = error.status
+        return error.status
     except BaseException as error:
         _abort(comm, error)
-    rank = comm.rank
-    MPI.Finalize()
-    threading.Thread(target=_outlive_threads, args=(rank, status), daemon=True).start()
-    sys.exit(status)
 
 
 def is_first() -> bool:
@@ -92,24 +97,25 @@ def _refuse_singletons(comm: Comm) -> None:
         )
 
 
-def _watch_exits(comm: Comm) -> None:
+def _watch_exits() -> None:
     """os._exit ends this rank without a word, and some launchers then call the job a success: say it.
 
-    Not in processes that were forked, which end so by right.
+    Not in processes that were forked, which end so by right, and not where there is no MPI yet.
     """
     own, leave = os.getpid(), os._exit
 
     def leave_with_a_word(status: int) -> NoReturn:
-        if os.getpid() == own:
+        MPI = sys.modules.get("mpi4py.MPI")
+        if os.getpid() == own and MPI and not MPI.Is_finalized():
             os._exit = leave
             caller = "".join(traceback.format_stack(limit=2)[:1]).strip().splitlines()[0]
-            _abort(comm, RankLeftError(f"the rank was ended by os._exit({status}), called in {caller}"))
+            _abort(MPI.COMM_WORLD, RankLeftError(f"ended by os._exit({status}), called in {caller}"))
         leave(status)
 
     os._exit = leave_with_a_word
 
 
-def _outlive_threads(rank: int, status: int) -> None:
+def _outlive_threads(status: int) -> None:
     """In a thread: where others, that user code has left, keep the ended process alive, end it and name them.
 
     Python itself would wait for them for ever.
@@ -118,7 +124,7 @@ def _outlive_threads(rank: int, status: int) -> None:
     left = [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
     if left:
         names = ", ".join(sorted(left))
-        _print_problem(f"rank {rank}: left running by the reward function or a library, and ended: {names}")
+        _print_problem(f"left running by the reward function or a library, and ended: {names}")
         sys.stdout.flush()
         _really_exit(status)
 

