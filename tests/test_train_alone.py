@@ -261,7 +261,7 @@ def test_members_of_a_block_share_its_seconds(runs):
 def test_out_of_time_the_weights_are_those_of_the_last_generation(uninterrupted, runs, clock):
     job = runs.begin(3, run__time_limit="1:24")  # 2 + 4 calls, and 2 of the second generation
     with job.screen.progress(0, 3):
-        assert train.evolve(job) == 1
+        assert train.evolve(job) == (1, False)
     assert len(small.calls) == 8
     assert job.log.committed == 1
     with h5py.File(runs.folder / "run.h5", "r", locking=False) as file:

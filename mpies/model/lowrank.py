@@ -26,7 +26,7 @@ from torch import nn
 
 from mpies.es.population import Member
 from mpies.model.lowrank_block import Block, Factors, Share
-from mpies.model.lowrank_kinds import Place, rule_for
+from mpies.model.lowrank_kinds import Wrapped, rule_for
 from mpies.model.weights import Weights
 from mpies.noise import Kernels
 from mpies.noise.definition import STREAM_A, STREAM_B, STREAM_NOISE
@@ -47,7 +47,7 @@ class LowRank:
         for path, module in model.named_modules():
             own = {key: names[id(p)] for key, p in module._parameters.items() if p is not None}
             if own:
-                self._wrap(Place(path, module, own, module.forward))
+                self._wrap(Wrapped(path, module, own, module.forward))
 
     def set(self, members: list[Member], sigma: float) -> None:
         """Draw the block's noise: M (rows + columns) rank numbers per matrix, M times a vector's."""
@@ -98,12 +98,12 @@ class LowRank:
             noise *= torch.tensor(scales, dtype=torch.float32, device=base.device)[:, None]
         return noise.to(dtype)
 
-    def _wrap(self, place: Place) -> None:
+    def _wrap(self, place: Wrapped) -> None:
         """Replace the module's forward by one that computes with the block, if there is one."""
         vars(place.module)["forward"] = _batched(self.block, place)
 
 
-def _batched(block: Block, place: Place) -> Callable[..., Any]:
+def _batched(block: Block, place: Wrapped) -> Callable[..., Any]:
     """A module's forward: its own without a block, else its rule's."""
     rule, plain = rule_for(place), place.plain
     takes_others = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(rule).parameters.values())

@@ -24,7 +24,7 @@ from mpies.model.lowrank_block import Block
 
 
 @dataclass(frozen=True)
-class Place:
+class Wrapped:
     """A module with parameters of its own, in a model."""
 
     path: str
@@ -61,28 +61,28 @@ class Place:
 Rule = Callable[..., torch.Tensor]
 
 
-def linear_layer(block: Block, place: Place, x: torch.Tensor) -> torch.Tensor:
+def linear_layer(block: Block, place: Wrapped, x: torch.Tensor) -> torch.Tensor:
     """x W^T + bias."""
     y = linear(x, place.parameter("weight"))
     block.add_product(y, x, block.matrices[place.names["weight"]])
     return _with_bias(block, place, y)
 
 
-def conv1d(block: Block, place: Place, x: torch.Tensor) -> torch.Tensor:
+def conv1d(block: Block, place: Wrapped, x: torch.Tensor) -> torch.Tensor:
     """x W + bias: GPT-2's linear layers, whose matrices lie the other way round."""
     y = linear(x, place.parameter("weight").t())
     block.add_product(y, x, block.matrices[place.names["weight"]].turned())
     return _with_bias(block, place, y)
 
 
-def embedding(block: Block, place: Place, ids: torch.Tensor) -> torch.Tensor:
+def embedding(block: Block, place: Wrapped, ids: torch.Tensor) -> torch.Tensor:
     """Rows of the weight."""
     if ids.dim() != 2:
         place.refuse("what the {} at {} is asked for")
     return block.looked_up(ids, place.parameter("weight"), block.matrices[place.names["weight"]])
 
 
-def changed_embedding(block: Block, place: Place, ids: torch.Tensor) -> torch.Tensor:
+def changed_embedding(block: Block, place: Wrapped, ids: torch.Tensor) -> torch.Tensor:
     """Rows of the weight, changed by the module's own forward: they are lent to it as its weight."""
     found = embedding(block, place, ids)
     numbers = torch.arange(ids.numel(), device=ids.device).view(ids.shape)
@@ -95,7 +95,7 @@ def changed_embedding(block: Block, place: Place, ids: torch.Tensor) -> torch.Te
         module.padding_idx = padding
 
 
-def layer_norm(block: Block, place: Place, x: torch.Tensor) -> torch.Tensor:
+def layer_norm(block: Block, place: Wrapped, x: torch.Tensor) -> torch.Tensor:
     """Torch's takes no vectors that broadcast."""
     module = cast(nn.LayerNorm, place.module)
     y = functional.layer_norm(x, module.normalized_shape, eps=module.eps)
@@ -103,13 +103,13 @@ def layer_norm(block: Block, place: Place, x: torch.Tensor) -> torch.Tensor:
     return _with_bias(block, place, y)
 
 
-def elementwise(block: Block, place: Place, x: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+def elementwise(block: Block, place: Wrapped, x: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
     """The module's own forward, with vectors that broadcast over the rows."""
     with place.lent(**{key: block.vector(name, x.dim()) for key, name in place.names.items()}):
         return place.plain(x, *rest, **named)
 
 
-def in_turns(block: Block, place: Place, x: torch.Tensor) -> torch.Tensor:
+def in_turns(block: Block, place: Wrapped, x: torch.Tensor) -> torch.Tensor:
     """The module's own forward with a member's vectors on the member's rows, one member after another."""
     y = torch.empty_like(x)
     for member in sorted(set(block.members_array.tolist())):
@@ -119,7 +119,7 @@ def in_turns(block: Block, place: Place, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def _with_bias(block: Block, place: Place, y: torch.Tensor) -> torch.Tensor:
+def _with_bias(block: Block, place: Wrapped, y: torch.Tensor) -> torch.Tensor:
     if "bias" in place.names:
         y += block.vector(place.names["bias"], y.dim())
     return y
@@ -146,7 +146,7 @@ KNOWN: dict[type[nn.Module] | str, Rule] = {
 }
 
 
-def rule_for(place: Place) -> Rule:
+def rule_for(place: Wrapped) -> Rule:
     """The rule for a module's class. Raises InputError, naming it, if there is none."""
     kind = type(place.module)
     if kind in KNOWN:

@@ -18,6 +18,7 @@ from mpies.check.forecast import (
     jobs_needed,
 )
 from mpies.check.rehearsal import Cost
+from mpies.tasks.base import Task
 
 COST = Cost(block=10.0, seed=0.5, pull=3.0, digest=1.0, memory=100)
 
@@ -39,8 +40,15 @@ def settings_of(*given: str) -> config.Settings:
     ],
 )
 def test_a_generation_is_the_busiest_ranks_blocks_an_update_and_a_digest(given, ranks, blocks, update):
-    found = forecast(settings_of(*given), COST, ranks, start=20.0)
-    assert found == Forecast(20.0, max(blocks) * 10.0 + update + 1.0, update, blocks)
+    task = Task("test", [{"prompt": "a"}] * 2, [{"prompt": "b"}] * 40, lambda *_, **__: [])
+    settings = settings_of(*given, "engine.batch_size=16", "run.evaluate_every=4")
+    found = forecast(settings, COST, task, ranks, start=20.0)
+    assert (found.start, found.generation) == (20.0, max(blocks) * 10.0 + update + 1.0)
+    assert (found.update, found.blocks, found.every) == (update, blocks, 4)
+    # Four batches, of 2 training and 16, 16 and 8 held-out answers; the longest, as many as a rank has.
+    answer = 10.0 / (2 * min(settings.es.block_size, settings.es.population))
+    assert found.evaluation == pytest.approx(-(-4 // ranks) * 16 * answer)
+    assert found.paced == pytest.approx(found.generation + found.evaluation / 4)
 
 
 def said_of(blocks: tuple[int, ...]):
@@ -113,12 +121,12 @@ def described(limit: float | None, done: int, *given: str):
 
 
 def test_a_run_without_a_limit():
-    assert described(None, 2).value == "6 generation(s) to go: 40 s, without evaluations; no time limit"
+    assert described(None, 2).value == "6 generation(s) to go: 40 s; an evaluation takes 0 s; no time limit"
 
 
 def test_a_run_in_a_job_whose_time_is_not_the_training_jobs():
     said = described(1000, 2, "run.time_limit=auto").value
-    assert said.startswith("6 generation(s) to go: 40 s, ") and "with run.time_limit=HH:MM:SS" in said
+    assert said.startswith("6 generation(s) to go: 40 s; ") and "with run.time_limit=HH:MM:SS" in said
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mpies.evaluate.command import parse
 from mpies.evaluate.measuring import PAPER_KL_SAMPLES, Workbench, assemble, measure
 from mpies.evaluate.report import Report
 from mpies.evaluate.subject import open_subject
-from mpies.measure.evaluation import HELD_OUT, Sampling
+from mpies.measure.evaluation import FIRST_HELD_OUT, Sampling
 from mpies.measure.kl import estimate_kl
 from mpies.runfile import read_history
 
@@ -130,7 +130,7 @@ def test_sampled_answers(run, given, samples, temperature, seed):
     """Held-out prompts have random numbers of their own."""
     bench = bench_of(run, *given)
     report = measure(bench)
-    for split, first in zip(report.splits, (0, HELD_OUT), strict=True):
+    for split, first in zip(report.splits, (0, FIRST_HELD_OUT), strict=True):
         assert split.sampling == Sampling(samples, temperature, seed, first)
         rows = bench.rows[split.name]
         prompts = [row["prompt"] for row in rows for _ in range(samples)]

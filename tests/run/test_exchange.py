@@ -12,7 +12,7 @@ from mpies.errors import DivergedError, RefusedError
 from mpies.es.population import Member, Plan, Population
 from mpies.phases import Phases
 from mpies.run.exchange import Evaluated, bytes_received, compare_replicas, exchange_rewards
-from mpies.run.stopping import OutOfTimeError
+from mpies.time_limit import OutOfTimeError
 
 HOSTS = ("alpha", "beta", "gamma")
 # Of members 0 to 6 in blocks of 2, as a rank might get them: not in member order.

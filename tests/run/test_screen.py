@@ -100,8 +100,8 @@ def test_a_line_per_generation(shown):
         screen.generation(ROW)
         screen.generation({**ROW, "reward_mean": 0.5, "seconds": 0.5})
     assert shown().splitlines() == [
-        "generation 3/32  reward -12.35 +- 3.22  best -7.123  4.0 s  250 tokens/s  29 left, 1:56 min",
-        "generation 4/32  reward 0.5 +- 3.22  best -7.123  0.5 s  2000 tokens/s  28 left, 0:14 min",
+        "generation 3/32  reward -12.35 +- 3.22  best -7.123  4.0 s  250 tokens/s  29 left, 116 s",
+        "generation 4/32  reward 0.5 +- 3.22  best -7.123  0.5 s  2000 tokens/s  28 left, 14 s",
     ]
 
 
