@@ -312,7 +312,7 @@ def stopping_line(job: Job) -> tuple[str, int]:
     "number, to, why",
     [
         (signal.SIGUSR1, "the launcher", "signal SIGUSR1"),
-        (signal.SIGUSR2, "rank 1", "signal SIGUSR2 (rank 1)"),
+        (signal.SIGUSR2, "rank 1", "signal SIGUSR2 (rank 1 on "),
         (signal.SIGTERM, "all ranks", "signal SIGTERM"),
         (signal.SIGINT, "the launcher", "signal SIGINT"),
     ],
