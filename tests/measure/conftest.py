@@ -8,8 +8,8 @@ from mpies.model.initial import InitialWeights, find_initial
 from mpies.replica import Replica
 
 
-@pytest.fixture
-def moved(alone, tiny_model, tmp_path):
+@pytest.fixture(scope="module")
+def moved(alone, tiny_model, tmp_path_factory):
     """moved(shift, **model): a replica whose base was moved by shift * noise, and its initial weights."""
 
     def make(shift: float = 0.15, **model) -> tuple[Replica, InitialWeights]:
@@ -21,5 +21,5 @@ def moved(alone, tiny_model, tmp_path):
         made.perturbation.clear()
         return made, initial
 
-    with small.Runs(alone, tiny_model(), tmp_path) as runs:
+    with small.Runs(alone, tiny_model(), tmp_path_factory.mktemp("moved")) as runs:
         yield make

@@ -30,7 +30,7 @@ def judge(prompts, completions, n, trainer_state, log_extra, **_):
 TASK = Task("test", ROWS, [], judge, lambda rows, texts: {"accuracy": [r["n"] > 2 for r in rows]})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def engine(moved):
     return moved()[0].engine
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from functools import partial
 
 import h5py
 import numpy as np
@@ -14,6 +15,7 @@ import threads
 import torch
 from transformers import AutoModelForCausalLM
 
+from mpies import config
 from mpies.errors import RefusedError
 from mpies.run.job import Job
 from mpies.run.stopping import Stop
@@ -165,13 +167,16 @@ def test_all_blocks_that_are_left_have_to_fit(job):
 # Checkpoints, the anchor
 
 
-@pytest.mark.parametrize("every, written", [(0, []), (2, [2, 4]), (3, [3]), (1, [3, 4])])
-def test_checkpoints_are_written_every_so_many_generations(runs, every, written):
-    job = runs.begin(9, run__checkpoint_every=every)
-    for generation in range(1, 5):
-        job.save_checkpoint_if_due(generation)
-    names = sorted(path.name for path in runs.folder.glob("checkpoint*"))
-    assert names == [f"checkpoint-{generation:06d}.safetensors" for generation in written]
+def test_checkpoints_are_written_every_so_many_generations(runs):
+    job = runs.begin(9)
+    for every, written in [(0, []), (3, [3]), (2, [2, 4]), (1, [3, 4])]:
+        job.settings = config.load(runs.arguments(9, run__checkpoint_every=every))
+        for generation in range(1, 5):
+            job.save_checkpoint_if_due(generation)
+        found = sorted(runs.folder.glob("checkpoint*"))
+        assert [path.name for path in found] == [f"checkpoint-{g:06d}.safetensors" for g in written]
+        for path in found:
+            path.unlink()
 
 
 def test_a_pull_brings_every_parameter_nearer_to_its_initial_value(runs):
@@ -205,26 +210,24 @@ def test_what_is_saved_is_the_base_whatever_was_evaluated_last(runs, capsys):
     assert "tuned model: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "reasons, why",
-    [
+def test_leaving_early_says_whose_reason_it_was(runs, capsys):
+    job = runs.begin(7)
+
+    def leave(comm, reasons):
+        mine = dataclasses.replace(job, comm=comm, log=None, stop=Stop(None, 30))
+        mine.stop.reason = reasons[comm.rank]
+        mine.leave(3)
+
+    for reasons, why in [
         (("signal SIGUSR1", "", ""), "signal SIGUSR1"),
         (("", "", "signal SIGTERM"), "signal SIGTERM (rank 2 on gamma)"),
         (("", "the time limit", "signal SIGINT"), "the time limit (rank 1 on beta)"),
         (("the time limit",) * 3, "the time limit"),
-    ],
-)
-def test_leaving_early_says_whose_reason_it_was(runs, capsys, reasons, why):
-    job = runs.begin(7)
-
-    def leave(comm):
-        mine = dataclasses.replace(job, comm=comm, log=job.log if comm.rank == 0 else None)
-        mine.stop = Stop(None, 30)
-        mine.stop.reason = reasons[comm.rank]
-        mine.leave(3)
-
-    capsys.readouterr()
-    threads.run(3, leave, hosts=("alpha", "beta", "gamma"))
-    lines = set(capsys.readouterr().out.splitlines())
-    assert lines == {f"stopped by {why} after generation 3 of 7; the same command goes on from there"}
+    ]:
+        capsys.readouterr()
+        threads.run(3, partial(leave, reasons=reasons), hosts=("alpha", "beta", "gamma"))
+        lines = set(capsys.readouterr().out.splitlines())
+        assert lines == {f"stopped by {why} after generation 3 of 7; the same command goes on from there"}
+    job.stop.reason = "the time limit"
+    job.leave(3)
     assert not job.log.file, "the run file is closed"

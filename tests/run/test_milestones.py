@@ -138,7 +138,6 @@ def test_without_held_out_prompts_kl_is_measured_on_training_prompts(measured, r
 @pytest.mark.parametrize(
     "changes, measures",
     [
-        ({}, (True, True)),
         ({"run__kl_samples": 0}, (False, True)),
         ({"run__measure_drift": False}, (True, False)),
     ],

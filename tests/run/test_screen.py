@@ -123,17 +123,19 @@ def test_a_failure_shows_the_cursor_again(shown):
     assert shown().count("\x1b[?25h") == 1
 
 
-@pytest.mark.parametrize("progress", ["auto", "bar", "lines"])
-def test_other_ranks_show_nothing(shown, tmp_path, progress):
-    screen = Screen(True, progress)
-    path = made_up.write_run(tmp_path, generations=2, evaluate_every=1)
+def test_other_ranks_show_nothing(shown, finished):
+    for progress in ("auto", "bar", "lines"):
+        show_all(Screen(True, progress), finished)
+        assert shown() == ""
+
+
+def show_all(screen: Screen, path: Path) -> None:
     screen.say("hello")
     screen.banner(settings_of(), FACTS, TASK, [Place("n1", "cpu", None, 1)], path)
     with screen.progress(0, 4):
         screen.generation(ROW)
     screen.result(path)
     screen.next_steps(path, 4, 2)
-    assert shown() == ""
 
 
 # The end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from mpies.es.schedule import Step
 from mpies.phases import PHASES, Phases
 from mpies.run.exchange import Evaluated
 from mpies.run.telemetry import COST, Costs, Outcome, gather_costs, make_rows
-from mpies.runfile import TABLES
+from mpies.runfile import TABLES, open_for_reading
 
 MEMBERS, RANKS = 6, 3
 REWARDS = np.array([-3.0, 0.1, math.nan, 2.25, -3.5, math.nan])
@@ -125,3 +126,22 @@ def test_costs_of_a_rank_whose_blocks_are_in_another_order(alone):
     phases = spent(0)
     assert gather_costs(alone, plan, phases, mine).members["tokens"].tolist() == [10, 11, 12, 13, 14]
     assert set(phases.seconds.values()) == {0.0}, "the next generation begins from zero"
+
+
+def test_a_generation_is_recorded_shown_and_looked_at(runs, capsys):
+    """With what is known at its end only, and a warning if perturbations are too small to tell anything."""
+    start = time.perf_counter()
+    assert runs.train(2, es__sigma=1e-9) == 0
+    took = time.perf_counter() - start
+    with open_for_reading(runs.folder / "run.h5") as file:
+        table = {name: column[:2] for name, column in file["generation"].items()}
+    assert table["bytes_communicated"].tolist() == [16 * 4 + 16] * 2
+    assert (table["seconds_log"] > 0).all()
+    measured = sum(table[f"seconds_{phase}"] for phase in PHASES if phase != "log")
+    assert (measured <= table["seconds"]).all() and table["seconds"].sum() < took
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines if line.startswith("generation ")] == [
+        "generation 1/2",
+        "generation 2/2",
+    ]
+    assert sum(line.startswith("warning: generation 1: all members have the reward ") for line in lines) == 1
