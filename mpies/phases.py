@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 # Phase -> what it is, in the words of the run file's columns.
 DESCRIPTIONS = {
-    "perturb": "writing perturbed live weights",
-    "generate": "generating completions",
-    "reward": "scoring completions",
-    "communicate": "exchanging (seed, reward) pairs and digests",
-    "wait": "waiting for the slowest rank",
-    "update": "replaying seeds into the base weights, and their digest",
-    "log": "writing this file, which only rank 0 does; known with the next row",
+    "perturb": "writing perturbed live weights; mean over ranks",
+    "generate": "generating completions; mean over ranks",
+    "reward": "scoring completions; mean over ranks",
+    "communicate": "exchanging (seed, reward) pairs and digests; mean over ranks",
+    "wait": "waiting for the slowest rank; mean over ranks",
+    "update": "replaying seeds into the base weights, and their digest; mean over ranks",
+    "log": "writing the row before this one, which only rank 0 does",
 }
 PHASES = tuple(DESCRIPTIONS)
 

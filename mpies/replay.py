@@ -33,10 +33,11 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
     history = _read(options.run_file)
+    if options.verify:
+        loaded = _load_initial(options, history)
+        return _report(history, _replay(options, loaded.weights, history, 0, history.generations))
     generation = which_generation(options.generation, history)
     loaded = _load_initial(options, history)
-    if options.verify:
-        return _report(history, _replay(options, loaded.weights, history, 0, history.generations))
     first = _from_checkpoint(options, loaded.weights, history, generation) if options.output else 0
     (digest,) = _replay(options, loaded.weights, history, first, generation)
     expected = int(history.digest[generation - 1]) if generation else history.model_digest
@@ -73,11 +74,18 @@ def _check(options: argparse.Namespace) -> None:
 
 def _read(path: str) -> History:
     try:
-        return read_history(path)
+        history = read_history(path)
     except TruncatedError:
         history = salvage_history(path)
         print(f"{path}: its end is missing; salvaged {history.generations} generations")
         return history
+    if history.damage.damaged:
+        print(f"mpies: {path}: {history.damage}", file=sys.stderr)
+    if history.damage.uncounted == 1:
+        print(
+            f"{path}: generation {history.generations + 1} is there, but not counted: the job was killed then"
+        )
+    return history
 
 
 def _load_initial(options: argparse.Namespace, history: History) -> LoadedModel:
@@ -152,7 +160,7 @@ def _report(history: History, digests: list[int]) -> int:
     ]
     if odd:
         print(f"logged coefficients do not follow from the rewards, first in generation {odd[0]}")
-    return 1 if wrong or odd else 0
+    return 1 if wrong or odd or history.damage.damaged else 0
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from mpies.config import Settings
 from mpies.engines import selftest, vllm
 from mpies.engines.base import Engine
 from mpies.engines.text import Text
+from mpies.errors import InputError
 from mpies.model import initial, linear_cpu, loading, perturbation
 from mpies.model.anchor import Anchor
 from mpies.model.initial import InitialWeights
@@ -53,6 +54,8 @@ class Setup:
     dtype_reason: str
     versions: dict[str, str]
     """Of the software that computes."""
+    rewards: dict[str, str]
+    """SHA-256 of the files with the user's reward functions, by the functions' names."""
     places: tuple[Place, ...] = ()
     """Of all ranks."""
 
@@ -194,16 +197,16 @@ def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]
     task = task or tasks.make(settings.task, settings.es.seed)
     # A call lasts no longer than the ranks are set to wait for one another.
     task = replace(task, reward=watched(comm, task.reward, f"the reward function of task {task.name}"))
-    software = versions(settings.engine.name)
+    software, functions = versions(settings.engine.name), rewards.digests(settings.task.reward)
     same = {
         **{f"the version of {name}": number for name, number in software.items()},
         # A rank that fell back to its CPU would answer differently.
         "model.device": device.type,
         "model.dtype": str(dtype).removeprefix("torch."),
         "task.train_data": task.digest,
-        **rewards.digests(settings.task.reward),
+        **functions,
     }
-    return Brought(Setup(task, device, dtype, why, software), same, place_of(device))
+    return Brought(Setup(task, device, dtype, why, software, functions), same, place_of(device))
 
 
 def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Replica:
@@ -218,6 +221,9 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     base = take_base(model, device, master)
     live = host.hold(base) if host else room_for(base, dtype)
     weights = Weights(model, base, live, kernels, settings.es.noise_rank)
+    unfit = weights.find_unfit()
+    if unfit:
+        raise InputError(f"model.path: {path}: {unfit}")
     if device.type == "cpu":
         linear_cpu.install(model)
     digest = weights.digest()

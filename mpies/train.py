@@ -53,14 +53,13 @@ def evolve(job: Job) -> tuple[int, bool]:
     """
     done, last = job.first, job.settings.es.generations
     try:
-        job.evaluate_if_due(done)
-        stop = job.agree_to_stop()
+        stop = job.evaluate_if_due(done) or job.agree_to_stop()
         while done < last and not stop:
             stop = make_generation(job, done)
             done += 1
             job.save_checkpoint_if_due(done)
             if not stop or done == last:
-                job.evaluate_if_due(done)
+                stop = job.evaluate_if_due(done) or stop
     except OutOfTimeError:
         return done, False
     return done, done == last
@@ -79,6 +78,7 @@ def make_generation(job: Job, generation: int) -> bool:
     coefficients = fitness.coefficients(rewards, step.alpha, job.settings.es.fitness)
     digest = update(job, directions(plan.seeds, plan.signs, coefficients), step)
     stop = compare_replicas(job.comm, job.phases, digest, job.wants_to_stop, generation)
+    job.refuse_unfit_weights(generation, step.alpha)
     record(job, Outcome(generation, plan, step, rewards, coefficients, digest), mine)
     return stop
 

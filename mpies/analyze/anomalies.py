@@ -21,9 +21,24 @@ SLOW = 1.5  # a rank's seconds per token over the median rank's
 def find_anomalies(run: Run) -> list[str]:
     """One line per anomaly; empty for a run in order."""
     if not run.committed:
-        return [*_restarts(run)]
-    checks = (_restarts, _unscored, _no_spread, _collapse, _idle_ranks, _slow_ranks, _imbalance, _silence)
+        return [*_damage(run), *_restarts(run)]
+    checks = (
+        _damage,
+        _restarts,
+        _unscored,
+        _no_spread,
+        _collapse,
+        _idle_ranks,
+        _slow_ranks,
+        _imbalance,
+        _silence,
+    )
     return [line for check in checks for line in check(run)]
+
+
+def _damage(run: Run) -> Iterator[str]:
+    if run.damage:
+        yield run.damage
 
 
 def _restarts(run: Run) -> Iterator[str]:

@@ -14,7 +14,9 @@ from ruamel.yaml import YAML, YAMLError
 
 from mpies.errors import InputError
 from mpies.runfile import ALL_TABLES, COMMAND_TABLES, RUN_FILE, path_of
+from mpies.runfile.checksum import find_damage
 from mpies.runfile.reader import damage_told, open_for_reading
+from mpies.runfile.schema import CHECKSUM
 
 if TYPE_CHECKING:
     import pandas
@@ -42,6 +44,8 @@ class Run:
     tables: dict[str, dict[str, np.ndarray]] = field(repr=False)
     written: float
     """When the file was last written to, in seconds since the epoch."""
+    damage: str = ""
+    """What of the file is not as it was written."""
 
     @property
     def committed(self) -> int:
@@ -157,6 +161,7 @@ def open_run(path: Path | str) -> Run:
             settings=_settings(configs[-1]),
             tables=_tables(file, attributes["generations_committed"], attributes["population"]),
             written=path.stat().st_mtime,
+            damage=str(find_damage(file)),
         )
 
 
@@ -197,8 +202,10 @@ def _tables(file: h5py.File, committed: int, population: int) -> dict[str, dict[
     shapes = {"generation": (committed,), "member": (committed, population)}
     for table, columns in tables.items():
         if table in shapes:
-            tables[table] = {name: values[:committed] for name, values in columns.items()}
-            odd = [name for name, values in tables[table].items() if values.shape != shapes[table]]
+            cut = {name: values[:committed] for name, values in columns.items()}
+            tables[table] = {name: values for name, values in cut.items() if values.shape == shapes[table]}
+            # A user's own column need not be as long as the run has become; the program's have to.
+            odd = [c.name for c in ALL_TABLES[table] if c.name in cut.keys() - tables[table].keys()]
             if odd:
                 raise ValueError(f"/{table}/{odd[0]} is not of shape {shapes[table]}")
         elif table == "start":
@@ -211,13 +218,13 @@ def _tables(file: h5py.File, committed: int, population: int) -> dict[str, dict[
 
 
 def _columns(file: h5py.File, name: str) -> dict[str, np.ndarray]:
-    """All columns that the file has, those of the schema first, in its order."""
+    """All columns that the file has but checksums, those of the schema first, in its order."""
     schema = [column.name for column in ALL_TABLES[name]]
     if name in OPTIONAL and name not in file:
         return {column: np.zeros(0) for column in schema}
     table = file[name]
     known = [column for column in schema if column in table]
-    return {column: _array(table[column]) for column in dict.fromkeys([*known, *table])}
+    return {c: _array(table[c]) for c in dict.fromkeys([*known, *table]) if c != CHECKSUM}
 
 
 def _array(dataset: h5py.Dataset) -> np.ndarray:

@@ -9,7 +9,7 @@ from mpies.check.report import Finding
 from mpies.config import Settings, remark
 from mpies.ranks.collectives import allgather_objects
 from mpies.replica import InitialUse, Replica, Setup, load, settle
-from mpies.run.resume import refuse_other_data
+from mpies.run.continuity import refuse_other_files
 from mpies.runfile import History
 from mpies.text import duration
 
@@ -22,7 +22,7 @@ def check_setup(comm: Comm, settings: Settings, history: History | None) -> tupl
     setup = settle(comm, settings)
     task = setup.task
     if history:
-        refuse_other_data(history, task.digest)
+        refuse_other_files(history, settings, task.digest, setup.rewards)
     rows = f"{len(task.train)} training, {len(task.held_out)} held-out prompts"
     remarks = "; ".join(remark(settings))
     return setup, [Finding("task", f"{task.name}: {rows}", note=remarks)]

@@ -93,7 +93,10 @@ def _sharing(other: str, seen: bool, locked: bool) -> Finding:
 
 
 def new_run_file(path: Path, settings: Settings) -> RunFile:
-    start = dict.fromkeys(("hosts", "devices", "versions"), "") | {"world_size": 0, "reason": "check"}
+    start = dict.fromkeys(("hosts", "devices", "versions", "rewards"), "") | {
+        "world_size": 0,
+        "reason": "check",
+    }
     attributes = {"model_path": "", "model_digest": np.uint64(0), "parameters": 0, "dtype": ""}
     return RunFile.create(
         path, settings.to_yaml(), start, population=settings.es.population, generations=COMMITS, **attributes

@@ -1,6 +1,8 @@
 """The settings of a run: `settings` says what there is, `reading` makes them of files and command lines."""
 
+from mpies.config.paths import make_absolute, relative_paths, short_reward
 from mpies.config.reading import (
+    comparable,
     describe,
     from_yaml,
     keys,
@@ -30,12 +32,16 @@ __all__ = [
     "RunSettings",
     "Settings",
     "TaskSettings",
+    "comparable",
     "describe",
     "from_yaml",
     "keys",
     "load",
+    "make_absolute",
     "quickstart",
     "refuse_changes",
+    "relative_paths",
     "remark",
     "role_of",
+    "short_reward",
 ]

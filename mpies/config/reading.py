@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML, YAMLError
 
+from mpies.config.paths import short_reward
 from mpies.config.settings import CHANGEABLE, FIELDS, SECTIONS, Settings
 from mpies.errors import InputError
 
@@ -55,7 +56,7 @@ def from_yaml(text: str, overrides: Sequence[str] = ()) -> Settings:
 
 def refuse_changes(before: Settings, now: Settings) -> None:
     """Raise InputError if a run cannot go on with other settings, naming those that differ."""
-    old, new = before.flat(), now.flat()
+    old, new = comparable(before), comparable(now)
     differing = [key for key in new if old.get(key) != new[key] and key not in CHANGEABLE]
     if differing:
         lines = [f"{key}: the run was begun with {old.get(key)!r}, not {new[key]!r}" for key in differing]
@@ -64,6 +65,12 @@ def refuse_changes(before: Settings, now: Settings) -> None:
             " For other settings, begin a new run in another run.directory"
         )
         raise InputError("\n".join([*lines, remedy]))
+
+
+def comparable(settings: Settings) -> dict[str, Any]:
+    """Full key -> value; a reward's file may lie elsewhere now, since its digest is compared."""
+    rewards = sorted((short_reward(name), weight) for name, weight in settings.task.reward.items())
+    return settings.flat() | {"task.reward": rewards}
 
 
 def _validate(tree: Any, problems: Sequence[str] = ()) -> Settings:

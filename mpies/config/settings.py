@@ -241,6 +241,11 @@ class RunSettings(Section):
     resume: Literal["auto", "never", "must"] = Field(
         "auto", description="go on with the directory's run file: if there is one, never, or it must be there"
     )
+    changed_reward: Literal["refuse", "accept"] = Field(
+        "refuse",
+        description="what to do if a reward function's file is not what the run went on with before; accept:"
+        " go on, and note it in the run file",
+    )
     checkpoint_every: int = Field(
         0, ge=0, description="generations between weight checkpoints, which only save replay time; 0: none"
     )

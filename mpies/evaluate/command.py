@@ -89,11 +89,14 @@ def main(comm: Comm, arguments: list[str]) -> int:
 
     run = subject.settings.run
     screen = Screen(comm.rank != 0, run.progress)
-    report = measure(assemble(comm, options, subject, screen.say))
+    if subject.history and subject.history.damage.damaged:
+        screen.say(f"warning: {subject.path}: {subject.history.damage}")
+    bench = assemble(comm, options, subject, screen.say)
+    report = measure(bench)
     if comm.rank == 0:
         report.show(screen.console, run.keep_samples)
         if log and subject.history:
-            as_trained = answers_as_trained(subject.settings, subject.history)
+            as_trained = answers_as_trained(subject.settings, subject.history, bench.rewards)
             log.add_command(**report.tables(run.keep_samples, as_trained))
             log.close()
             screen.say(f"wrote to {subject.path}")

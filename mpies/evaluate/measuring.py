@@ -17,9 +17,11 @@ from mpies.measure.kl import divergence, estimate_kl
 from mpies.measure.statistics import Figure
 from mpies.model.initial import InitialWeights
 from mpies.ranks.agreement import together
-from mpies.replica import InitialUse, Replica, load, settle
-from mpies.run import resume
+from mpies.replica import InitialUse, Replica, Setup, load, settle
+from mpies.run import continuity, resume
 from mpies.run.replaying import needs_anchor
+from mpies.run.screen import rewards_shown
+from mpies.runfile import History
 from mpies.splits import HELD_OUT, spoken
 from mpies.tasks.base import Row, Task, TrainerState
 
@@ -37,6 +39,8 @@ class Workbench:
     options: argparse.Namespace
     subject: Subject
     replica: Replica
+    rewards: dict[str, str]
+    """SHA-256 of the user's reward functions' files, by the functions' names."""
     rows: dict[str, list[Row]]
     """The prompts to evaluate, by split."""
     say: Callable[[str], None]
@@ -48,8 +52,10 @@ def assemble(
     """The task, and the model with the weights that are meant. Collective; raises RefusedError."""
     settings, history = subject.settings, subject.history
     setup = settle(comm, settings)
-    if history and options.log:
-        resume.refuse_other_data(history, setup.task.digest)
+    if history:
+        refuse_other_files(history, setup, options)
+    for line in rewards_shown(setup.rewards):
+        say(f"reward {line}")
     rows = together(comm, _choose_rows, setup.task, options.split)
     say(f"loading {settings.model.path} ...")
     compared = (options.initial or settings.model.path) if options.kl or options.drift else None
@@ -64,7 +70,20 @@ def assemble(
         resume.restore(comm, replica, history, subject.path.parent)
     replica.perturbation.clear()
     replica.weights.show_base()
-    return Workbench(comm, options, subject, replica, rows, say)
+    return Workbench(comm, options, subject, replica, setup.rewards, rows, say)
+
+
+def refuse_other_files(history: History, setup: Setup, options: argparse.Namespace) -> None:
+    """Raise RefusedError if prompts or rewards are not the run's, unless others are asked for."""
+    asked = [given for given in options.settings if given.startswith("task.")]
+    if not any(given.startswith("task.reward=") for given in asked):
+        continuity.refuse_other_rewards(history, setup.rewards, "to use it nonetheless, give task.reward=...")
+    if options.log:
+        continuity.refuse_other_data(history, setup.task.digest)
+    elif not asked:
+        continuity.refuse_other_data(
+            history, setup.task.digest, "to evaluate on other prompts, give task.train_data=..."
+        )
 
 
 def measure(bench: Workbench) -> Report:

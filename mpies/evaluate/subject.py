@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mpies import config
 from mpies.errors import InputError
 from mpies.ranks.agreement import agree_on_settings, on_root
+from mpies.run.continuity import changed_rewards
 from mpies.run.replaying import which_generation
 from mpies.runfile import RUN_FILE, History, RunFile, read_history
 
@@ -87,13 +88,28 @@ def settings_of(options: argparse.Namespace, history: History | None) -> config.
             raise InputError(f"{given}: a run has its own settings; give section.key=value to change one")
         if given.startswith(("es.", "model.master=")):
             raise InputError(f"{given}: what has made the run's weights cannot be changed; leave it out")
+    _refuse_relative_paths(config.from_yaml(history.settings), options.settings)
     return config.from_yaml(history.settings, [f"model.dtype={history.dtype}", *options.settings])
 
 
-def answers_as_trained(settings: config.Settings, history: History) -> bool:
-    """Are answers found and scored as the run itself does, so that figures can stand beside its own?"""
-    own, now = config.from_yaml(history.settings).flat(), settings.flat()
+def _refuse_relative_paths(recorded: config.Settings, overrides: list[str]) -> None:
+    """Raise InputError if it is not known which file an earlier version's run file means.
+
+    What lies under that path here may be another file, whose code would run.
+    """
+    for key, path in config.relative_paths(recorded).items():
+        if not any(given.startswith(f"{key}=") for given in overrides):
+            raise InputError(
+                f"{key}: the run file says {path}, but not in which folder; name it: {key}=/path/to/{path}"
+            )
+
+
+def answers_as_trained(settings: config.Settings, history: History, rewards: dict[str, str]) -> bool:
+    """Are answers found and scored as the run itself does, so that figures can stand beside its own?
+
+    `rewards`: SHA-256 of the reward functions' files, by the functions' names.
+    """
+    own, now = config.comparable(config.from_yaml(history.settings)), config.comparable(settings)
     decisive = [key for key in now if key.startswith(("task.", "engine.")) and key not in config.CHANGEABLE]
-    return settings.model.dtype == history.dtype and all(
-        now[key] == own[key] for key in [*decisive, "run.threads"]
-    )
+    same = all(now[key] == own[key] for key in [*decisive, "run.threads"])
+    return same and settings.model.dtype == history.dtype and not changed_rewards(history, rewards)

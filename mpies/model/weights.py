@@ -19,6 +19,7 @@ An engine may hold the live weights in a model of its own; the transformers mode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -195,6 +196,20 @@ class Weights:
         elif len(seeds):
             self.kernels.update(value.view(-1), seeds, factors, self.ids[name])
 
+    def find_unfit(self) -> str | None:
+        """The first parameter that cannot be computed with, and why; None if all can."""
+        names = [name for name, base in self.base.items() if base.numel()]
+        # All are asked before any answers: a GPU is waited for once.
+        largest = torch.stack([_largest(self.base[name]) for name in names]).tolist()
+        limit = torch.finfo(self.dtype).max
+        for name, size in zip(names, largest, strict=True):
+            if not math.isfinite(size):
+                return f"{name} has values that are not finite"
+            if size > limit:
+                dtype = str(self.dtype).removeprefix("torch.")
+                return f"{name} has values up to {size:.3g}, and {dtype} ends at {limit:.3g}"
+        return None
+
     def digest(self) -> int:
         """64 bits that change with any bit of the base.
 
@@ -205,6 +220,12 @@ class Weights:
     def digest_of(self, name: str, tensor: torch.Tensor) -> int:
         """What a tensor of values adds to the digest if it is the base of that parameter."""
         return self.kernels.digest(tensor.float().view(-1), self.ids[name])
+
+
+def _largest(tensor: torch.Tensor) -> torch.Tensor:
+    """The largest absolute value, float32 (); NaN if there is one."""
+    low, high = torch.aminmax(tensor)
+    return torch.maximum(-low, high).float()
 
 
 def _ids(names: list[str]) -> dict[str, int]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from mpies.config.paths import make_absolute
 from mpies.errors import InputError, RefusedError, show_traceback
 from mpies.ranks.collectives import allgather_objects, barrier, named, set_timeout
 
@@ -71,13 +72,17 @@ def require_equal(comm: Comm, facts: dict[str, Any], what: str) -> None:
 
 
 def agree_on_settings(comm: Comm, load: Callable[..., Settings], *arguments: Any) -> Settings:
-    """The settings that `load` reads on every rank, equal on all; ranks are now as patient as they say."""
+    """The settings that `load` reads on every rank, equal on all; ranks are now as patient as they say.
+
+    Their paths are absolute, by the folder that rank 0 is in.
+    """
 
     def read() -> Brought[Settings]:
         settings = load(*arguments)
         return Brought(settings, settings.flat())
 
     settings, _ = agree(comm, "settings", read)
+    settings = on_root(comm, make_absolute, settings)
     set_timeout(comm, settings.run.collective_timeout)
     return settings
 

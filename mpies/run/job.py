@@ -13,6 +13,7 @@ import numpy as np
 
 from mpies import config
 from mpies.config import Settings
+from mpies.errors import RefusedError
 from mpies.es.population import Population
 from mpies.model.saving import save
 from mpies.model.weights import Pull
@@ -20,7 +21,7 @@ from mpies.phases import Phases
 from mpies.ranks.agreement import on_root
 from mpies.ranks.collectives import allgather_objects, barrier, named
 from mpies.replica import InitialUse, Replica, Setup, load, settle
-from mpies.run import checkpoint, milestones, resume
+from mpies.run import checkpoint, continuity, milestones, resume
 from mpies.run.advice import Advisor
 from mpies.run.screen import Screen
 from mpies.run.stopping import Stop, announce
@@ -87,9 +88,22 @@ class Job:
         """What pulls every parameter to its initial value after an update."""
         return partial(self.replica.anchor.pull, decay=decay) if self.replica.anchor else None
 
-    def evaluate_if_due(self, generation: int) -> None:
-        """Evaluate the unperturbed model and log it, where `milestones.due` says so. Collective."""
-        milestones.evaluate(self, generation)
+    def evaluate_if_due(self, generation: int) -> bool:
+        """Evaluate the unperturbed model and log it, where `milestones.is_due` says so. Collective.
+
+        Have the ranks agreed to stop after it? It may have taken minutes.
+        """
+        return milestones.evaluate(self, generation) and self.agree_to_stop()
+
+    def refuse_unfit_weights(self, generation: int, alpha: float) -> None:
+        """Raise RefusedError, on all ranks, if an update has made weights that none can compute with."""
+        with self.phases("update"):
+            unfit = self.replica.weights.find_unfit()
+        if unfit:
+            raise RefusedError(
+                f"es.alpha: after generation {generation + 1}'s update with {alpha:g}, {unfit}. It is not"
+                " committed; begin a new run with a smaller es.alpha"
+            )
 
     def save_checkpoint_if_due(self, generation: int) -> None:
         """Every `run.checkpoint_every` generations, rank 0 writes its base weights."""
@@ -134,14 +148,19 @@ def set_up(comm: Comm, settings: Settings) -> Job:
     screen = Screen(comm.rank != 0, run.progress)
     for line in config.remark(settings):
         screen.say(f"warning: {line}")
+    if history and history.damage.uncounted:
+        screen.say(
+            f"generation {history.generations + 1} was written, but not counted, when the job ended: it is"
+            " made again"
+        )
     screen.say(f"loading {settings.model.path} ...")
     setup = settle(comm, settings)
     if history:
-        resume.refuse_other_data(history, setup.task.digest)
+        continuity.refuse_other_files(history, settings, setup.task.digest, setup.rewards)
     replica = load(comm, settings, setup, InitialUse.of_training(settings))
-    screen.banner(settings, replica.facts, setup.task, setup.places, path)
+    screen.banner(settings, replica.facts, setup, path)
     if history:
-        resume.refuse_other_dtype(history, replica.facts.dtype)
+        continuity.refuse_other_dtype(history, replica.facts.dtype)
         resume.restore(comm, replica, history, path.parent, screen.say)
     job = Job(
         comm=comm,
@@ -171,6 +190,7 @@ def open_log(job: Job, path: Path, setup: Setup) -> set[tuple[int, str]]:
         "devices": ",".join(place.device for place in setup.places),
         "versions": json.dumps(setup.versions),
         "reason": "resumed" if job.log else "new",
+        "rewards": json.dumps(setup.rewards),
     }
     settings = job.settings.to_yaml()
     if job.log:

@@ -20,17 +20,18 @@ def is_due(generation: int, every: int, last: int) -> bool:
     return generation in (0, last) or bool(every and generation % every == 0)
 
 
-def evaluate(job: Job, generation: int) -> None:
+def evaluate(job: Job, generation: int) -> bool:
     """Evaluate training and held-out prompts where that is due and not in the run file yet. Collective.
 
-    Raises OutOfTimeError on all ranks if there is no time for it: the next start makes up for it.
+    Returns whether anything was. Raises OutOfTimeError on all ranks if there is no time for it: the next
+    start makes up for it.
     """
     run, last = job.settings.run, job.settings.es.generations
     if not is_due(generation, run.evaluate_every, last):
-        return
+        return False
     missing = {s: rows for s, rows in job.task.splits.items() if (generation, s) not in job.evaluated}
     if not missing:
-        return
+        return False
     job.replica.perturbation.clear()
     initial = job.replica.initial
     drift = measure_drift(job.comm, job.replica, initial) if run.measure_drift and initial else None
@@ -48,6 +49,7 @@ def evaluate(job: Job, generation: int) -> None:
         kl = _kl(job, split, rows)
         if job.log:
             job.log.add_evaluation(*found.table_rows(generation, split, run.keep_samples, kl, drift))
+    return True
 
 
 def _kl(job: Job, split: str, rows: list[Row]) -> float:

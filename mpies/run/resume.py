@@ -64,25 +64,6 @@ def _refuse_taken_folder(model: str, tuned: Path) -> None:
         raise InputError(f"run.directory: the tuned model goes there, but {error}") from None
 
 
-def refuse_other_data(history: History, digest: str) -> None:
-    """Raise RefusedError if the task's data are not those that the run began with."""
-    if history.data_digest not in ("", digest):  # none in files of earlier versions
-        raise RefusedError(
-            f"task.train_data: the data, held-out ones included, have digest {digest[:16]}, but the run"
-            f" began with {history.data_digest[:16]}; for other data, begin a new run in another"
-            " run.directory"
-        )
-
-
-def refuse_other_dtype(history: History, dtype: str) -> None:
-    """Raise RefusedError if the live weights would be in another dtype than the run's."""
-    if dtype != history.dtype:
-        raise RefusedError(
-            f"model.dtype: the run was begun with {history.dtype}, but here it would be {dtype}; set"
-            f" model.dtype={history.dtype}"
-        )
-
-
 def restore(
     comm: Comm,
     replica: Replica,

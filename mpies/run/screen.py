@@ -25,10 +25,9 @@ import mpies
 from mpies.config import Settings
 from mpies.phases import PHASES
 from mpies.ranks.devices import Place
-from mpies.replica import Facts
+from mpies.replica import Facts, Setup
 from mpies.runfile import open_for_reading
 from mpies.splits import HELD_OUT, spoken
-from mpies.tasks.base import Task
 from mpies.text import clip, count, duration
 
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
@@ -56,11 +55,9 @@ class Screen:
         self.console.print(text, markup=False)
         sys.stdout.flush()
 
-    def banner(
-        self, settings: Settings, facts: Facts, task: Task, places: Sequence[Place], run_file: Path
-    ) -> None:
+    def banner(self, settings: Settings, facts: Facts, setup: Setup, run_file: Path) -> None:
         """What runs where."""
-        es = settings.es
+        es, task, places = settings.es, setup.task, setup.places
         pairs = f" in {es.population // 2} antithetic pairs" if es.antithetic else ""
         table = Table.grid(padding=(0, 2))
         for key, value in {
@@ -68,6 +65,7 @@ class Screen:
             f" digest {facts.model_digest:016x}",
             "weights": f"base {facts.base_dtype}, live {facts.dtype} ({facts.dtype_reason})",
             "task": f"{task.name}: {len(task.train)} training, {len(task.held_out)} held-out prompts",
+            **({"reward": "\n".join(rewards_shown(setup.rewards))} if setup.rewards else {}),
             "population": f"{es.population} members{pairs}, sigma {es.sigma:g}, alpha {es.alpha:g},"
             f" seed {es.seed}",
             "perturbation": f"low rank {es.rank}, {es.block} members in a batch"
@@ -182,6 +180,11 @@ def _as_typed(program: Path) -> str:
         return str(program.relative_to(Path.cwd()))
     except ValueError:
         return str(program)
+
+
+def rewards_shown(digests: dict[str, str]) -> list[str]:
+    """A line for each of the user's reward functions: where it is, and which file that was."""
+    return [f"{name} (SHA-256 {digest[:16]})" for name, digest in digests.items()]
 
 
 def _places(places: Sequence[Place]) -> str:

@@ -52,7 +52,6 @@ def record(job: Job, outcome: Outcome, mine: list[Evaluated]) -> None:
     row["bytes_communicated"] = bytes_received(job.comm, len(outcome.rewards))
     with job.phases("log"):
         job.log.append(row, members)
-    job.log.log_seconds(job.phases.seconds["log"])
     job.screen.generation(row)
     job.advisor.look(outcome.generation, outcome.rewards, outcome.coefficients)
 
@@ -83,6 +82,7 @@ def make_rows(outcome: Outcome, costs: Costs) -> tuple[dict[str, Any], dict[str,
         "anchor_decay": outcome.step.anchor_decay,
         "digest": outcome.digest,
         **{f"seconds_{p}": seconds for p, seconds in zip(PHASES, costs.phases.mean(axis=0), strict=True)},
+        "seconds_log": costs.phases[0, PHASES.index("log")],
         "imbalance": evaluation.max() / evaluation.mean(),
         "tokens": int(costs.members["tokens"].sum()),
     }

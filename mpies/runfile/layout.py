@@ -5,6 +5,7 @@ What changes the structure belongs on a copy in memory; see `writer`.
 
 from __future__ import annotations
 
+import math
 import uuid
 from datetime import datetime, timezone
 from typing import Any
@@ -13,7 +14,17 @@ import h5py
 import numpy as np
 
 import mpies
-from mpies.runfile.schema import ALL_DIMENSIONS, ALL_TABLES, SCHEMA_VERSION, TABLES, TEXT, Column
+from mpies.runfile.checksum import cover, seal
+from mpies.runfile.schema import (
+    ALL_DIMENSIONS,
+    ALL_TABLES,
+    CHECKSUM,
+    PER_GENERATION,
+    SCHEMA_VERSION,
+    TABLES,
+    TEXT,
+    Column,
+)
 
 # Rows are allocated for all generations at once, or for this many bytes and then twice as many.
 ALLOCATION = 4 * 2**20
@@ -40,9 +51,10 @@ def lay_out(file: h5py.File, population: int, attributes: dict[str, Any]) -> Non
 def complete_tables(file: h5py.File, tables: dict[str, list[Column]] = TABLES) -> None:
     """Create the tables and columns that are not there: all, or what an earlier version did not have.
 
-    Rows that are there get the fill value: NaN, 0 or an empty text.
+    Rows that are there get the fill value, NaN, 0 or an empty text, and a checksum.
     """
-    population = int(file.attrs["population"])
+    file.attrs.modify("schema_version", SCHEMA_VERSION)
+    population, changed = int(file.attrs["population"]), set()
     for table, columns in tables.items():
         width = (population,) if table == "member" else ()
         rows = max((len(dataset) for dataset in file.get(table, {}).values()), default=0)
@@ -50,6 +62,10 @@ def complete_tables(file: h5py.File, tables: dict[str, list[Column]] = TABLES) -
             if f"{table}/{column.name}" not in file:
                 _create_dataset(file, f"{table}/{column.name}", column, width)
                 file[table][column.name].resize(rows, axis=0)
+                changed.add("generation" if table == "member" else table)
+    for table in changed:
+        cover(file, table)
+        seal(file, table, 0, int(file.attrs["generations_committed"]) if table == "generation" else None)
 
 
 def _create_dataset(file: h5py.File, name: str, column: Column, width: tuple[int, ...]) -> None:
@@ -69,13 +85,14 @@ def _create_dataset(file: h5py.File, name: str, column: Column, width: tuple[int
 def allocate_rows(file: h5py.File, generations: int) -> None:
     """Make room for more generations, and empty what a killed job left beyond the committed rows."""
     committed = int(file.attrs["generations_committed"])
-    row_bytes = sum(d.dtype.itemsize * d.shape[1] for d in file["member"].values())
+    row_bytes = sum(d.dtype.itemsize * math.prod(d.shape[1:]) for d in file["member"].values())
     rows = max(2 * committed, ALLOCATION // row_bytes, 1)
     rows = max(committed, min(generations, rows))
-    for table in ("generation", "member"):
+    for table in PER_GENERATION:
         for dataset in file[table].values():
-            dataset.resize(rows, axis=0)
-            dataset[committed:] = dataset.fillvalue
+            if dataset.maxshape[0] is None:  # one that somebody has added may be fixed
+                dataset.resize(rows, axis=0)
+                dataset[committed:] = dataset.fillvalue
 
 
 def add_start(file: h5py.File, settings_yaml: str, row: dict[str, Any]) -> None:
@@ -89,12 +106,16 @@ def append_row(file: h5py.File, table: str, row: dict[str, Any]) -> None:
     """Add a row, a value by column name, to a table that grows with every row."""
     for column in ALL_TABLES[table]:
         dataset = file[table][column.name]
+        dataset.resize(dataset.shape[0] + 1, axis=0)
+        if column.name == CHECKSUM:
+            continue
         value = row[column.name]
         if column.dtype is TEXT:
             # HDF5 strings end at a NUL and hold no half of a surrogate pair.
             value = str(value).replace("\0", "\ufffd").encode(errors="replace").decode()
-        dataset.resize(dataset.shape[0] + 1, axis=0)
         dataset[-1] = value
+    rows = len(file[table][CHECKSUM])
+    seal(file, table, rows - 1, rows)
 
 
 def evaluated_in(file: h5py.File) -> set[tuple[int, str]]:
@@ -111,6 +132,7 @@ def fill_evaluation(file: h5py.File, row: dict[str, Any]) -> None:
         for name in ("kl", "drift_l2"):
             if np.isnan(table[name][i]):
                 table[name][i] = row[name]
+        seal(file, "evaluation", int(i), int(i) + 1)
 
 
 def name_dimensions(file: h5py.File) -> None:

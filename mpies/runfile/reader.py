@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import h5py
@@ -14,11 +15,18 @@ import numpy as np
 from mpies.errors import InputError, reason
 from mpies.es import fitness
 from mpies.es.population import directions
-from mpies.runfile.schema import RUN_FILE, SCHEMA_VERSION
+from mpies.runfile.checksum import Damage, find_damage, good_generations
+from mpies.runfile.schema import PER_GENERATION, RUN_FILE, SCHEMA_VERSION, TABLES
 from mpies.splits import HELD_OUT, TRAIN
 
 # Where HDF5's version 0 superblock, the default, keeps the "end of file address".
 END_OF_FILE = 40
+
+
+# Rows that are read take no more than this many bytes, or this many times the file's size if that is more: a
+# compressed copy is taken, a few bytes that claim to be terabytes are not.
+READ_AT_MOST = 2**30
+COMPRESSED = 1000
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,10 @@ class History:
     """How rewards became coefficients; see fitness.py."""
     data_digest: str = ""
     """SHA-256 of the task's rows; empty in files of versions that did not write it."""
+    rewards: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the reward functions' files at the latest start, by name; empty in earlier files."""
+    damage: Damage = field(default_factory=Damage)
+    """What of the file is not as it was written."""
 
     @property
     def generations(self) -> int:
@@ -90,7 +102,10 @@ def path_of(place: Path | str) -> Path:
 
 
 def read_history(path: Path | str) -> History:
-    """Read a run file's history, also while a job writes it. Raises InputError if it is damaged."""
+    """Read a run file's history, also while a job writes it. Raises InputError if it cannot be read.
+
+    What can be read, and is not as it was written, is in its `damage`.
+    """
     with open_for_reading(path) as file:
         return checked_history(path, file)
 
@@ -108,8 +123,9 @@ def salvage_history(path: Path | str) -> History:
     with damage_told(path), h5py.File(io.BytesIO(data + bytes(end - len(data))), "r") as file:
         _require_run_file(path, file)
         history = history_of(file, evaluations=False)
+        good = good_generations(file)
     whole = (history.seed != 0).all(axis=1) & (abs(history.sign) == 1).all(axis=1) & (history.digest != 0)
-    return history.first(int(np.argmin(np.append(whole, False))))
+    return history.first(int(min(good, float(np.argmin(np.append(whole, False))))))
 
 
 @contextlib.contextmanager
@@ -117,14 +133,14 @@ def damage_told(path: Path | str):
     """h5py's many errors for damaged files as an InputError."""
     try:
         yield
-    except (OSError, KeyError, RuntimeError, IndexError, ValueError, TypeError) as error:
+    except (OSError, LookupError, RuntimeError, ValueError, TypeError, MemoryError) as error:
         raise InputError(f"{path}: a damaged run file ({reason(error)})") from None
 
 
 def checked_history(path: Path | str, file: h5py.File) -> History:
-    """The history in an open run file. Raises InputError if it is damaged."""
+    """The history in an open run file. Raises InputError if it cannot be read."""
     with damage_told(path):
-        return history_of(file)
+        return replace(history_of(file), damage=find_damage(file))
 
 
 def history_of(file: h5py.File, evaluations: bool = True) -> History:
@@ -138,10 +154,21 @@ def history_of(file: h5py.File, evaluations: bool = True) -> History:
         anchor_decay=_anchor_decay(file, committed),
         fitness=str(file.attrs.get("fitness", "zscore")),
         data_digest=str(file.attrs.get("data_digest", "")),
+        rewards=_rewards(file),
         evaluated=_evaluated(file, committed) if evaluations else {},
         **{row: file[f"member/{row}"][:committed] for row in ("seed", "sign", "reward", "coefficient")},
         **{row: file[f"generation/{row}"][:committed] for row in ("alpha", "digest", "seconds")},
     )
+
+
+def _rewards(file: h5py.File) -> dict[str, str]:
+    """Of the latest start; versions before 0.2.0 did not note them."""
+    table = file["start"]
+    text = table["rewards"].asstr()[-1] if "rewards" in table else ""
+    try:
+        return dict(json.loads(text or "{}"))
+    except (ValueError, TypeError):  # damaged, which its checksum tells
+        return {}
 
 
 def _anchor_decay(file: h5py.File, committed: int) -> np.ndarray:
@@ -202,4 +229,30 @@ def _require_run_file(path: Path | str, file: h5py.File) -> None:
     if version > SCHEMA_VERSION:
         raise InputError(
             f"{path}: schema {version} is newer than this program's {SCHEMA_VERSION}; update mpies"
+        )
+    if version < 1:
+        raise InputError(f"{path}: a damaged run file (schema {version})")
+    _refuse_impossible_sizes(path, file)
+
+
+def _refuse_impossible_sizes(path: Path | str, file: h5py.File) -> None:
+    """Before anything of the file is read into memory."""
+    committed, population = file.attrs["generations_committed"], file.attrs["population"]
+    columns = [
+        file[table][c.name] for table in PER_GENERATION for c in TABLES[table] if c.name in file[table]
+    ]
+    rows, members = min(map(len, columns)), file["member/seed"].shape[1]
+    if not 0 <= committed <= rows or members != population:
+        raise InputError(
+            f"{path}: a damaged run file (it says that there are {committed} generations of {population}"
+            f" members, and holds {rows} of {members})"
+        )
+    claimed = {}
+    for group in file.values():
+        for dataset in group.values() if isinstance(group, h5py.Group) else [group]:
+            claimed[dataset.name] = dataset.size * dataset.dtype.itemsize
+    largest = max(claimed, key=claimed.__getitem__)
+    if claimed[largest] > max(READ_AT_MOST, COMPRESSED * file.id.get_filesize()):
+        raise InputError(
+            f"{path}: a damaged run file ({largest} claims {claimed[largest]} bytes, more than there can be)"
         )

@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 from mpies.errors import InputError, StorageError, reason
+from mpies.runfile.checksum import find_damage, seal
 from mpies.runfile.layout import (
     add_start,
     allocate_rows,
@@ -31,8 +32,8 @@ from mpies.runfile.layout import (
     name_dimensions,
     utc_now,
 )
-from mpies.runfile.reader import History, checked_history, open_for_reading
-from mpies.runfile.schema import COMMAND_TABLES, TABLES
+from mpies.runfile.reader import History, checked_history, damage_told, open_for_reading
+from mpies.runfile.schema import CHECKSUM, COMMAND_TABLES, TABLES
 from mpies.runfile.storage import commit, lock_folder, replace_file
 
 
@@ -90,9 +91,13 @@ class RunFile:
         open_for_reading(path).close()
         lock = lock_folder(path)
         try:
+            refuse_damage(path)
             # The lock is ours already; HDF5's own would keep readers out that do not know of it.
             return cls(path, h5py.File(path, "r+", locking=False), generations, lock)
-        except OSError as error:
+        except (InputError, OSError) as error:
+            os.close(lock)
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"run.directory: cannot write {path} ({reason(error)})") from None
 
     @property
@@ -105,7 +110,7 @@ class RunFile:
         return str(self.file.attrs["run_uuid"])
 
     def history(self) -> History:
-        """What determines the weights so far."""
+        """What determines the weights so far. Raises InputError if it cannot be read."""
         return checked_history(self.path, self.file)
 
     def evaluated(self) -> set[tuple[int, str]]:
@@ -128,17 +133,14 @@ class RunFile:
             index = self.committed
             for table, row in (("generation", generation), ("member", members)):
                 for column in TABLES[table]:
-                    self.file[table][column.name][index] = row[column.name]
+                    if column.name != CHECKSUM:
+                        self.file[table][column.name][index] = row[column.name]
+            seal(self.file, "generation", index, index + 1)
             # On the disk before they count, should the node die.
             commit(self.file)
             # modify() overwrites in place; assignment would delete and create.
             self.file.attrs.modify("generations_committed", index + 1)
             commit(self.file)
-
-    def log_seconds(self, seconds: float) -> None:
-        """What writing the last committed row took; it is on disk with the next flush."""
-        with self._storage_errors():
-            self.file["generation/seconds_log"][self.committed - 1] = seconds
 
     def add_evaluation(
         self, row: dict[str, Any], samples: list[dict[str, Any]], metrics: list[dict[str, Any]] | None = None
@@ -218,3 +220,21 @@ class RunFile:
     def _in_place(self) -> bool:
         descriptor = self.file.id.get_vfd_handle()
         return self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(descriptor))
+
+
+def refuse_damage(path: Path) -> None:
+    """Raise InputError if a run file is not as it was written, or could not be changed as a job does.
+
+    Before a job has done anything for it, and before it is made worse.
+    """
+    with damage_told(path), h5py.File(io.BytesIO(path.read_bytes()), "r+") as file:
+        damage = str(find_damage(file))
+        if not damage:
+            complete_tables(file)
+            allocate_rows(file, int(file.attrs["generations_committed"]) + 1)
+            name_dimensions(file)
+    if damage:
+        raise InputError(
+            f"{path}: {damage}. Put back a copy of the file, or begin a new run in another run.directory;"
+            " mpies.replay gives the weights of good generations"
+        )

@@ -52,9 +52,20 @@ def load(weights: dict[str, float]) -> Weighted:
 
 
 def digests(weights: dict[str, float]) -> dict[str, str]:
-    """SHA-256 of the files with the functions, by the functions' names."""
-    files = {name: Path(name.rpartition(":")[0]).expanduser() for name in weights}
-    return {n: hashlib.sha256(f.read_bytes()).hexdigest() for n, f in files.items() if f.is_file()}
+    """SHA-256 of the files with the functions, which are loaded, by the functions' names.
+
+    What these files import is not in it.
+    """
+    files = {name: _file_of(name.rpartition(":")[0]) for name in weights}
+    return {n: hashlib.sha256(f.read_bytes()).hexdigest() for n, f in files.items() if f and f.is_file()}
+
+
+def _file_of(place: str) -> Path | None:
+    """FILE.py, or the file of a module that is loaded; None: it has none."""
+    if place.endswith(".py"):
+        return Path(place).expanduser()
+    file = getattr(sys.modules.get(place), "__file__", None)
+    return Path(file) if file else None
 
 
 def _sum(terms: list[float]) -> float:

@@ -339,8 +339,8 @@ def test_watch_follows_a_job_to_its_end(tmp_path):
     """In another process, as it is meant; this one writes."""
     path = made_up.write_run(tmp_path / "run", generations=6)
     whole = {table: _rows(path, table) for table in ("generation", "member")}
+    made_up.rewind(path, 2)
     with h5py.File(path, "r+") as file:
-        file.attrs.modify("generations_committed", 2)
         for column in file["evaluation"].values():
             column.resize(2, axis=0)
     log = RunFile.reopen(path, 6)

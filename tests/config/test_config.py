@@ -127,6 +127,7 @@ JOB = (
     "run.measure_drift",
     "run.progress",
     "run.resume",
+    "run.changed_reward",
     "run.checkpoint_every",
     "run.time_limit",
     "run.grace",

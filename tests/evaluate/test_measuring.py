@@ -26,7 +26,7 @@ def bench_of(run: small.Runs, *given: str, subject: str | None = None) -> Workbe
         log.close()
     said: list[str] = []
     bench = assemble(run.comm, options, found, said.append)
-    assert said == [f"loading {found.settings.model.path} ..."]
+    assert said[-1:] == [f"loading {found.settings.model.path} ..."]
     return bench
 
 

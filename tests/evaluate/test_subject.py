@@ -192,7 +192,7 @@ def test_what_cannot_be_asked_of_a_model(given, says):
 )
 def test_figures_stand_beside_the_runs_own_if_answers_are_found_as_in_training(run, history, given, alike):
     settings = settings_of(parse([str(run.folder), *given]), history)
-    assert answers_as_trained(settings, history) == alike
+    assert answers_as_trained(settings, history, {}) == alike
 
 
 def test_ranks_that_see_other_settings_are_refused(run):

@@ -30,7 +30,7 @@ ENDLESS = 10**6
 
 # How the names of columns begin that hold times and places. All others are the same, interrupted or not, on
 # any number of ranks.
-VARYING = ("seconds", "rank", "imbalance", "bytes_communicated")
+VARYING = ("seconds", "rank", "imbalance", "bytes_communicated", "checksum")
 
 
 def arguments(model: Path, directory: Path, generations: int, **changes: object) -> list[str]:

@@ -11,6 +11,9 @@ from mpies import config
 from mpies.es.population import Population
 from mpies.phases import PHASES
 from mpies.runfile import RunFile
+from mpies.runfile.checksum import cover, seal
+from mpies.runfile.layout import append_row
+from mpies.runfile.schema import ALL_TABLES
 
 BASE = ("es.population=16", "es.perturbation=full", "es.antithetic=true")
 
@@ -97,18 +100,28 @@ def evaluate_later(path: Path, generation: int, samples: int = 0, **figures: flo
     log.close()
 
 
+def rewind(path: Path, committed: int) -> None:
+    """As the file was when so many generations were made."""
+    with h5py.File(path, "r+") as file:
+        file["generation/checksum"][committed:] = 0
+        file.attrs.modify("generations_committed", committed)
+
+
+def seal_all(file: h5py.File) -> None:
+    """As if the values had been written so; for columns that the file lacks, as an earlier version did."""
+    for table in file.keys() & ALL_TABLES.keys() - {"member"}:
+        cover(file, table)
+        there = [name for name in file[table]["checksum"].attrs["covers"].split() if name in file]
+        file[table]["checksum"].attrs["covers"] = " ".join(there)
+        seal(file, table)
+
+
 def _evaluate(file: h5py.File, generation: int, reward: float, kl: float | None) -> None:
     row, samples = evaluation(generation, reward, kl)
-    _append(file["evaluation"], {**row, "split": "train", "kl": np.nan})
-    _append(file["evaluation"], {**row, "split": "held_out", "reward_mean": row["reward_mean"] - 10})
+    append_row(file, "evaluation", {**row, "split": "train", "kl": np.nan})
+    append_row(file, "evaluation", {**row, "split": "held_out", "reward_mean": row["reward_mean"] - 10})
     for sample in samples:
-        _append(file["sample"], sample)
-
-
-def _append(table: h5py.Group, row: dict) -> None:
-    for name, value in row.items():
-        table[name].resize(len(table[name]) + 1, axis=0)
-        table[name][-1] = value
+        append_row(file, "sample", sample)
 
 
 def _start(ranks: int, hosts: int) -> dict:
@@ -119,6 +132,7 @@ def _start(ranks: int, hosts: int) -> dict:
         "devices": ",".join(f"cuda:{r}" for r in range(ranks)),
         "versions": '{"mpies": "0.1.0", "torch": "2.13.0"}',
         "reason": "new",
+        "rewards": "{}",
     }
 
 
@@ -168,4 +182,6 @@ def _fill(file: h5py.File, es: config.EsSettings, curve: np.ndarray, scatter: fl
         for name, values in columns.items():
             file[table][name].resize(max(generations, len(file[table][name])), axis=0)
             file[table][name][:generations] = values
+    file["generation/checksum"].resize(len(file["generation/digest"]), axis=0)
+    seal(file, "generation", 0, generations)
     file.attrs.modify("generations_committed", generations)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h5py
 import launching
+import made_up
 import pytest
 
 from jobs import (
@@ -194,14 +195,21 @@ def test_another_model_is_refused(run, tiny_model):
     assert (run / "run.h5").read_bytes() == before
 
 
-def test_rows_that_were_changed_are_refused(run, tiny_model):
+@pytest.mark.parametrize(
+    "sealed, words",
+    [(False, ["damaged: generation 2; generations 1 to 1 are good"]), (True, ["digest", "--verify"])],
+    ids=["by accident", "with its checksum"],
+)
+def test_rows_that_were_changed_are_refused(run, tiny_model, sealed, words):
     with h5py.File(run / "run.h5", "r+") as file:
         file["member/reward"][1, 1] = 0.25
+        if sealed:
+            made_up.seal_all(file)
     before = (run / "run.h5").read_bytes()
     for checkpoint in run.glob("checkpoint-*"):
         checkpoint.unlink()
     (line,) = refused(*arguments(tiny_model(), run, MANY))
-    assert "digest" in line and "--verify" in line
+    assert all(word in line for word in words)
     assert (run / "run.h5").read_bytes() == before
 
 

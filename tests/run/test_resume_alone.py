@@ -14,7 +14,7 @@ import torch
 from mpies import config
 from mpies.errors import RefusedError
 from mpies.replica import Replica
-from mpies.run import resume
+from mpies.run import continuity, resume
 from mpies.runfile import History, RunFile, read_history
 
 HOSTS = ("alpha", "beta")
@@ -92,17 +92,17 @@ def test_rank_0_alone_opens_the_file_and_all_know_what_is_in_it(again):
 
 def test_other_data_are_refused(finished):
     history = read_history(finished / "run.h5")
-    resume.refuse_other_data(history, history.data_digest)
-    said = refused(resume.refuse_other_data, history, 64 * "f")
+    continuity.refuse_other_data(history, history.data_digest)
+    said = refused(continuity.refuse_other_data, history, 64 * "f")
     assert said.startswith("task.train_data: ") and 16 * "f" in said and history.data_digest[:16] in said
     old = dataclasses.replace(history, data_digest="")
-    resume.refuse_other_data(old, 64 * "f")
+    continuity.refuse_other_data(old, 64 * "f")
 
 
 def test_another_live_dtype_is_refused(finished):
     history = read_history(finished / "run.h5")
-    resume.refuse_other_dtype(history, "float32")
-    said = refused(resume.refuse_other_dtype, history, "bfloat16")
+    continuity.refuse_other_dtype(history, "float32")
+    said = refused(continuity.refuse_other_dtype, history, "bfloat16")
     assert said == (
         "model.dtype: the run was begun with float32, but here it would be bfloat16; set model.dtype=float32"
     )

@@ -9,18 +9,20 @@ from pathlib import Path
 import h5py
 import made_up
 import pytest
+import torch
 
 import mpies
 from mpies import config
 from mpies.config import Settings
 from mpies.phases import PHASES
 from mpies.ranks.devices import Place
-from mpies.replica import Facts
+from mpies.replica import Facts, Setup
 from mpies.run.screen import Screen
 from mpies.tasks.base import Task
 
 FACTS = Facts("some/model", "model", 134_515_008, 0xABC, "bfloat16", "as set", "float32")
 TASK = Task("custom", [{"prompt": "a"}] * 7, [{"prompt": "b"}] * 3, None)
+REWARDS = {"/home/me/rewards.py:right": "0123456789abcdef" * 4}
 ROW = {"reward_mean": -12.3456, "reward_std": 3.219, "reward_max": -7.1234, "seconds": 4.0, "tokens": 1000}
 
 
@@ -43,7 +45,11 @@ def shown(capsys):
 
 def banner(*given: str, places: list[Place] | None = None) -> None:
     places = places or [Place("n1", "cpu", None, 1)]
-    Screen(False, "lines").banner(settings_of(*given), FACTS, TASK, places, Path("runs/x/run.h5"))
+    Screen(False, "lines").banner(settings_of(*given), FACTS, setup_of(*places), Path("runs/x/run.h5"))
+
+
+def setup_of(*places: Place) -> Setup:
+    return Setup(TASK, torch.device("cpu"), torch.float32, "as set", {}, REWARDS, places)
 
 
 def table(text: str) -> dict[str, str]:
@@ -59,6 +65,7 @@ def test_the_banner_says_what_runs_where(shown):
         "model": "model, 134.5 M parameters, digest 0000000000000abc",
         "weights": "base float32, live bfloat16 (as set)",
         "task": "custom: 7 training, 3 held-out prompts",
+        "reward": "/home/me/rewards.py:right (SHA-256 0123456789abcdef)",
         "population": "6 members, sigma 0.25, alpha 0.5, seed 3",
         "perturbation": "full, one member at a time",
         "ranks": "1 on n1 (cpu), 2 CPU thread(s) each",
@@ -131,7 +138,7 @@ def test_other_ranks_show_nothing(shown, finished):
 
 def show_all(screen: Screen, path: Path) -> None:
     screen.say("hello")
-    screen.banner(settings_of(), FACTS, TASK, [Place("n1", "cpu", None, 1)], path)
+    screen.banner(settings_of(), FACTS, setup_of(Place("n1", "cpu", None, 1)), path)
     with screen.progress(0, 4):
         screen.generation(ROW)
     screen.result(path)

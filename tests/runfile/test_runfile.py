@@ -18,6 +18,7 @@ import pytest
 
 from mpies.errors import InputError, StorageError
 from mpies.runfile import SCHEMA_VERSION, RunFile, layout, open_for_reading, read_history, storage
+from mpies.runfile.checksum import Damage
 
 # New processes begin with what takes long to import.
 FORKS = multiprocessing.get_context("forkserver")
@@ -31,20 +32,24 @@ ATTRIBUTES = {
     "dtype": "float32",
 }
 SETTINGS = "es: {sigma: 0.5}\n"
-START = {"world_size": 2, "hosts": "a,b", "devices": "cpu,cpu", "versions": "{}", "reason": "new"}
+START = {"world_size": 2, "hosts": "a,b", "devices": "cpu,cpu", "versions": "{}", "reason": "new"} | {
+    "rewards": "{}"
+}
 
-# Schema 1, a contract: what studies of run files rely on. Shape by table; kind of number, or text.
+# Schema 2, a contract: what studies of run files rely on. Shape by table; kind of number, or text.
 SCHEMA = {
-    "start": "generation:i8 utc:text world_size:i4 hosts:text devices:text versions:text reason:text",
+    "start": "generation:i8 utc:text world_size:i4 hosts:text devices:text versions:text reason:text"
+    " rewards:text checksum:u8",
     "generation": "reward_mean:f8 reward_std:f8 reward_min:f8 reward_max:f8 unscored:i4 sigma:f8 alpha:f8"
     " anchor_decay:f8"
     " digest:u8 seconds:f8 seconds_perturb:f8 seconds_generate:f8 seconds_reward:f8 seconds_communicate:f8"
-    " seconds_wait:f8 seconds_update:f8 seconds_log:f8 imbalance:f8 tokens:i8 bytes_communicated:i8",
+    " seconds_wait:f8 seconds_update:f8 seconds_log:f8 imbalance:f8 tokens:i8 bytes_communicated:i8"
+    " checksum:u8",
     "member": "seed:u8 sign:i1 reward:f8 coefficient:f4 rank:i4 tokens:i8 seconds:f4",
     "evaluation": "generation:i8 split:text reward_mean:f8 accuracy:f8 kl:f8 tokens:i8 drift_l2:f8"
-    " answer_tokens:f8",
-    "metric": "generation:i8 split:text name:text mean:f8",
-    "sample": "generation:i8 split:text prompt:text completion:text reward:f8",
+    " answer_tokens:f8 checksum:u8",
+    "metric": "generation:i8 split:text name:text mean:f8 checksum:u8",
+    "sample": "generation:i8 split:text prompt:text completion:text reward:f8 checksum:u8",
 }
 
 # Row numbers at the root, which name the dimensions of the tables' datasets.
@@ -80,8 +85,8 @@ def assert_whole(file: h5py.File, committed: int) -> None:
     assert file.attrs["generations_committed"] == committed
     rows = [row_of(generation) for generation in range(committed)]
     for part, table in enumerate(("generation", "member")):
-        for name, dataset in file[table].items():
-            expected = [row[part][name] for row in rows]
+        for name in file[table].keys() - {"checksum"}:
+            dataset, expected = file[table][name], [row[part][name] for row in rows]
             assert np.array_equal(dataset[:committed].tolist(), np.array(expected).tolist()), (
                 f"{table}/{name}"
             )
@@ -173,7 +178,7 @@ def test_numbers_have_units(create, path):
 def test_attributes(create, path):
     create().close()
     with open_for_reading(path) as file:
-        assert file.attrs["schema_version"] == SCHEMA_VERSION == 1
+        assert file.attrs["schema_version"] == SCHEMA_VERSION == 2
         assert file.attrs["program"] == "mpies"
         assert file.attrs["population"] == N
         assert file.attrs["generations_committed"] == 0
@@ -285,17 +290,6 @@ def test_a_run_goes_on_with_more_generations(create, path):
     with open_for_reading(path) as file:
         assert_whole(file, 5)
         assert file["start/generation"][:].tolist() == [0, 2]
-
-
-def test_seconds_of_logging_are_those_of_the_last_row(create, path):
-    log = create()
-    log.log_seconds(9.0)  # nothing is committed yet: nowhere to put it
-    log.append(*row_of(0))
-    log.append(*row_of(1))
-    log.log_seconds(0.25)
-    log.close()
-    with open_for_reading(path) as file:
-        assert file["generation/seconds_log"][:2].tolist() == [1.0, 0.25]
 
 
 def test_history(create, path, elsewhere):
@@ -521,7 +515,7 @@ def test_newer_schema(create, path):
     with h5py.File(path, "r+") as file:
         file.attrs["schema_version"] = SCHEMA_VERSION + 1
     line = refusal(path)
-    assert "schema 2 is newer than this program's 1" in line and "update mpies" in line
+    assert "schema 3 is newer than this program's 2" in line and "update mpies" in line
 
 
 def test_incomplete_run_file(create, path):
@@ -627,6 +621,9 @@ def test_a_file_of_an_earlier_version_gets_what_it_lacks_when_it_is_continued(cr
     log.add_evaluation(evaluation_of(0), [])
     log.close()
     with h5py.File(path, "r+") as file:
+        file.attrs["schema_version"] = 1
+        for table in SCHEMA.keys() - {"member"}:
+            del file[table]["checksum"]
         del file["metric"], file["evaluation/answer_tokens"], file["generation/anchor_decay"]
         del file["member/seconds"]
     assert read_history(path).anchor_decay.tolist() == [0]
@@ -644,6 +641,8 @@ def test_a_file_of_an_earlier_version_gets_what_it_lacks_when_it_is_continued(cr
             "format"
         ]
         assert file["member/reward"][:2].tolist() == [[-0.5] * N, [-1.5] * N]
+        assert file.attrs["schema_version"] == SCHEMA_VERSION
+    assert read_history(path).damage == Damage()
 
 
 def test_further_figures(create, path):

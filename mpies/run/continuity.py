@@ -1,0 +1,59 @@
+"""What stays while a run goes on, and when it is evaluated: its data, its rewards, its dtype."""
+
+from __future__ import annotations
+
+from mpies import config
+from mpies.errors import RefusedError
+from mpies.runfile import History
+
+FOR_OTHER_DATA = "for other data, begin a new run in another run.directory"
+FOR_OTHER_REWARDS = (
+    "put that file back; or begin a new run in another run.directory; or, knowing that rewards before and"
+    " after are not alike, go on with run.changed_reward=accept"
+)
+
+
+def changed_rewards(history: History, rewards: dict[str, str]) -> dict[str, str]:
+    """Of the reward functions whose files have these SHA-256, by name: those that had another, and which.
+
+    A file may lie elsewhere now. Of runs that earlier versions began, none is known.
+    """
+    before = {config.short_reward(name): digest for name, digest in history.rewards.items()}
+    known = {name: before.get(config.short_reward(name), digest) for name, digest in rewards.items()}
+    return {name: known[name] for name, digest in rewards.items() if known[name] != digest}
+
+
+def refuse_other_files(
+    history: History, settings: config.Settings, data: str, rewards: dict[str, str]
+) -> None:
+    """Raise RefusedError if a run cannot go on with these data and rewards, by their SHA-256."""
+    refuse_other_data(history, data)
+    if settings.run.changed_reward == "refuse":
+        refuse_other_rewards(history, rewards)
+
+
+def refuse_other_rewards(history: History, rewards: dict[str, str], remedy: str = FOR_OTHER_REWARDS) -> None:
+    """Raise RefusedError if a reward function's file is not what the run went on with last."""
+    for name, known in changed_rewards(history, rewards).items():
+        raise RefusedError(
+            f"task.reward: the file of {name} has SHA-256 {rewards[name][:16]}, but that of the run had"
+            f" {known[:16]}: {remedy}"
+        )
+
+
+def refuse_other_data(history: History, digest: str, remedy: str = FOR_OTHER_DATA) -> None:
+    """Raise RefusedError if the task's data are not those that the run began with."""
+    if history.data_digest not in ("", digest):  # none in files of earlier versions
+        raise RefusedError(
+            f"task.train_data: the data, held-out ones included, have digest {digest[:16]}, but the run"
+            f" began with {history.data_digest[:16]}; {remedy}"
+        )
+
+
+def refuse_other_dtype(history: History, dtype: str) -> None:
+    """Raise RefusedError if the live weights would be in another dtype than the run's."""
+    if dtype != history.dtype:
+        raise RefusedError(
+            f"model.dtype: the run was begun with {history.dtype}, but here it would be {dtype}; set"
+            f" model.dtype={history.dtype}"
+        )
