@@ -32,7 +32,7 @@ PYTEST_ARGS ?=
 KILLS ?= 300
 
 comma := ,
-EXTRAS := $(if $(MPI),$(MPI)$(comma))quickstart,analyze,test,dev
+EXTRAS := $(if $(MPI),$(MPI)$(comma))train,quickstart,analyze,test,dev
 RUN := $(VENV)/bin/python
 # The end lists failures, errors, and what was skipped and why.
 PYTEST := $(RUN) -m pytest -r fEs $(PYTEST_ARGS)
@@ -136,8 +136,9 @@ dist: $(INSTALLED) ## an sdist and a wheel, in dist/
 	rm -rf dist
 	$(RUN) -m build --dependency-constraints-txt constraints.txt
 
-test-dist: dist ## the wheel in an environment of its own, the quick tests from the unpacked sdist
-	tests/packaging/try-dist --fresh '$(PYTHON)' '$(if $(MPI),$(MPI)$(comma))quickstart,analyze,test' $(QUICK)
+test-dist: dist ## the wheel in new environments: alone; with all extras and the quick tests of the unpacked sdist
+	tests/packaging/try-dist --light '$(PYTHON)'
+	tests/packaging/try-dist --fresh '$(PYTHON)' '$(if $(MPI),$(MPI)$(comma))train,quickstart,analyze,test' $(QUICK)
 
 smoke-dist: dist ## the same beside this environment's packages, and the few tests that read what is distributed
 	tests/packaging/try-dist --beside $(VENV) $(SMOKE)

@@ -7,13 +7,13 @@ Without a configuration file, the embedded quickstart. --help lists all settings
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mpies import config
+from mpies.command_line import EXIT_CODES_OF_RUNS, fill
 from mpies.es import fitness, schedule
 from mpies.es.population import Member, directions
 from mpies.es.schedule import Step
@@ -117,9 +117,9 @@ def update(job: Job, moves: tuple[np.ndarray, np.ndarray], step: Step) -> int:
     return digest
 
 
+def show_help() -> None:
+    print(f"{fill(__doc__ or '')}\n\n{config.describe()}\n\n{fill(EXIT_CODES_OF_RUNS)}")
+
+
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        if launch.is_first():
-            print(f"{__doc__}\n{config.describe()}")
-    else:
-        launch.run(main, sys.argv[1:])
+    launch.start("train", main, show_help)

@@ -10,6 +10,7 @@ allowed.
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML, YAMLError
 
+from mpies.command_line import width
+from mpies.config.allowed import allowed
 from mpies.config.settings import CHANGEABLE, FIELDS, SECTIONS, Settings
 from mpies.errors import InputError
 
@@ -87,14 +90,24 @@ def quickstart() -> dict[str, Any]:
 
 
 def describe() -> str:
-    """Every setting with meaning, default and type, for `--help`."""
-    lines = []
+    """Every setting with meaning, default and what is allowed, for `--help`."""
+    columns, lines = width(), []
     for name, section in SECTIONS.items():
         lines.append(f"{name}: {section.__doc__}")
         for key, field in section.model_fields.items():
-            default = "required" if field.is_required() else f"default {field.default}"
-            lines.append(f"  {name}.{key}: {field.description} ({default})")
+            default = "required" if field.is_required() else f"default {_shown(field.default)}"
+            about = f"{name}.{key}: {field.description} ({default}; {allowed(field)})"
+            lines += textwrap.wrap(
+                about, columns, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+            )
     return "\n".join(lines)
+
+
+def _shown(default: Any) -> str:
+    """A default as one would type it."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    return str(default) if default not in ("", {}) else "empty"
 
 
 def keys() -> list[str]:
