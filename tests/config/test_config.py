@@ -244,6 +244,8 @@ def test_unknown_keys_in_a_file(write, text, key, nearest):
         ("es.population=[30]", "[30]", "integer"),
         ("es.population=", "None", "integer"),
         ("es.population=0", "0", "greater than or equal to 1"),
+        ("es.population=1000000000000", "1000000000000", "less than or equal to 10000000"),
+        ("es.generations=1000000000000", "1000000000000", "less than or equal to 10000000"),
         ("es.sigma=0", "0", "greater than 0"),
         ("es.sigma=-1", "-1", "greater than 0"),
         ("es.sigma=nan", "nan", "number"),
