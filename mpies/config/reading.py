@@ -31,6 +31,9 @@ def load(arguments: list[str]) -> Settings:
     Raises InputError, whose message has one line per problem.
     """
     files = [argument for argument in arguments if not _is_setting(argument)]
+    options = [file for file in files if file.startswith("-") or file in FIELDS]
+    if options:
+        raise InputError("\n".join(_option(option) for option in options))
     if len(files) > 1:
         raise InputError(f"one configuration file at most, but there are {len(files)}: {', '.join(files)}")
     tree = _read(Path(files[0])) if files else quickstart()
@@ -39,6 +42,14 @@ def load(arguments: list[str]) -> Settings:
         if override not in files:
             problems += _set(tree, *override.split("=", 1))
     return _validate(tree, problems)
+
+
+def _option(given: str) -> str:
+    """What to say of a setting that is written as an option, or without its value."""
+    key = given.lstrip("-")
+    meant = key if key in FIELDS else _nearest(key)
+    remedy = f"settings are written {meant or 'section.key'}=VALUE, without dashes or blanks"
+    return f"{given}: {remedy}" + ("" if meant else "; --help lists them")
 
 
 def _is_setting(argument: str) -> bool:
@@ -154,7 +165,19 @@ def _set(tree: dict[str, Any], key: str, text: str) -> list[str]:
 
 
 def _unknown(key: Any) -> str:
-    """What to say of a key that is none: the nearest name in its section, or anywhere."""
+    """What to say of a key that is none."""
+    if key in SECTIONS:
+        first = next(iter(SECTIONS[key].model_fields))
+        return (
+            f"{key}: a section, no setting; its settings are written {key}.NAME=VALUE, such as {key}.{first}"
+        )
+    near = _nearest(key)
+    hint = f"did you mean {near}?" if near else "--help lists all settings"
+    return f"{key}: no such setting; {hint}"
+
+
+def _nearest(key: Any) -> str | None:
+    """The nearest name to a key that is none, in its section or anywhere."""
     section, _, name = str(key).lstrip("-").lower().rpartition(".")
     anywhere = section not in SECTIONS
     known = {k.split(".")[1]: k for k in keys() if anywhere or k.startswith(f"{section}.")}
@@ -164,8 +187,7 @@ def _unknown(key: Any) -> str:
     known = known if name not in elsewhere else {name: elsewhere[name], **known}
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     near = near or [short for short in known if name and short.startswith(name)]
-    hint = f"did you mean {known[near[0]]}?" if near else "--help lists all settings"
-    return f"{key}: no such setting; {hint}"
+    return known[near[0]] if near else None
 
 
 def _line(problem: Any) -> str:

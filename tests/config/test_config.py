@@ -193,6 +193,22 @@ def test_yaml_is_in_the_order_of_the_settings():
 
 
 @pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--sigma", "3"], "--sigma: settings are written es.sigma=VALUE, without dashes"),
+        (["--es.sigma", "3"], "--es.sigma: settings are written es.sigma=VALUE"),
+        (["es.sigma", "3"], "es.sigma: settings are written es.sigma=VALUE"),
+        (["--verbose"], "--verbose: settings are written section.key=VALUE"),
+        (["es=3"], "es: a section, no setting; its settings are written es.NAME=VALUE"),
+    ],
+    ids=" ".join,
+)
+def test_settings_that_are_written_as_something_else(arguments, says):
+    (line,) = refusal(*arguments)
+    assert line.startswith(says)
+
+
+@pytest.mark.parametrize(
     "key, nearest",
     [
         ("es.sigmaa", "es.sigma"),
