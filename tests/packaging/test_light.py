@@ -11,6 +11,7 @@ from pathlib import Path
 
 import launching
 import pytest
+from systems import python_on_another_system, python_without
 
 from mpies import extras
 
@@ -21,26 +22,6 @@ light = util.module_from_spec(spec)
 spec.loader.exec_module(light)
 
 ABSENT = [*extras.MODULES["train"], "tokenizers", "pandas", "matplotlib", "jinja2", "pyarrow", "tensorboardX"]
-# What a system without POSIX lacks.
-FOREIGN = ["fcntl", "resource", "pwd", "grp", "termios"]
-PYTHON = """
-import os, runpy, sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {absent!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Absent())
-{more}
-sys.argv[:] = sys.argv[1:]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
-
-
-def python_without(*absent: str, more: str = "") -> list[str]:
-    """The start of a command: Python, as if these modules were not installed."""
-    return [sys.executable, "-c", PYTHON.format(absent=absent, more=more)]
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +46,20 @@ def test_extras_bring_what_the_commands_ask_for():
         if "mpies[replay]" in brought:
             brought = brought - {"mpies[replay]"} | set(extras.REPLAY)
         assert brought == set(modules)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "end"),
+    [
+        (["analyze", "summary", light.RUN], 0, ""),
+        (["replay", "--help"], 0, ""),
+    ],
+    ids=["summary", "help"],
+)
+def test_a_laptop_with_another_system(words, status, end):
+    name, *rest = words
+    python = python_on_another_system()
+    assert not light.fault([f"mpies.{name}", *rest], status, end, python)
 
 
 @pytest.mark.parametrize("command", ["train", "check", "evaluate", "bench", "replay", "analyze"])
