@@ -48,6 +48,15 @@ def test_extras_bring_what_the_commands_ask_for():
         assert brought == set(modules)
 
 
+def test_the_oldest_versions_are_those_that_are_allowed():
+    lists = [launching.REPOSITORY / name for name in ("pyproject.toml", "constraints-oldest.txt")]
+    project, oldest = (path.read_text() for path in lists)
+    bounds = dict(re.findall(r'"([\w-]+)>=([\d.]+)[,"]', project.split("[tool.setuptools_scm]")[0]))
+    held = dict(re.findall(r"^([\w-]+)==([\d.]+)$", oldest, re.MULTILINE))
+    for name in ("torch", "transformers", "h5py", "pydantic", "mpi4py", "matplotlib"):
+        assert (held[name] + ".").startswith(bounds[name] + "."), name
+
+
 @pytest.mark.parametrize(
     ("words", "status", "end"),
     [
