@@ -18,6 +18,8 @@ TESTS_AT_ONCE ?= 2
 # The environment of the vLLM tests, and how many seconds they may take; 2 minutes on two cores.
 VLLM_VENV ?= .venv-vllm
 VLLM_TEST_SECONDS ?= 900
+# The environment of the oldest versions that are allowed.
+OLDEST_VENV ?= .venv-oldest
 # All Slurm tests together; they take 4 minutes on two cores.
 SLURM_TEST_SECONDS ?= 1200
 # How many tests may be skipped, because a machine lacks what they need (root, a Chromium, wandb, the model); with more
@@ -32,7 +34,7 @@ PYTEST_ARGS ?=
 KILLS ?= 300
 
 comma := ,
-EXTRAS := $(if $(MPI),$(MPI)$(comma))quickstart,analyze,test,dev
+EXTRAS := $(if $(MPI),$(MPI)$(comma))train,quickstart,analyze,test,dev
 RUN := $(VENV)/bin/python
 # The end lists failures, errors, and what was skipped and why.
 PYTEST := $(RUN) -m pytest -r fEs $(PYTEST_ARGS)
@@ -43,11 +45,13 @@ QUICK := --ignore=tests/mpi --ignore=tests/slurm $(WITHIN_THE_PROCESS) \
 SMOKE := tests/packaging tests/config tests/docs tests/analyze/test_docs.py tests/tasks/test_math.py \
   $(WITHIN_THE_PROCESS) --max-skips 0
 VLLM_RUN := $(VLLM_VENV)/bin/python
+OLDEST_RUN := $(OLDEST_VENV)/bin/python
+OLDEST_INSTALLED := $(OLDEST_VENV)/.installed
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 
 .DEFAULT_GOAL := help
-.PHONY: help install model quickstart test-quick test-mpi test-launch test test-slurm test-vllm torture \
+.PHONY: help install model quickstart test-quick test-mpi test-launch test test-slurm test-vllm test-oldest torture \
   lint check dist test-dist smoke-dist
 
 help: ## list the targets
@@ -129,6 +133,17 @@ test-vllm: $(VLLM_INSTALLED) ## the vLLM engine, in an environment of its own wi
 	timeout -k 10 $(VLLM_TEST_SECONDS) $(VLLM_RUN) -m pytest -r fEs $(PYTEST_ARGS) tests/engine_vllm \
 	  --max-skips $(VLLM_SKIPS)
 
+# torch 2.7.0 comes from PyPI with CUDA, some GB; PIP_EXTRA_INDEX_URL may name an index with its build for CPUs.
+$(OLDEST_INSTALLED): pyproject.toml constraints-oldest.txt
+	@test -x $(OLDEST_RUN) || $(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_RUN) -m pip install --disable-pip-version-check -q -c constraints-oldest.txt \
+	  -e '.[$(if $(MPI),$(MPI)$(comma))train,quickstart,analyze,test]'
+	@touch $@
+
+test-oldest: export PATH := $(abspath $(OLDEST_VENV))/bin:$(PATH)
+test-oldest: $(OLDEST_INSTALLED) ## the quick tests with the oldest versions that are allowed, in an environment of its own
+	$(OLDEST_RUN) -m pytest -r fEs $(PYTEST_ARGS) $(QUICK)
+
 torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one left alone
 	PYTHONPATH=tests/helpers $(RUN) tests/torture.py --kills $(KILLS)
 
@@ -136,8 +151,9 @@ dist: $(INSTALLED) ## an sdist and a wheel, in dist/
 	rm -rf dist
 	$(RUN) -m build --dependency-constraints-txt constraints.txt
 
-test-dist: dist ## the wheel in an environment of its own, the quick tests from the unpacked sdist
-	tests/packaging/try-dist --fresh '$(PYTHON)' '$(if $(MPI),$(MPI)$(comma))quickstart,analyze,test' $(QUICK)
+test-dist: dist ## the wheel in new environments: alone; with all extras and the quick tests of the unpacked sdist
+	tests/packaging/try-dist --light '$(PYTHON)'
+	tests/packaging/try-dist --fresh '$(PYTHON)' '$(if $(MPI),$(MPI)$(comma))train,quickstart,analyze,test' $(QUICK)
 
 smoke-dist: dist ## the same beside this environment's packages, and the few tests that read what is distributed
 	tests/packaging/try-dist --beside $(VENV) $(SMOKE)

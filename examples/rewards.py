@@ -1,6 +1,6 @@
 """Reward functions of one's own. They run in mpies and, unchanged, in TRL's GRPOTrainer.
 
-    mpirun -n 2 python -m mpies.train task.train_data=examples/train.jsonl \\
+    mpirun -n 2 python -m mpies.train model.path=quickstart task.train_data=examples/train.jsonl \\
         task.reward='{examples/rewards.py:right: 1, examples/rewards.py:brief: 0.2}'
 
 A function gets the prompts, the completions and every column of the data by name, each a list with an

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpies import config
+from mpies import config, extras
+from mpies.command_line import EXIT_CODES, HelpFormatter, conduct_alone
 from mpies.errors import InputError, OrderlyError
 from mpies.run.replaying import needs_anchor, replay, which_generation
 from mpies.runfile import History, TruncatedError, read_history, salvage_history
@@ -54,7 +55,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raise InputError for options that cannot be."""
+    """Raise InputError for options that cannot be, and where libraries are missing."""
+    extras.require("replay", "python -m mpies.replay")
     import torch
 
     if options.verify and options.output:
@@ -182,7 +184,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mpies.replay",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXIT_CODES,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("run_file", metavar="RUN.h5")
     parser.add_argument("--generation", default="last", metavar="G", help="a number, last (default) or best")
@@ -198,8 +201,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except OrderlyError as error:
-        print(f"mpies: {error}", file=sys.stderr)
-        sys.exit(error.status)
+    sys.exit(conduct_alone(main, sys.argv[1:]))

@@ -7,18 +7,19 @@ Without a configuration file, the embedded quickstart. --help lists all settings
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mpies import config
+from mpies.command_line import EXIT_CODES_OF_RUNS, fill
 from mpies.es import fitness, schedule
 from mpies.es.population import Member, directions
 from mpies.es.schedule import Step
 from mpies.ranks import launch
 from mpies.ranks.agreement import agree_on_settings
+from mpies.run import places
 from mpies.run.exchange import Evaluated, compare_replicas, exchange_rewards
 from mpies.run.telemetry import Outcome, record
 from mpies.tasks.base import TrainerState, member_reward
@@ -33,7 +34,7 @@ RESUMABLE = 75  # exit code: stopped early, the same command goes on (EX_TEMPFAI
 
 
 def main(comm: Comm, arguments: list[str]) -> int:
-    settings = agree_on_settings(comm, config.load, arguments)
+    settings = agree_on_settings(comm, places.load, arguments)
     from mpies.run.job import set_up  # torch comes along: only once the settings are good
 
     job = set_up(comm, settings)
@@ -117,9 +118,9 @@ def update(job: Job, moves: tuple[np.ndarray, np.ndarray], step: Step) -> int:
     return digest
 
 
+def show_help() -> None:
+    print(f"{fill(__doc__ or '')}\n\n{config.describe()}\n\n{fill(EXIT_CODES_OF_RUNS)}")
+
+
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        if launch.is_first():
-            print(f"{__doc__}\n{config.describe()}")
-    else:
-        launch.run(main, sys.argv[1:])
+    launch.start("train", main, show_help)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from systems import python_on_another_system
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mpies.es.population import directions
@@ -497,3 +499,17 @@ def test_it_runs_where_there_is_neither_mpi_nor_a_gpu(finished):
     ended = launching.python("-c", program, finished / "run.h5", "--verify", env={"CUDA_VISIBLE_DEVICES": ""})
     assert (ended.returncode, ended.stderr) == (0, "")
     assert f"{GENERATIONS} of {GENERATIONS}" in ended.stdout
+
+
+def test_a_laptop_with_another_system_replays(finished, truth, tmp_path):
+    """macOS and Windows have no fcntl, no sched_getaffinity; and there is no MPI."""
+    words = ["mpies.replay", finished / "run.h5", "--generation", "3", "--output", tmp_path / "out"]
+    ended = subprocess.run(
+        [*python_on_another_system(), *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=launching.environment(),
+    )
+    assert ended.returncode == 0, ended.stderr
+    made = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(np.array_equal(made[name], truth[3][name]) for name in made)

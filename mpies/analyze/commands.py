@@ -7,16 +7,15 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mpies.analyze.extras import need
 from mpies.analyze.parser import make_parser
 from mpies.analyze.run import Run, open_run, open_runs, short_names
-from mpies.errors import InputError, OrderlyError, reason
+from mpies.command_line import conduct_alone, tell
+from mpies.errors import InputError, reason
+from mpies.extras import need
 from mpies.text import json_ready
 
 FORMS = ("png", "svg", "pdf")
@@ -25,20 +24,12 @@ BAD_INPUT = InputError.status
 
 def main(arguments: list[str]) -> int:
     """Run a command. Returns the exit code: 0; 2 for bad input, each file's fault told in a line."""
+    return conduct_alone(_command, arguments)
+
+
+def _command(arguments: list[str]) -> int:
     options = make_parser().parse_args(arguments)
-    try:
-        status = COMMANDS[options.command](options)
-        sys.stdout.flush()
-        return status
-    except OrderlyError as error:
-        _tell(error)
-        return error.status
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader of our output has had enough. What is left must not fail when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return COMMANDS[options.command](options)
 
 
 def summary(options: argparse.Namespace) -> int:
@@ -136,15 +127,11 @@ def _read(paths: list[str]) -> tuple[list[Run], int]:
     runs, problems = open_runs(paths)
     if not runs:
         for problem in problems[:-1]:
-            _tell(problem)
+            tell(str(problem))
         raise problems[-1]
     for problem in problems:
-        _tell(problem)
+        tell(str(problem))
     return runs, BAD_INPUT if problems else 0
-
-
-def _tell(error: Exception) -> None:
-    print(f"mpies: {error}", file=sys.stderr)
 
 
 def _form_of(output: str) -> str:

@@ -12,10 +12,10 @@ import numpy as np
 
 from mpies.analyze import series
 from mpies.analyze.evaluations import logged_evaluations
-from mpies.analyze.extras import need
 from mpies.analyze.run import Run
 from mpies.analyze.summary import summarize
 from mpies.errors import InputError, reason
+from mpies.extras import need
 from mpies.text import json_ready
 
 FRAMES = ("generations", "members", "evaluations", "samples", "starts")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from mpies.command_line import EXIT_CODES, HelpFormatter
 from mpies.splits import HELD_OUT
 
 PROGRAM = "python -m mpies.analyze"
@@ -16,7 +17,8 @@ def make_parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Look at run files: while a job writes them or years later, without MPI, torch or GPU.",
-        epilog="A RUN is a run.h5 or its folder. `COMMAND --help` shows an example of each.",
+        epilog=f"A RUN is a run.h5 or its folder. `COMMAND --help` shows an example of each.\n\n{EXIT_CODES}",
+        formatter_class=HelpFormatter,
     )
     commands = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for fill in (_summary, _plot, _compare, _samples, _export, _report, _watch):
@@ -30,7 +32,7 @@ def _add(commands, name: str, about: str, example: str, operand: dict) -> argpar
         help=about,
         description=about[0].upper() + about[1:] + ".",
         epilog=f"example:\n  {PROGRAM} {name} {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     command.add_argument(**operand)
     return command

@@ -12,11 +12,11 @@ import mpies
 from mpies.analyze import figures
 from mpies.analyze.answers import Answer, answered_prompts, answers_to
 from mpies.analyze.compare import Comparison, compare_runs
-from mpies.analyze.extras import need
 from mpies.analyze.run import Run, short_names
 from mpies.analyze.summary import Summary, summarize
 from mpies.analyze.terminal import facts_of, number
 from mpies.errors import InputError
+from mpies.extras import need
 from mpies.splits import HELD_OUT, spoken
 
 PROMPTS = 8  # whose answers are shown, of a run

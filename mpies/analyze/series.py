@@ -9,7 +9,7 @@ import numpy as np
 
 from mpies.analyze.run import Run
 from mpies.phases import PHASES
-from mpies.splits import TRAIN
+from mpies.splits import HELD_OUT, TRAIN
 
 
 def phase_seconds(run: Run) -> dict[str, np.ndarray]:
@@ -55,6 +55,16 @@ def prompts_per_member(run: Run) -> int | None:
     first = (table["split"] == TRAIN) & (table["generation"] == 0)
     kept = int(np.count_nonzero(first))
     return kept if 0 < kept < run.settings.get("run", {}).get("keep_samples", 0) else None
+
+
+def held_out_prompts(run: Run) -> int | None:
+    """The number of held-out prompts that an evaluation answers; None if the file does not tell."""
+    table = run.tables["sample"]
+    kept = int(np.count_nonzero((table["split"] == HELD_OUT) & (table["generation"] == 0)))
+    if 0 < kept < run.settings.get("run", {}).get("keep_samples", 0):
+        return kept
+    given = run.settings.get("task", {}).get("eval_size")
+    return given if isinstance(given, int) and given > 0 else None
 
 
 def members_evaluated(run: Run) -> np.ndarray:

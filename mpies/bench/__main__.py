@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpies import bench
+from mpies.command_line import EXIT_CODES, HelpFormatter
 from mpies.ranks import launch
 
 if TYPE_CHECKING:
@@ -19,30 +19,30 @@ PARTS = ("kernels", "vllm", "generation", "share", "memory", "scaling")
 PATIENCE = float("inf")  # a part of one rank, which the others wait for, takes as long as its model needs
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     description, _, epilog = bench.__doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         prog="python -m mpies.bench",
         description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"{epilog}\n{EXIT_CODES}",
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument("--model", default="quickstart", help="a model folder (%(default)s)")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"])
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs that a median is of (%(default)s)")
-    parser.add_argument("--members", type=int, default=32, help="of a generation (%(default)s)")
-    parser.add_argument("--prompts", type=int, default=2, help="per member (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=48, help="per answer (%(default)s)")
-    parser.add_argument("--size", type=int, default=2**25, help="parameters of the kernels' tensor")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run (all)")
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
-    return parser.parse_args(arguments)
+    made.add_argument("--model", default="quickstart", help="a model folder (%(default)s)")
+    made.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"])
+    made.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    made.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
+    made.add_argument("--repeats", type=int, default=3, help="runs that a median is of (%(default)s)")
+    made.add_argument("--members", type=int, default=32, help="of a generation (%(default)s)")
+    made.add_argument("--prompts", type=int, default=2, help="per member (%(default)s)")
+    made.add_argument("--tokens", type=int, default=48, help="per answer (%(default)s)")
+    made.add_argument("--size", type=int, default=2**25, help="parameters of the kernels' tensor")
+    made.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run (all)")
+    made.add_argument("--json", type=Path, help="write the figures here, too")
+    return made
 
 
 def main(comm: Comm, arguments: list[str]) -> int:
-    given = parse(arguments)
+    given = parser().parse_args(arguments)
     # torch comes along: only once the command line is good.
     from rich.console import Console
 
@@ -63,8 +63,4 @@ def main(comm: Comm, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        if launch.is_first():
-            parse(["--help"])
-    else:
-        launch.run(main, sys.argv[1:])
+    launch.start("bench", main, lambda: parser().print_help())

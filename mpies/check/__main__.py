@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING
 
 import mpies.check
 from mpies import config
+from mpies.command_line import fill
 from mpies.ranks import launch
 from mpies.ranks.agreement import agree_on_settings, on_root
 from mpies.ranks.collectives import set_timeout
@@ -77,9 +77,9 @@ def be_done_in_time(comm: Comm, settings: config.Settings) -> None:
         set_timeout(comm, min(settings.run.collective_timeout, max(left - NAMING, 1.0)))
 
 
+def show_help() -> None:
+    print(f"{fill(mpies.check.__doc__ or '')}\n\n{config.describe()}")
+
+
 if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        if launch.is_first():
-            print(f"{mpies.check.__doc__}\n{config.describe()}")
-    else:
-        launch.run(main, sys.argv[1:])
+    launch.start("check", main, show_help)

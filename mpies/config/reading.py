@@ -10,6 +10,7 @@ allowed.
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML, YAMLError
 
+from mpies.command_line import width
+from mpies.config.allowed import allowed
 from mpies.config.paths import short_reward
 from mpies.config.settings import CHANGEABLE, FIELDS, SECTIONS, Settings
 from mpies.errors import InputError
@@ -29,6 +32,9 @@ def load(arguments: list[str]) -> Settings:
     Raises InputError, whose message has one line per problem.
     """
     files = [argument for argument in arguments if not _is_setting(argument)]
+    options = [file for file in files if file.startswith("-") or file in FIELDS]
+    if options:
+        raise InputError("\n".join(_option(option) for option in options))
     if len(files) > 1:
         raise InputError(f"one configuration file at most, but there are {len(files)}: {', '.join(files)}")
     tree = _read(Path(files[0])) if files else quickstart()
@@ -37,6 +43,14 @@ def load(arguments: list[str]) -> Settings:
         if override not in files:
             problems += _set(tree, *override.split("=", 1))
     return _validate(tree, problems)
+
+
+def _option(given: str) -> str:
+    """What to say of a setting that is written as an option, or without its value."""
+    key = given.lstrip("-")
+    meant = key if key in FIELDS else _nearest(key)
+    remedy = f"settings are written {meant or 'section.key'}=VALUE, without dashes or blanks"
+    return f"{given}: {remedy}" + ("" if meant else "; --help lists them")
 
 
 def _is_setting(argument: str) -> bool:
@@ -94,14 +108,24 @@ def quickstart() -> dict[str, Any]:
 
 
 def describe() -> str:
-    """Every setting with meaning, default and type, for `--help`."""
-    lines = []
+    """Every setting with meaning, default and what is allowed, for `--help`."""
+    columns, lines = width(), []
     for name, section in SECTIONS.items():
         lines.append(f"{name}: {section.__doc__}")
         for key, field in section.model_fields.items():
-            default = "required" if field.is_required() else f"default {field.default}"
-            lines.append(f"  {name}.{key}: {field.description} ({default})")
+            default = "required" if field.is_required() else f"default {_shown(field.default)}"
+            about = f"{name}.{key}: {field.description} ({default}; {allowed(field)})"
+            lines += textwrap.wrap(
+                about, columns, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+            )
     return "\n".join(lines)
+
+
+def _shown(default: Any) -> str:
+    """A default as one would type it."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    return str(default) if default not in ("", {}) else "empty"
 
 
 def keys() -> list[str]:
@@ -148,7 +172,19 @@ def _set(tree: dict[str, Any], key: str, text: str) -> list[str]:
 
 
 def _unknown(key: Any) -> str:
-    """What to say of a key that is none: the nearest name in its section, or anywhere."""
+    """What to say of a key that is none."""
+    if key in SECTIONS:
+        first = next(iter(SECTIONS[key].model_fields))
+        return (
+            f"{key}: a section, no setting; its settings are written {key}.NAME=VALUE, such as {key}.{first}"
+        )
+    near = _nearest(key)
+    hint = f"did you mean {near}?" if near else "--help lists all settings"
+    return f"{key}: no such setting; {hint}"
+
+
+def _nearest(key: Any) -> str | None:
+    """The nearest name to a key that is none, in its section or anywhere."""
     section, _, name = str(key).lstrip("-").lower().rpartition(".")
     anywhere = section not in SECTIONS
     known = {k.split(".")[1]: k for k in keys() if anywhere or k.startswith(f"{section}.")}
@@ -158,8 +194,7 @@ def _unknown(key: Any) -> str:
     known = known if name not in elsewhere else {name: elsewhere[name], **known}
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     near = near or [short for short in known if name and short.startswith(name)]
-    hint = f"did you mean {known[near[0]]}?" if near else "--help lists all settings"
-    return f"{key}: no such setting; {hint}"
+    return known[near[0]] if near else None
 
 
 def _line(problem: Any) -> str:

@@ -17,6 +17,8 @@ from mpies import time_limit
 from mpies.config.section import Role, Section
 from mpies.errors import InputError
 
+MOST = 10**7  # members and generations: every rank lists them, and the run file has a row for each
+
 
 class ModelSettings(Section):
     """The language model that is tuned."""
@@ -132,8 +134,10 @@ class TaskSettings(Section):
 class EsSettings(Section):
     """Evolution strategies (paper, section 3)."""
 
-    population: int = Field(30, ge=1, description="N, members evaluated per generation")
-    generations: Annotated[int, Role.JOB] = Field(500, ge=0, description="T, updates in the whole run")
+    population: int = Field(30, ge=1, le=MOST, description="N, members evaluated per generation")
+    generations: Annotated[int, Role.JOB] = Field(
+        500, ge=0, le=MOST, description="T, updates in the whole run"
+    )
     sigma: float = Field(0.001, gt=0, description="standard deviation of the perturbations")
     alpha: float = Field(0.0005, ge=0, description="learning rate, the estimator's 1/sigma absorbed")
     seed: int = Field(42, ge=0, lt=2**64, description="all randomness of the run follows from it")

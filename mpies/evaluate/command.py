@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from mpies.command_line import EXIT_CODES, HelpFormatter
 from mpies.errors import InputError
 from mpies.evaluate.subject import answers_as_trained, open_subject
 from mpies.ranks.agreement import on_root, together
@@ -35,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(
         prog="mpirun -n N python -m mpies.evaluate",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXIT_CODES,
+        formatter_class=HelpFormatter,
     )
     made.add_argument(
         "subject", metavar="RUN|MODEL", help="run.h5 or its folder; or a model folder or hub id"

@@ -14,23 +14,10 @@ import torch
 from safetensors import SafetensorError
 
 from mpies.errors import InputError, reason
-from mpies.model import embedded
+from mpies.model.folder import absence, locate, refuse_unusable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-def locate(path: str) -> str:
-    """The folder or hub id that `model.path` stands for; 'quickstart' is the embedded model."""
-    if path != "quickstart":
-        return os.path.expanduser(path)
-    folder = embedded.model_folder()
-    if not (folder / "config.json").exists():
-        raise InputError(
-            f"model.path: {embedded.MODEL_NAME} is not in {folder.parent};"
-            " fetch it once with: python -m mpies.quickstart.fetch"
-        )
-    return str(folder)
 
 
 def choose_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
@@ -58,6 +45,7 @@ def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTo
 
     Raises InputError when it is not there or cannot be read.
     """
+    refuse_unusable(path)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not allow_download:
         _stay_offline()
@@ -129,25 +117,10 @@ def _attempt(path: str, what: str, function: Callable[..., Any], *arguments: Any
     try:
         return function(*arguments, **options)
     except Exception as error:
-        absence = _absence(path)
+        absent = absence(path)
         kind = "damaged safetensors file, " if isinstance(error, SafetensorError) else ""
-        why = f"{path}: {absence}" if absence else f"{what}{path}: {kind}{reason(error)}"
+        why = f"{path}: {absent}" if absent else f"{what}{path}: {kind}{reason(error)}"
         raise InputError(f"model.path: cannot load {why}") from error
-
-
-def _absence(path: str) -> str | None:
-    """Why there is nothing to load at a path; None if there is a folder."""
-    folder = Path(path).expanduser()
-    if folder.is_dir() or path == "quickstart":
-        return None
-    if folder.exists():
-        return "this is a file, not a folder"
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        return "there is no such folder"
-    return (
-        "there is no such folder, and it is not in the local Hugging Face cache;"
-        " model.allow_download=true permits a download"
-    )
 
 
 def _cpu_flags() -> set[str]:

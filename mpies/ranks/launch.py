@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
+from mpies import extras
+from mpies.command_line import INTERRUPTED, conduct_alone, tell
 from mpies.errors import OrderlyError, RankLeftError, RefusedError, reason, show_traceback
 from mpies.ranks.collectives import host, set_timeout
 
@@ -26,10 +28,31 @@ LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PALS_SIZE", "SLURM_STEP_N
 # A rank's number before MPI is initialised. Slurm's comes last: under mpirun, it numbers nodes.
 LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PALS_RANKID", "SLURM_PROCID")
 
+HELP = {"-h", "--help"}
 START_TIMEOUT = 1800  # seconds, as long as the settings are not known
 THREADS_GRACE = 3.0  # seconds that user code's threads have to end once the job is done
 
 _really_exit = os._exit
+
+
+def start(command: str, main: Callable[[Comm, list[str]], int], show_help: Callable[[], None]) -> NoReturn:
+    """What `python -m mpies.COMMAND` does: `run(main, its arguments)`, or the help, if they ask for it.
+
+    Neither help nor libraries that are missing, which are told in a line, need MPI or torch.
+    """
+    arguments = sys.argv[1:]
+
+    def alone(arguments: list[str]) -> int:
+        if not HELP & set(arguments):
+            extras.require("train", f"python -m mpies.{command}")
+        elif is_first():
+            show_help()
+        return 0
+
+    status = conduct_alone(alone, arguments, quiet=not is_first())
+    if status or HELP & set(arguments):
+        sys.exit(status)
+    run(main, arguments)
 
 
 def run(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> NoReturn:
@@ -52,9 +75,7 @@ def conduct(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> int
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        _print_problem(
-            f"no MPI library ({reason(error)}); load your site's MPI module, or: pip install mpich"
-        )
+        tell(f"no MPI library ({reason(error)}); load your site's MPI module, or: pip install mpich")
         return 2
     comm = MPI.COMM_WORLD
     threading.excepthook = lambda failure: _abort(comm, failure.exc_value or failure.exc_type())
@@ -69,7 +90,7 @@ def conduct(main: Callable[[Comm, list[str]], int], arguments: list[str]) -> int
         if not error.collective:
             _abort(comm, error)
         if comm.rank == 0:
-            _print_problem(str(error))
+            tell(str(error))
         return error.status
     except BaseException as error:
         _abort(comm, error)
@@ -124,7 +145,7 @@ def _outlive_threads(status: int) -> None:
     left = [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
     if left:
         names = ", ".join(sorted(left))
-        _print_problem(f"left running by the reward function or a library, and ended: {names}")
+        tell(f"left running by the reward function or a library, and ended: {names}")
         sys.stdout.flush()
         _really_exit(status)
 
@@ -139,22 +160,17 @@ def _end_with_launcher(parent: int) -> NoReturn:
     _really_exit(1)
 
 
-def _print_problem(message: str) -> None:
-    for line in message.splitlines():
-        print(f"mpies: {line}", file=sys.stderr, flush=True)
-
-
 def _abort(comm: Comm, error: BaseException) -> NoReturn:
     """Print why this rank ends and take all others along."""
     status = 1
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         status = error.code % 256 or 1  # what is left of it as an exit status, but never success
     if isinstance(error, KeyboardInterrupt):
-        status = 130
-        _print_problem(f"rank {comm.rank}: interrupted")
+        status = INTERRUPTED
+        tell(f"rank {comm.rank}: interrupted")
     elif isinstance(error, OrderlyError):
         status = error.status
-        _print_problem(f"rank {comm.rank}: {error}" if comm.size > 1 else str(error))
+        tell(f"rank {comm.rank}: {error}" if comm.size > 1 else str(error))
     else:
         text = "".join(traceback.format_exception(error))
         where = f"rank {comm.rank} of {comm.size} on {host()}"

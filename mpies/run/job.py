@@ -120,7 +120,7 @@ class Job:
             save(self.replica.model, self.replica.tokenizer, self.folder / resume.TUNED, origin)
             self.log.close()
             self.screen.result(self.log.path)
-            self.screen.next_steps(self.log.path, self.settings.es.generations, self.comm.size)
+            self.screen.next_steps(self.log.path, self.settings, self.comm.size)
         barrier(self.comm)
 
     def leave(self, done: int) -> None:

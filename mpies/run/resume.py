@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpies import config
-from mpies.errors import InputError, RefusedError
+from mpies.errors import InputError, RefusedError, reason
 from mpies.model.saving import refuse_overwriting
 from mpies.ranks.agreement import Brought, agree, on_root
 from mpies.ranks.collectives import named
@@ -17,6 +17,7 @@ from mpies.replica import Replica
 from mpies.run import checkpoint
 from mpies.run.replaying import replay
 from mpies.runfile import History, RunFile
+from mpies.text import clip
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -34,9 +35,12 @@ def find(comm: Comm, settings: config.Settings, path: Path) -> tuple[RunFile | N
 
     def look() -> History | None:
         nonlocal log
-        _refuse_taken_folder(settings.model.path, path.parent / TUNED)
-        if not _expected(settings.run.resume, path):
-            return None
+        try:
+            _refuse_taken_folder(settings.model.path, path.parent / TUNED)
+            if not _expected(settings.run.resume, path):
+                return None
+        except OSError as error:  # a name that is too long, a folder that may not be looked into
+            raise InputError(f"run.directory: {clip(str(path.parent))} cannot be ({reason(error)})") from None
         log = RunFile.reopen(path, settings.es.generations)
         history = log.history()
         config.refuse_changes(config.from_yaml(history.settings), settings)
@@ -121,9 +125,12 @@ def _expected(resume: str, path: Path) -> bool:
         return True
     if resume == "must":
         raise InputError(f"run.resume: must, but there is no {path}")
-    parent = path.parent
+    parent, names = path.parent, []
     while not parent.exists():
+        names.append(parent.name)
         parent = parent.parent
+    for name in names:  # where the folder above is not there, the system has not looked at it
+        (parent / name).exists()
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"run.directory: cannot write to {parent}")
     return False

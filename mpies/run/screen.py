@@ -10,9 +10,10 @@ import contextlib
 import os
 import shlex
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from mpies.runfile import open_for_reading
 from mpies.splits import HELD_OUT, spoken
 from mpies.text import clip, count, duration
 
+RECENT = 5  # generations that the time left is estimated from
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
 # What starts ranks on other nodes; the launcher's terminal cannot be seen from there.
 DAEMONS = ("prted", "orted")
@@ -59,8 +61,7 @@ class Screen:
         """What runs where."""
         es, task, places = settings.es, setup.task, setup.places
         pairs = f" in {es.population // 2} antithetic pairs" if es.antithetic else ""
-        table = Table.grid(padding=(0, 2))
-        for key, value in {
+        rows = {
             "model": f"{facts.model_name}, {count(facts.parameters)} parameters,"
             f" digest {facts.model_digest:016x}",
             "weights": f"base {facts.base_dtype}, live {facts.dtype} ({facts.dtype_reason})",
@@ -73,16 +74,19 @@ class Screen:
             else "full, one member at a time",
             "ranks": f"{len(places)} on {_places(places)}, {settings.run.threads} CPU thread(s) each",
             "run file": run_file,
-        }.items():
-            table.add_row(f"  {key}", Text(str(value)))
+        }
         self.say(f"mpies {mpies.__version__}")
-        self.console.print(table)
+        wide = max(map(len, rows))
+        for key, value in rows.items():  # lines, which a terminal breaks: a table would cut long paths
+            self.say(f"  {key:{wide}}  {value}")
         sys.stdout.flush()
 
     @contextlib.contextmanager
     def progress(self, done: int, total: int):
         """While generations are made, `done` of `total` being there already."""
         self._done, self._total = done, total
+        self._seconds: deque[float] = deque(maxlen=RECENT)
+        self._warm = False
         if self.bar:
             self._progress = Progress(
                 TextColumn("generation {task.completed}/{task.total}"),
@@ -105,7 +109,10 @@ class Screen:
     def generation(self, row: dict[str, Any]) -> None:
         """A generation is committed."""
         self._done += 1
-        left = self._total - self._done
+        # The first generation warms up: kernels are compiled, caches filled.
+        if self._warm:
+            self._seconds.append(row["seconds"])
+        self._warm = True
         if self._progress:
             self._progress.update(self._task, advance=1, reward=f"{row['reward_mean']:.4g}")
             return
@@ -113,8 +120,14 @@ class Screen:
             f"generation {self._done}/{self._total}  reward {row['reward_mean']:.4g}"
             f" +- {row['reward_std']:.3g}  best {row['reward_max']:.4g}  {row['seconds']:.1f} s"
             f"  {row['tokens'] / row['seconds']:.0f} tokens/s"
-            f"  {left} left, {duration(left * row['seconds'])}"
+            f"  {self._left()}"
         )
+
+    def _left(self) -> str:
+        """How many generations are left and, once it is known how long they take, how long that is."""
+        left = self._total - self._done
+        time_left = f", {duration(left * median(self._seconds))}" if self._seconds else ""
+        return f"{left} left{time_left}"
 
     def result(self, path: Path) -> None:
         """From the run file: answers and rewards before and after, and where the time went."""
@@ -157,11 +170,14 @@ class Screen:
             shares = sorted(seconds.items(), key=lambda item: -item[1])
             self.say("time: " + ", ".join(f"{p} {100 * s / total:.1f} %" for p, s in shares))
 
-    def next_steps(self, path: Path, generations: int, ranks: int) -> None:
+    def next_steps(self, path: Path, settings: Settings, ranks: int) -> None:
         """Where things are and what to type next."""
+        generations = settings.es.generations
         python = _as_typed(Path(sys.executable))
-        kept = [a for a in sys.argv[1:] if not a.startswith("es.generations=")]
-        again = shlex.join([*kept, f"es.generations={2 * generations or 10}"])
+        # With run.resume=never it would be refused.
+        kept = [a for a in sys.argv[1:] if not a.startswith(("es.generations=", "run.resume="))]
+        resume = ["run.resume=auto"] if settings.run.resume == "never" else []
+        again = shlex.join([*kept, *resume, f"es.generations={2 * generations or 10}"])
         mpirun = Path(sys.executable).with_name("mpirun")
         launch = _as_typed(mpirun) if mpirun.exists() else "mpirun"
         middle = max(1, generations // 2)
@@ -169,17 +185,16 @@ class Screen:
         self.say(f"run file:    {path} (HDF5; a checkpoint of every generation)")
         self.say("next:")
         self.say(f"  {launch} -n {ranks} {python} -m mpies.train {again}    # go on from here")
-        self.say(f"  {python} -m mpies.replay {path} --generation {middle} --output gen{middle}")
-        self.say(f"  {python} -m mpies.analyze summary {path}    # also plot, compare, report, watch, ...")
+        file = shlex.quote(str(path))
+        self.say(f"  {python} -m mpies.replay {file} --generation {middle} --output gen{middle}")
+        self.say(f"  {python} -m mpies.analyze summary {file}    # also plot, compare, report, watch, ...")
         self.say(f"  {python} -m mpies.train --help    # all settings")
 
 
 def _as_typed(program: Path) -> str:
     """A program's path as one would type it here."""
-    try:
-        return str(program.relative_to(Path.cwd()))
-    except ValueError:
-        return str(program)
+    here = Path.cwd()
+    return shlex.quote(str(program.relative_to(here) if program.is_relative_to(here) else program))
 
 
 def rewards_shown(digests: dict[str, str]) -> list[str]:

@@ -279,3 +279,39 @@ def test_a_dollar_in_a_path_or_a_setting_is_a_dollar(tmp_path):
     ]
     save(draw(runs), tmp_path / "figure.svg", "svg", 80)
     assert "a$^$" in (tmp_path / "figure.svg").read_text()
+
+
+# What is easily misread
+
+
+def test_generations_are_whole_numbers(one):
+    figure = draw([one])
+    figure.draw_without_rendering()
+    of_generations = [axes for axes in figure.axes if axes.get_xlabel() == "generation"]
+    assert len(of_generations) > 2
+    for axes in of_generations:
+        ticks = axes.get_xticks()
+        assert np.array_equal(ticks, np.round(ticks))
+
+
+def test_one_run_has_one_reward_panel(one, runs):
+    def titles(figure) -> list[str]:
+        return [axes.get_title(loc="left") for axes in figure.axes]
+
+    alike = {PANELS["answers"].title, PANELS["time"].title}
+    assert PANELS["learning"].title in titles(draw([one])) and not alike & set(titles(draw([one])))
+    assert alike <= set(titles(draw([one], ["learning", "answers", "time"])))
+    assert PANELS["time"].title in titles(draw(runs[:3]))
+
+
+def test_accuracies_have_standard_errors(tmp_path):
+    path = made_up.write_run(tmp_path, generations=4, evaluate_every=2)
+    with h5py.File(path, "r+") as file:
+        file["evaluation/accuracy"][:] = 1 / 3
+    run = open_run(path)
+    axes = axes_of(draw([run], ["accuracy"]), "accuracy")
+    (bars,) = axes.collections
+    (low, high) = np.array(bars.get_segments())[0][:, 1]
+    prompts = len(set(run.tables["sample"]["prompt"][run.tables["sample"]["split"] == "held_out"]))
+    assert np.isclose(high - low, 200 * np.sqrt(2 / 9 / prompts))
+    assert "± standard error" in [text.get_text() for text in axes.get_legend().get_texts()]

@@ -194,6 +194,22 @@ def test_yaml_is_in_the_order_of_the_settings():
 
 
 @pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--sigma", "3"], "--sigma: settings are written es.sigma=VALUE, without dashes"),
+        (["--es.sigma", "3"], "--es.sigma: settings are written es.sigma=VALUE"),
+        (["es.sigma", "3"], "es.sigma: settings are written es.sigma=VALUE"),
+        (["--verbose"], "--verbose: settings are written section.key=VALUE"),
+        (["es=3"], "es: a section, no setting; its settings are written es.NAME=VALUE"),
+    ],
+    ids=" ".join,
+)
+def test_settings_that_are_written_as_something_else(arguments, says):
+    (line,) = refusal(*arguments)
+    assert line.startswith(says)
+
+
+@pytest.mark.parametrize(
     "key, nearest",
     [
         ("es.sigmaa", "es.sigma"),
@@ -245,6 +261,8 @@ def test_unknown_keys_in_a_file(write, text, key, nearest):
         ("es.population=[30]", "[30]", "integer"),
         ("es.population=", "None", "integer"),
         ("es.population=0", "0", "greater than or equal to 1"),
+        ("es.population=1000000000000", "1000000000000", "less than or equal to 10000000"),
+        ("es.generations=1000000000000", "1000000000000", "less than or equal to 10000000"),
         ("es.sigma=0", "0", "greater than 0"),
         ("es.sigma=-1", "-1", "greater than 0"),
         ("es.sigma=nan", "nan", "number"),

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mpies.errors import InputError
-from mpies.model import loading
+from mpies.model import embedded, loading
 
 CPU = torch.device("cpu")
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -160,7 +160,7 @@ def test_quickstart_that_was_not_fetched(monkeypatch, tmp_path):
 
 
 def test_quickstart_is_in_the_cache(tiny_model, monkeypatch, tmp_path):
-    shutil.copytree(tiny_model(kind="qwen2"), tmp_path / loading.embedded.MODEL_NAME)
+    shutil.copytree(tiny_model(kind="qwen2"), tmp_path / embedded.MODEL_NAME)
     monkeypatch.setenv("MPIES_CACHE", str(tmp_path))
     model, _ = loading.load("quickstart", allow_download=False)
     assert model.config.model_type == "qwen2"
@@ -178,7 +178,14 @@ def test_pickled_weights_are_refused(folder):
     """Unpickling runs any code that the file holds."""
     torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
     (folder / WEIGHTS).unlink()
-    assert "safetensors" in complaint(folder)
+    said = complaint(folder)
+    assert "only safetensors are read" in said and ".save_pretrained(NEW)" in said
+
+
+def test_a_folder_without_a_tokenizer(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert "it has no tokenizer; copy tokenizer.json" in complaint(folder)
 
 
 def test_code_in_the_folder_is_not_run(folder, tmp_path):

@@ -48,6 +48,13 @@ def test_a_run_that_must_be_there(runs, again):
     assert said == f"run.resume: must, but there is no {again.folder / 'run.h5'}"
 
 
+def test_a_name_that_is_too_long_for_the_file_system(runs):
+    runs.folder = runs.folder / ("d" * 300)
+    said = refused(found, runs)
+    assert said.startswith("run.directory: ") and "too long" in said and len(said) < 300
+    assert not runs.folder.parent.exists()
+
+
 def test_a_run_that_must_not_be_there(again):
     said = refused(found, again, run__resume="never")
     assert said.startswith(f"run.directory: {again.folder / 'run.h5'} exists already; ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -107,9 +108,24 @@ def test_a_line_per_generation(shown):
         screen.generation(ROW)
         screen.generation({**ROW, "reward_mean": 0.5, "seconds": 0.5})
     assert shown().splitlines() == [
-        "generation 3/32  reward -12.35 +- 3.22  best -7.123  4.0 s  250 tokens/s  29 left, 116 s",
+        "generation 3/32  reward -12.35 +- 3.22  best -7.123  4.0 s  250 tokens/s  29 left",
         "generation 4/32  reward 0.5 +- 3.22  best -7.123  0.5 s  2000 tokens/s  28 left, 14 s",
     ]
+
+
+def test_the_time_left_is_that_of_generations_after_the_first(shown):
+    """The first one compiles and warms up: it once promised 46 minutes of a run of 3."""
+    screen = Screen(False, "lines")
+    with screen.progress(0, 12):
+        for seconds in (100.0, 2.0, 2.0, 8.0):
+            screen.generation({**ROW, "seconds": seconds})
+    assert [line.split(" left")[1] for line in shown().splitlines()] == ["", ", 20 s", ", 18 s", ", 16 s"]
+
+
+def test_a_long_path_is_whole_in_the_banner(shown):
+    path = Path("/".join(["some-folder"] * 20), "run.h5")
+    Screen(False, "lines").banner(settings_of(), FACTS, TASK, [Place("n1", "cpu", None, 1)], path)
+    assert f"  run file      {path}\n" in shown()
 
 
 def test_a_bar_instead_of_lines(shown):
@@ -142,7 +158,7 @@ def show_all(screen: Screen, path: Path) -> None:
     with screen.progress(0, 4):
         screen.generation(ROW)
     screen.result(path)
-    screen.next_steps(path, 4, 2)
+    screen.next_steps(path, settings_of(), 2)
 
 
 # The end
@@ -230,7 +246,7 @@ def test_next_steps_can_be_typed(shown, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     monkeypatch.chdir(tmp_path)
     screen = Screen(False, "lines")
-    screen.next_steps(Path("out/run.h5"), 16, 3)
+    screen.next_steps(Path("out/run.h5"), settings_of("es.generations=16"), 3)
     lines = [line.split("    #")[0].strip() for line in shown().splitlines()]
     assert "tuned model: out/model (a Hugging Face folder)" in lines
     again = "-m mpies.train 'my config.yaml' es.sigma=0.1 es.generations=32"
@@ -241,10 +257,29 @@ def test_next_steps_can_be_typed(shown, monkeypatch, tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "mpirun").touch()
     monkeypatch.chdir(tmp_path / "bin")
-    screen.next_steps(Path("out/run.h5"), 0, 1)
+    screen.next_steps(Path("out/run.h5"), settings_of("es.generations=0"), 1)
     text = shown()
     assert "  mpirun -n 1 python -m mpies.train" in text and "es.generations=10 " in text
     assert "--generation 1 --output gen1" in text
     monkeypatch.chdir(Path(__file__).parent)
-    screen.next_steps(Path("out/run.h5"), 0, 1)
+    screen.next_steps(Path("out/run.h5"), settings_of("es.generations=0"), 1)
     assert f"{tmp_path}/bin/mpirun -n 1 {tmp_path}/bin/python" in shown()
+
+
+def test_next_steps_with_blanks_in_their_paths(shown, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["train", "run.directory=my runs/a"])
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "my env" / "python"))
+    monkeypatch.chdir(tmp_path)
+    Screen(False, "lines").next_steps(Path("my runs/a/run.h5"), settings_of(), 1)
+    commands = [line.split("    #")[0] for line in shown().splitlines() if line.startswith("  ")]
+    words = [shlex.split(command) for command in commands]
+    assert all("my env/python" in command for command in words)
+    assert [command for command in words if "my runs/a/run.h5" in command] == words[1:3]
+
+
+@pytest.mark.parametrize("given, added", [("never", ["run.resume=auto"]), ("must", []), ("auto", [])])
+def test_the_next_run_goes_on_with_this_one(shown, monkeypatch, given, added):
+    monkeypatch.setattr(sys, "argv", ["train", f"run.resume={given}"])
+    Screen(False, "lines").next_steps(Path("out/run.h5"), settings_of(f"run.resume={given}"), 1)
+    (line,) = [line for line in shown().splitlines() if "mpies.train" in line and "-n 1" in line]
+    assert line.split("    #")[0].split("mpies.train ")[1].split()[:-1] == added

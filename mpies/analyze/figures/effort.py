@@ -55,7 +55,8 @@ def _phases_of_one(axes: Axes, run: Run) -> None:
     axes.set_xlabel("generation")
     axes.set_ylabel("seconds per generation")
     handles, texts = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], texts[::-1], loc="upper left", bbox_to_anchor=(1.01, 1.02))
+    # Within: beside the panel, it would push the panels above and below apart.
+    axes.legend(handles[::-1], texts[::-1], loc="center", frameon=True, framealpha=0.85, edgecolor="none")
 
 
 def _phases_of_many(axes: Axes, view: View) -> None:

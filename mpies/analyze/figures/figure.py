@@ -35,19 +35,21 @@ UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
 
 def draw(runs: list[Run], panels: Iterable[str] = ()) -> Figure:
-    """A Matplotlib figure of the runs: the named panels, or all to which the runs have something.
+    """A Matplotlib figure of the runs: the named panels, or all in which the runs show something more.
 
     Runs without a generation are left out. Raises InputError if nothing is left to draw.
     """
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import MaxNLocator
 
     runs = [run for run in runs if run.committed]
     if not runs:
         raise InputError("nothing to plot: no run has a generation yet")
     seen = arrange(runs)
-    wanted = list(panels) or [name for name, panel in PANELS.items() if panel.applies(seen)]
+    telling = [name for name, panel in PANELS.items() if panel.applies(seen) and panel.tells_more(seen)]
+    wanted = list(panels) or telling
     for name in wanted:
         if not PANELS[name].applies(seen):
             raise InputError(f"nothing to plot in panel {name}: the run files have no such measurements")
@@ -59,6 +61,8 @@ def draw(runs: list[Run], panels: Iterable[str] = ()) -> Figure:
             axes = figure.add_subplot(rows, columns, i + 1)
             axes.set_title(PANELS[name].title)
             PANELS[name].draw(axes, seen)
+            if axes.get_xlabel() == "generation":  # there is no half of one
+                axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
         _legend(figure, seen)
         # Fonts and sizes are looked up when it is drawn: do so while LOOK holds.
         figure.draw_without_rendering()

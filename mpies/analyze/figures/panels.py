@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mpies.analyze import series
 from mpies.analyze.figures import effort, images, rewards, weights
 from mpies.analyze.figures.view import View
 from mpies.splits import HELD_OUT
@@ -20,10 +21,21 @@ class Panel:
     draw: Callable[[Axes, View], None]
     applies: Callable[[View], bool]
     """Is there anything to draw?"""
+    tells_more: Callable[[View], bool] = lambda view: True
+    """Does it show what no panel before it shows? If not, it is drawn only where it is asked for."""
 
 
 def _any_generation(view: View) -> bool:
     return any(run.committed for run in view.runs)
+
+
+def _several(view: View) -> bool:
+    """Of one run, rewards against time or answers are the learning curve in another unit."""
+    return len(view.runs) > 1
+
+
+def _differ_in_effort(view: View) -> bool:
+    return len({(run.population, series.prompts_per_member(run)) for run in view.runs}) > 1
 
 
 def _has_accuracy(view: View) -> bool:
@@ -40,8 +52,8 @@ def _has_ranks(view: View) -> bool:
 
 PANELS = {
     "learning": Panel("Learning curve", rewards.draw_learning, _any_generation),
-    "answers": Panel("Reward against answers", rewards.draw_answers, _any_generation),
-    "time": Panel("Reward against time", rewards.draw_time, _any_generation),
+    "answers": Panel("Reward against answers", rewards.draw_answers, _any_generation, _differ_in_effort),
+    "time": Panel("Reward against time", rewards.draw_time, _any_generation, _several),
     "members": Panel("Rewards of all members", images.draw_members, _any_generation),
     "ranks": Panel("Balance of the ranks", effort.draw_ranks, _has_ranks),
     "phases": Panel("Where the time goes", effort.draw_phases, _any_generation),

@@ -16,12 +16,22 @@ if TYPE_CHECKING:
 
 
 def draw_accuracy(axes: Axes, view: View) -> None:
+    """Shares of right answers, with the standard error of a share of so many prompts, where it is known."""
+    label: str | None = "± standard error"
     for shown in view.shown:
         generations, shares = shown.run.evaluated(HELD_OUT, "accuracy")
         style = {**line_style(shown), "marker": "" if shown.thin else "o", "ms": 4, "mfc": "white"}
-        axes.plot(generations, 100 * shares, color=shown.colour, label=shown.label, **style)
+        if (prompts := series.held_out_prompts(shown.run)) and not shown.thin:
+            errors = 100 * np.sqrt(shares * (1 - shares) / prompts)
+            axes.errorbar(generations, 100 * shares, errors, color=shown.colour, fmt="none", elinewidth=1,
+                          capsize=2, zorder=1.8, label=label)  # fmt: skip
+            label = None
+        name = label_of(shown, view, "unperturbed, held-out prompts")
+        axes.plot(generations, 100 * shares, color=shown.colour, label=name, **style)
     axes.set_xlabel("generation")
     axes.set_ylabel("accuracy, held-out prompts [%]")
+    if view.single and label is None:
+        axes.legend(loc="best")
 
 
 def draw_kl(axes: Axes, view: View) -> None:
@@ -42,7 +52,7 @@ def draw_drift(axes: Axes, view: View) -> None:
     for shown in view.shown:
         if not shown.run.settings.get("es", {}).get("anchor_decay"):  # which draws the weights back
             expected = series.expected_drift(shown.run)
-            label = label_of(shown, view, "expected")
+            label = label_of(shown, view, "expected of independent noise")
             x = np.arange(len(expected))
             axes.plot(x, expected, color=shown.colour, label=label, **line_style(shown))
         generations, measured = _drift(shown.run)

@@ -1,0 +1,34 @@
+"""Are the files there that the settings name? Looked at before torch is imported, which takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mpies import config
+from mpies.errors import InputError
+from mpies.model.folder import refuse_unusable
+from mpies.tasks.data import KINDS
+
+
+def load(arguments: list[str]) -> config.Settings:
+    """The settings of a command line. Raises InputError, also where files are missing on this rank."""
+    settings = config.load(arguments)
+    problems = [*_missing_files(settings.task)]
+    try:
+        refuse_unusable(settings.model.path)
+    except InputError as error:
+        problems.insert(0, str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+    return settings
+
+
+def _missing_files(task: config.TaskSettings) -> Iterator[str]:
+    for key in ("train_data", "eval_data"):
+        path = getattr(task, key)
+        if path and not Path(path).expanduser().exists():
+            yield f"task.{key}: {path}: there is no such file or folder; needed is {KINDS}"
+    for place in dict.fromkeys(name.rpartition(":")[0] for name in task.reward):
+        if place.endswith(".py") and not Path(place).expanduser().is_file():
+            yield f"task.reward: there is no file {place}"

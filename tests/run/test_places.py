@@ -1,0 +1,38 @@
+"""Files that are not there are told before torch is imported, all of them at once."""
+
+from __future__ import annotations
+
+import pytest
+from launching import problems, python
+
+from mpies.errors import InputError
+from mpies.run import places
+
+MISSING = ["task.train_data=none.jsonl", "task.eval_data=./no/folder", "task.reward=none.py:right"]
+
+
+def test_missing_files_are_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        places.load(["model.path=./none", *MISSING])
+    lines = str(error.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "model.path",
+        "task.train_data",
+        "task.eval_data",
+        "task.reward",
+    ]
+    assert lines[0] == "model.path: cannot load ./none: there is no such folder"
+
+
+@pytest.mark.parametrize("path", ["organisation/model", "gpt2"])
+def test_what_may_be_in_the_hubs_cache_is_left_to_loading(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert places.load([f"model.path={path}"]).model.path == path
+
+
+def test_a_wrong_path_does_not_wait_for_torch(tmp_path):
+    ended = python("-X", "importtime", "-m", "mpies.train", "model.path=./none", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert problems(ended.stderr) == ["model.path: cannot load ./none: there is no such folder"]
+    assert "| torch" not in ended.stderr and not list(tmp_path.iterdir())
