@@ -8,8 +8,7 @@ launch() {
     # Slurm signals this shell alone (--signal=B:...), the launcher passes it on to the ranks. Those that are
     # starting or ending may fail at it: once, therefore, when rank 0 says by a file that all listen.
     trap 'signalled=yes' USR1
-    private=$(mktemp -d) # where nobody else can make that file
-    export MPIES_LISTENING=$private/listening
+    private=$(mktemp -d) && export MPIES_LISTENING=$private/listening # where nobody else can make it
     banner
     # shellcheck disable=SC2086  # commands with their options
     ranks $LAUNCHER bash -c 'trap "" USR1; exec "$@"' rank $PYTHON "$@" &

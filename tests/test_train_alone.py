@@ -192,7 +192,7 @@ def stopping_line(text: str) -> str:
 # Calls of the reward function: 2 for the first evaluation, 4 for a generation, 2 for each evaluation.
 @pytest.mark.parametrize(
     "call, done",
-    [(1, 0), (7, 2)],  # in an evaluation between generations, one more is made
+    [(1, 0), (7, 1)],
     ids=["first evaluation", "later evaluation"],
 )
 def test_a_signal_stops_after_the_generation_resumably(uninterrupted, runs, capsys, call, done):
@@ -282,3 +282,28 @@ def test_a_generation_without_any_score_is_refused_and_nothing_is_committed(runs
     with pytest.raises(RefusedError, match="could be scored"):
         runs.train(2)
     assert committed(runs.folder) == 0
+
+
+# Weights that nothing can be computed with
+
+
+def test_an_update_that_is_not_finite_is_not_committed(runs):
+    with pytest.raises(RefusedError) as refused:
+        runs.train(3, es__alpha=1e40)
+    said = str(refused.value)
+    assert said.startswith("es.alpha: after generation 1's update with 1e+40, model.embed_tokens.weight has ")
+    assert "not finite" in said and "smaller es.alpha" in said and len(said.splitlines()) == 1
+    assert committed(runs.folder) == 0 and not (runs.folder / "model").exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_model_that_is_not_finite_is_refused_with_the_tensors_name(runs, tmp_path, value):
+    name = "model.layers.0.mlp.up_proj.weight"
+    model = AutoModelForCausalLM.from_pretrained(runs.model)
+    model.get_parameter(name).data[3, 1] = value
+    model.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(runs.model).save_pretrained(tmp_path / "broken")
+    with pytest.raises(RefusedError) as refused:
+        runs.train(3, model__path=tmp_path / "broken")
+    assert str(refused.value) == f"model.path: {tmp_path / 'broken'}: {name} has values that are not finite"
+    assert not runs.folder.exists()

@@ -34,8 +34,11 @@ def relative_paths(settings: Settings) -> dict[str, str]:
     Versions before 0.2.0 wrote them into run files as they were given.
     """
     task = settings.task
-    files = {"task.train_data": [task.train_data], "task.eval_data": [task.eval_data]}
-    files["task.reward"] = [name for name in task.reward if names_file(name)]
+    files = {
+        "task.train_data": [task.train_data],
+        "task.eval_data": [task.eval_data],
+        "task.reward": [name for name in task.reward if names_file(name)],
+    }
     return {
         key: path
         for key, paths in files.items()

@@ -58,4 +58,5 @@ def coefficients(rewards: np.ndarray, alpha: float, fitness: str = "zscore") -> 
     alpha has the estimator's 1/sigma absorbed (paper, section 3). N counts unscored members too,
     so that a generation with few scores takes a smaller step, not a larger one.
     """
-    return (alpha / len(rewards) * FITNESS[fitness](rewards)).astype(np.float32)
+    with np.errstate(over="ignore"):  # infinite coefficients make weights that are refused
+        return (alpha / len(rewards) * FITNESS[fitness](rewards)).astype(np.float32)

@@ -76,11 +76,12 @@ def assemble(
 def refuse_other_files(history: History, setup: Setup, options: argparse.Namespace) -> None:
     """Raise RefusedError if prompts or rewards are not the run's, unless others are asked for."""
     asked = [given for given in options.settings if given.startswith("task.")]
-    if not any(given.startswith("task.reward=") for given in asked):
+    other_rewards = [given for given in asked if given.startswith("task.reward=")]
+    if not other_rewards:
         continuity.refuse_other_rewards(history, setup.rewards, "to use it nonetheless, give task.reward=...")
     if options.log:
         continuity.refuse_other_data(history, setup.task.digest)
-    elif not asked:
+    elif len(asked) == len(other_rewards):
         continuity.refuse_other_data(
             history, setup.task.digest, "to evaluate on other prompts, give task.train_data=..."
         )

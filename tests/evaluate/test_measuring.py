@@ -169,6 +169,25 @@ def test_figures_for_the_run_file_need_the_runs_data(run):
     assert report_of(run, *other, "--split", "train").splits[0].evaluation.rows[0]["prompt"] == "another"
 
 
+def test_other_prompts_and_rewards_are_refused_unless_they_are_named(alone, tiny_model, tmp_path):
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text("def reward(completions, **columns):\n    return [0.5 for _ in completions]\n")
+    with small.Runs(alone, tiny_model(), tmp_path) as run:
+        assert run.train(1, task__reward=f"{rewards}:reward") == 0
+        bench_of(run)
+        rewards.write_text(rewards.read_text() + "# changed\n")
+        with pytest.raises(RefusedError, match=r"^task\.reward: the file of .* give task\.reward=\.\.\.$"):
+            bench_of(run)
+        named = [f"task.reward={rewards}:reward"]
+        bench_of(run, *named)
+        for path in tmp_path.glob("*.jsonl"):
+            path.write_text('{"prompt": "another", "tags": []}\n')
+        with pytest.raises(RefusedError, match=r"^task\.train_data: .* give task\.train_data=\.\.\.$"):
+            bench_of(run, *named)
+        named.append(f"task.train_data={tmp_path / 'train.jsonl'}")
+        assert report_of(run, *named).splits[0].evaluation.rows[0]["prompt"] == "another"
+
+
 def test_another_initial_model_is_refused(run, tiny_model):
     with pytest.raises(RefusedError, match=r"^model\.path: .* the run began with"):
         bench_of(run, f"model.path={tiny_model(seed=1)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import re
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,25 @@ def test_a_runs_settings_come_along(run, history):
     assert changed.es == own.es and changed.task.reward == own.task.reward
 
 
+def test_relative_paths_of_an_earlier_versions_run_are_not_looked_for_here(run, history, monkeypatch):
+    """Another file would be there, and its code would be run."""
+    folder = run.folder.parent
+    monkeypatch.chdir(folder)
+    (folder / "rewards.py").write_text("raise SystemExit('this must not run')\n")
+    text = history.settings.replace("small:reward", "rewards.py:reward")
+    old = dataclasses.replace(history, settings=re.sub(r"/\S+/(\w+\.jsonl)", r"\1", text))
+    with pytest.raises(InputError) as refused:
+        settings_of(parse([str(run.folder)]), old)
+    assert str(refused.value) == (
+        "task.train_data: the run file says train.jsonl, but not in which folder; name it:"
+        " task.train_data=/path/to/train.jsonl"
+    )
+    named = ["task.train_data=train.jsonl", "task.eval_data="]
+    with pytest.raises(InputError, match=r"^task\.reward: the run file says rewards\.py:reward, but not "):
+        settings_of(parse([str(run.folder), *named]), old)
+    assert settings_of(parse([str(run.folder), *named, "task.reward=small:reward"]), old).task.eval_data == ""
+
+
 def test_the_live_dtype_is_the_runs_unless_another_is_given(run, history):
     """Where it was auto, it would depend on the device."""
     auto = dataclasses.replace(history, settings=history.settings.replace("dtype: float32", "dtype: auto"))
@@ -193,6 +213,12 @@ def test_what_cannot_be_asked_of_a_model(given, says):
 def test_figures_stand_beside_the_runs_own_if_answers_are_found_as_in_training(run, history, given, alike):
     settings = settings_of(parse([str(run.folder), *given]), history)
     assert answers_as_trained(settings, history, {}) == alike
+
+
+def test_figures_of_another_reward_do_not_stand_beside_the_runs_own(run, history):
+    settings = settings_of(parse([str(run.folder)]), history)
+    assert answers_as_trained(settings, history, history.rewards)
+    assert not answers_as_trained(settings, history, {"small:reward": "f" * 64})
 
 
 def test_ranks_that_see_other_settings_are_refused(run):

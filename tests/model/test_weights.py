@@ -430,3 +430,18 @@ def test_scratch_memory_is_less_than_a_tensor(monkeypatch, kernels):
     work()
     weights = take_over(module(torch.ones(size)), torch.bfloat16, CPU, kernels)
     assert peak_memory_of(work) < tensor_bytes / 2
+
+
+# Values that can be computed with
+
+
+def test_values_have_to_fit_the_live_dtype(load):
+    _, weights = load(torch.float16)
+    assert weights.find_unfit() is None
+    name = list(weights.base)[2]
+    weights.base[name].view(-1)[5] = -65504.0
+    assert weights.find_unfit() is None
+    weights.base[name].view(-1)[5] = -70000.0
+    assert weights.find_unfit() == f"{name} has values up to 7e+04, and float16 ends at 6.55e+04"
+    weights.base[name].view(-1)[5] = torch.nan
+    assert weights.find_unfit() == f"{name} has values that are not finite"
