@@ -354,7 +354,9 @@ def test_what_a_job_shows(job, tiny_model):
         "out/run.h5",
     ):
         assert part in banner, part
-    assert re.search(r"  3 left, [0-9.]+ (ms|s|min)$", rest.splitlines()[0])
+    first, second = rest.splitlines()[:2]
+    assert first.endswith("  3 left"), "the first generation warms up"
+    assert re.search(r"  2 left, [0-9.]+ (ms|s|min)$", second)
     assert all(word in rest for word in ("held-out prompt", "before", "after"))
     assert rest.count("What is the capital of France?") == 1
     # Rewards before and after are those in the file.

@@ -41,8 +41,12 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def parse(arguments: list[str]) -> argparse.Namespace:
+    return parser().parse_args(arguments)
+
+
 def main(comm: Comm, arguments: list[str]) -> int:
-    given = parser().parse_args(arguments)
+    given = parse(arguments)
     # torch comes along: only once the command line is good.
     from rich.console import Console
 

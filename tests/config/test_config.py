@@ -159,6 +159,20 @@ def test_every_setting_is_described():
             assert info.description
 
 
+@pytest.mark.parametrize("columns", [50, 120])
+def test_the_description_fits_the_terminal_and_says_what_is_allowed(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = config.describe()
+    assert columns - 12 < max(map(len, text.splitlines())) <= columns
+    words = " ".join(text.split())
+    for said in (
+        "(default hf; hf | vllm)",
+        "(default 30; a whole number from 1 up to 10000000)",
+        "true or false",
+    ):
+        assert said in words
+
+
 def test_settings_cannot_be_changed():
     settings = config.load([])
     with pytest.raises(ValueError, match="frozen"):

@@ -351,6 +351,7 @@ def test_a_run_goes_on_with_moved_data_and_no_other(job, tmp_path):
 
 @pytest.mark.launch
 def test_bad_data_are_refused_once_before_the_model_is_loaded(job, tmp_path):
+    (tmp_path / "no-model").mkdir()  # a missing folder would be told first
     settings = job(LENGTH, model__path=tmp_path / "no-model")
     (tmp_path / "train.jsonl").write_text('{"prompt": "a"}\n{"question": "b"}\n')
     ended = launching.mpirun(2, "-m", "mpies.train", *settings)
