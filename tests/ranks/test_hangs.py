@@ -17,7 +17,7 @@ from mpies.ranks import collectives
 
 pytestmark = [pytest.mark.launch, pytest.mark.timed]
 
-TIMEOUT = 6
+TIMEOUT = 10  # a machine that many share may stand still for some seconds
 # A roll call follows an exchange that does not end. Rank 0 reports first, unless it is the missing one;
 # then the others wait 10 seconds more.
 GIVEN_UP = 2 * TIMEOUT + 15

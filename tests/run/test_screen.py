@@ -124,7 +124,7 @@ def test_the_time_left_is_that_of_generations_after_the_first(shown):
 
 def test_a_long_path_is_whole_in_the_banner(shown):
     path = Path("/".join(["some-folder"] * 20), "run.h5")
-    Screen(False, "lines").banner(settings_of(), FACTS, TASK, [Place("n1", "cpu", None, 1)], path)
+    Screen(False, "lines").banner(settings_of(), FACTS, setup_of(Place("n1", "cpu", None, 1)), path)
     assert f"  run file      {path}\n" in shown()
 
 
