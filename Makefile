@@ -32,6 +32,8 @@ VLLM_SKIPS ?= 2
 PYTEST_ARGS ?=
 # SIGKILLs of `make torture`; each costs a start of the program.
 KILLS ?= 300
+# Single bits of a finished run's file that `make torture FLIPS=200` flips; each costs a replay and a start.
+FLIPS ?=
 
 comma := ,
 EXTRAS := $(if $(MPI),$(MPI)$(comma))train,quickstart,analyze,test,dev
@@ -144,8 +146,8 @@ test-oldest: export PATH := $(abspath $(OLDEST_VENV))/bin:$(PATH)
 test-oldest: $(OLDEST_INSTALLED) ## the quick tests with the oldest versions that are allowed, in an environment of its own
 	$(OLDEST_RUN) -m pytest -r fEs $(PYTEST_ARGS) $(QUICK)
 
-torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one left alone
-	PYTHONPATH=tests/helpers $(RUN) tests/torture.py --kills $(KILLS)
+torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one left alone; or flip FLIPS bits of its file
+	PYTHONPATH=tests/helpers $(RUN) $(if $(FLIPS),tests/flips.py --flips $(FLIPS),tests/torture.py --kills $(KILLS))
 
 dist: $(INSTALLED) ## an sdist and a wheel, in dist/
 	rm -rf dist

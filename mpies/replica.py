@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import mpies
-from mpies import tasks
+from mpies import config, tasks
 from mpies.config import Settings
 from mpies.engines import selftest, vllm
 from mpies.engines.base import Engine
@@ -204,7 +204,7 @@ def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]
         "model.device": device.type,
         "model.dtype": str(dtype).removeprefix("torch."),
         "task.train_data": task.digest,
-        **functions,
+        **{config.short_reward(name): digest for name, digest in functions.items()},
     }
     return Brought(Setup(task, device, dtype, why, software, functions), same, place_of(device))
 

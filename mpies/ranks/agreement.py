@@ -74,7 +74,7 @@ def require_equal(comm: Comm, facts: dict[str, Any], what: str) -> None:
 def agree_on_settings(comm: Comm, load: Callable[..., Settings], *arguments: Any) -> Settings:
     """The settings that `load` reads on every rank, equal on all; ranks are now as patient as they say.
 
-    Their paths are absolute, by the folder that rank 0 is in.
+    Their paths are absolute, by the folder that each rank is in.
     """
 
     def read() -> Brought[Settings]:
@@ -82,7 +82,7 @@ def agree_on_settings(comm: Comm, load: Callable[..., Settings], *arguments: Any
         return Brought(settings, settings.flat())
 
     settings, _ = agree(comm, "settings", read)
-    settings = on_root(comm, make_absolute, settings)
+    settings = make_absolute(settings)
     set_timeout(comm, settings.run.collective_timeout)
     return settings
 

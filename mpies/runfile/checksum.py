@@ -95,6 +95,10 @@ def find_damage(file: h5py.File) -> Damage:
     if uncounted > 1:
         damaged.append(f"the counter, which says {committed}, though {uncounted} more generations are there")
     for table in ALL_TABLES.keys() & file.keys() - {"generation", "member"}:
+        columns = str(file[table][CHECKSUM].attrs[COVERS]).split()
+        if len({len(file[column]) for column in columns}) > 1:
+            damaged.append(f"{table}, whose columns differ in length")
+            continue
         rows = _wrong_rows(file, table, len(file[table][CHECKSUM]))
         name = "start, settings or attributes:" if table == "start" else f"{table} row"
         damaged += _named(name, rows)

@@ -250,6 +250,8 @@ def _refuse_impossible_sizes(path: Path | str, file: h5py.File) -> None:
     claimed = {}
     for group in file.values():
         for dataset in group.values() if isinstance(group, h5py.Group) else [group]:
+            if not isinstance(dataset, h5py.Dataset):  # a link that leads nowhere
+                continue
             claimed[dataset.name] = dataset.size * dataset.dtype.itemsize
     largest = max(claimed, key=claimed.__getitem__)
     if claimed[largest] > max(READ_AT_MOST, COMPRESSED * file.id.get_filesize()):

@@ -143,6 +143,20 @@ def test_one_generation_that_a_killed_job_did_not_count_is_no_damage(path):
 # Going on
 
 
+def test_columns_of_different_lengths_are_named(path):
+    with h5py.File(path, "r+") as file:
+        file["evaluation/kl"].resize(len(file["evaluation/kl"]) + 4, axis=0)
+    assert read_history(path).damage.damaged == ("evaluation, whose columns differ in length",)
+
+
+def test_a_link_that_leads_nowhere_is_a_damaged_file(path):
+    with h5py.File(path, "r+") as file:
+        del file["member/tokens"]
+        file["member/tokens"] = h5py.SoftLink("/nowhere")
+    with pytest.raises(InputError, match="damaged run file"):
+        read_history(path)
+
+
 def test_a_damaged_file_is_not_written_to(path):
     with h5py.File(path, "r+") as file:
         file["member/tokens"][2, 1] += 1
