@@ -306,6 +306,7 @@ class Settings(Section):
         yaml = YAML(typ="safe", pure=True)
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # declared as None
         yaml.default_flow_style = False
+        yaml.width = 10**6  # a long path stays on its line
         yaml.dump(self.model_dump(), stream)
         return stream.getvalue()
 

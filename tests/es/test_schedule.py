@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h5py
 import launching
+import made_up
 import numpy as np
 import pytest
 import torch
@@ -159,6 +160,7 @@ def test_a_run_with_all_of_it_is_exact_and_replayable(tmp_path, tiny_model):
     # The values in the file count, not the settings.
     with h5py.File(alone / "run.h5", "r+") as file:
         file["generation/anchor_decay"][5] = 0.25
+        made_up.seal_all(file)
     ended = launching.python("-m", "mpies.replay", alone / "run.h5", "--verify")
     assert ended.returncode == 1 and "first generation that does not: 6" in ended.stdout
     (line,) = refused(*arguments(tiny_model(), alone, 8, **SETTINGS | {"es__anchor_decay": 0}))[:-1]
