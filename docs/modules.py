@@ -6,15 +6,16 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "mpies"
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- modules -->\n", "<!-- end of modules -->\n"
 
 
-def make_table() -> str:
+def make_table(package: Path = PACKAGE) -> str:
     """A row per module of the package, a package's own line first."""
     lines = ["| module | what it is |", "|---|---|"]
-    for path in sorted((ROOT / "mpies").rglob("*.py"), key=_place):
-        name = str(path.relative_to(ROOT / "mpies")).removesuffix("__init__.py")
+    for path in sorted(package.rglob("*.py"), key=lambda path: _place(path.relative_to(package))):
+        name = str(path.relative_to(package)).removesuffix("__init__.py")
         about = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0].replace("\n", " ")
         lines.append(f"| `{name or 'mpies'}` | {about.replace('|', chr(92) + '|')} |")
     return "\n".join(lines) + "\n"
@@ -28,7 +29,7 @@ def page_with(table: str) -> str:
 
 def _place(path: Path) -> tuple[bool, str, bool, str]:
     """Modules of the package itself first, then room after room."""
-    room = path.parent.relative_to(ROOT / "mpies")
+    room = path.parent
     return room != Path("."), str(room), path.name != "__init__.py", path.name
 
 
