@@ -20,6 +20,11 @@ launch() {
         sleep 1
     done
     wait $! || code=$?
+    # A rank that native code ends (_exit) counts as a success for some launchers. Rank 0 writes the run file's
+    # name into this file once all generations are in it.
+    if ((code == 0)) && [[ -e $MPIES_LISTENING && ! -s $MPIES_LISTENING ]]; then
+        echo "== exit code 0, but the run is not complete: a rank left without a word" && code=1
+    fi
     rm -rf "$private"
     echo "== $(date -Is) exit code $code"
     if ((code == 75)); then requeue; fi
@@ -62,14 +67,5 @@ requeue() {
 banner() {
     echo "== $(date -Is) job $SLURM_JOB_ID $SLURM_JOB_NAME, restart ${SLURM_RESTART_COUNT:-0} of $MAX_RESTARTS"
     echo "== ${SLURM_NTASKS:-1} ranks on $SLURM_JOB_NODELIST by $LAUNCHER"
-    # shellcheck disable=SC2086
-    $PYTHON - <<'END' || true
-import platform
-from importlib.metadata import version
-import mpi4py
-mpi4py.rc.initialize = False  # in this shell there is no launcher
-from mpi4py import MPI
-packages = ", ".join(f"{name} {version(name)}" for name in ("mpi4py", "torch", "transformers"))
-print(f"== Python {platform.python_version()}, {packages}; {MPI.Get_library_version().splitlines()[0].strip()}")
-END
+    $PYTHON "${BASH_SOURCE[0]%/*}/software.py" || true
 }

@@ -33,12 +33,14 @@ class Needed:
     base: int
     live: int
     scratch: int
+    noise: int
+    """Bytes of a block's noise of low rank: 0 with full noise."""
     file: int
     """Bytes of the model as its files hold it, and as every rank loads it."""
 
     @property
     def total(self) -> int:
-        return self.base + self.live + self.scratch
+        return self.base + self.live + self.scratch + self.noise
 
 
 def check_memory(comm: Comm, settings: Settings, setup: Setup) -> list[Finding]:
@@ -50,16 +52,17 @@ def check_memory(comm: Comm, settings: Settings, setup: Setup) -> list[Finding]:
     needed = together(comm, reckon_weights, settings, setup.dtype)
     ranks = shares(setup.places)
     least = min(range(comm.size), key=ranks.__getitem__)
+    noise = f", noise of a block {size(needed.noise)}" if needed.noise else ""
     value = (
         f"{size(needed.total)} a rank: base {size(needed.base)}, live {size(needed.live)}, largest tensor"
-        f" {size(needed.scratch)}; {size(ranks[least])} there"
+        f" {size(needed.scratch)}{noise}; {size(ranks[least])} there"
     )
     problem = ""
     if needed.total > ranks[least]:
         problem = (
             f"{named(comm, [least])} has {size(ranks[least])} of memory free, but needs"
             f" {size(needed.total)}: fewer ranks on a node, more memory (--mem, larger GPUs), or a"
-            " smaller model"
+            f" smaller {'es.block or model' if needed.noise else 'model'}"
         )
     findings = [Finding("memory", value, problem)]
     if setup.device.type == "cuda":
@@ -94,7 +97,22 @@ def reckon_weights(settings: Settings, dtype: torch.dtype) -> Needed:
     sizes = [parameter.numel() for parameter in outline.parameters()]  # tied ones once
     count, base = sum(sizes), loading.base_dtype(settings.model.master, dtype)
     stored = getattr(outline.config.dtype, "itemsize", FLOAT32)
-    return Needed(base.itemsize * count, dtype.itemsize * count, FLOAT32 * max(sizes), stored * count)
+    return Needed(
+        base=base.itemsize * count,
+        live=dtype.itemsize * count,
+        scratch=FLOAT32 * max(sizes),
+        noise=dtype.itemsize * _count_noise(settings, outline),
+        file=stored * count,
+    )
+
+
+def _count_noise(settings: Settings, outline: torch.nn.Module) -> int:
+    """Numbers of a block's noise of low rank: a matrix's factors, a vector's own, for each member."""
+    es = settings.es
+    if es.perturbation != "lowrank":
+        return 0
+    each = (es.rank * sum(p.shape) if p.dim() == 2 else p.numel() for p in outline.parameters())
+    return min(es.block_size, es.population) * sum(each)
 
 
 def _check_disk(settings: Settings, needed: Needed) -> Finding:

@@ -30,6 +30,7 @@ from mpies.model.lowrank_kinds import Wrapped, rule_for
 from mpies.model.weights import Weights
 from mpies.noise import Kernels
 from mpies.noise.definition import STREAM_A, STREAM_B, STREAM_NOISE
+from mpies.noise.factors import PANEL
 
 
 class LowRank:
@@ -67,7 +68,7 @@ class LowRank:
                 block.matrices[name] = Factors(a.view(-1, rows), b.view(-1, columns))
             else:
                 noise = self._draw(members, name, base.numel(), STREAM_NOISE, torch.float32, sigma)
-                block.vectors[name] = noise.add_(base).to(dtype)
+                block.vectors[name] = noise.add_(base).to(dtype)  # summed in float32, then rounded
 
     def rows(self, members: torch.Tensor) -> None:
         """From now on, row i of a batch belongs to member members[i] of the block; int64 (rows,)."""
@@ -91,12 +92,18 @@ class LowRank:
         scale: float | None = None,
     ) -> torch.Tensor:
         """(M, count): every member's numbers of a stream, times scale * sign if a scale is given."""
-        base, seeds = self.weights.base[name], [member.seed for member in members]
-        noise = self.weights.kernels.normal(count, seeds, self.weights.ids[name], stream, base.device)
-        if scale is not None:
-            scales = [scale * member.sign for member in members]
-            noise *= torch.tensor(scales, dtype=torch.float32, device=base.device)[:, None]
-        return noise.to(dtype)
+        device, kernels = self.weights.base[name].device, self.weights.kernels
+        drawn = torch.empty(len(members), count, dtype=dtype, device=device)
+        at_once = max(1, PANEL // count)  # members; their numbers are float32 first
+        for first in range(0, len(members), at_once):
+            some = members[first : first + at_once]
+            seeds = [member.seed for member in some]
+            noise = kernels.normal(count, seeds, self.weights.ids[name], stream, device)
+            if scale is not None:
+                scales = [scale * member.sign for member in some]
+                noise *= torch.tensor(scales, dtype=torch.float32, device=device)[:, None]
+            drawn[first : first + at_once] = noise
+        return drawn
 
     def _wrap(self, place: Wrapped) -> None:
         """Replace the module's forward by one that computes with the block, if there is one."""

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numba import njit
 
+from mpies.noise.compiling import njit
 from mpies.noise.cpu_kernels import to_bfloat16
 
 # The order of a sum's terms is the compiler's; infinities and NaN stay what they are.

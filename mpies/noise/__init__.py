@@ -47,7 +47,13 @@ class Kernels(Protocol):
     ) -> None: ...
 
     def normal(
-        self, count: int, seeds: Sequence[int], parameter: int, stream: int, device: torch.device
+        self,
+        count: int,
+        seeds: Sequence[int],
+        parameter: int,
+        stream: int,
+        device: torch.device,
+        start: int = 0,
     ) -> torch.Tensor: ...
 
     def lowrank_update(

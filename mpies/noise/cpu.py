@@ -55,26 +55,30 @@ class CpuKernels:
 
         self._spread(base.numel(), work)
 
-    def normal(self, count, seeds, parameter, stream, device):
-        """The first `count` numbers of a stream of each seed: float32 (M, count)."""
+    def normal(self, count, seeds, parameter, stream, device, start=0):
+        """`count` numbers of a stream of each seed, from `start` on: float32 (M, count)."""
         out = np.empty((len(seeds), count), np.float32)
         keys = _keys(seeds)
 
         def work(a, b):
-            cpu_kernels.normal(out[a:b], keys[a:b], np.uint64(parameter), np.uint64(stream))
+            cpu_kernels.normal(out[a:b], keys[a:b], np.uint64(parameter), np.uint64(stream), start)
 
         self.share(len(seeds), work)
         return torch.from_numpy(out)
 
     def lowrank_update(self, base, seeds, coefficients, parameter, rank):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
-        a, b = scaled_factors(self, base, seeds, coefficients, parameter, rank)
-        target, left, right = base.numpy(), a.numpy(), b.numpy()
+        target = base.numpy()
+        for tile in scaled_factors(self, base, seeds, coefficients, parameter, rank):
+            self._update_tile(target, tile)
+
+    def _update_tile(self, target, tile):
+        a, b = tile.a.numpy(), tile.b.numpy()
 
         def work(first, last):
-            cpu_kernels.lowrank_update(target, first, last, left, right)
+            cpu_kernels.lowrank_update(target, tile.row, tile.column, first, last, a, b)
 
-        self.share(len(target), work)
+        self.share(a.shape[1], work)
 
     def digest(self, base, parameter, start=0):
         """The base's digest as an integer below 2^64; add over slices and parameters modulo 2^64."""

@@ -6,21 +6,11 @@ memory is allocated per member. numba must not fuse multiplications and addition
 
 from __future__ import annotations
 
-from typing import Any
-
-import llvmlite.binding as llvm
-import numba
 import numpy as np
-from numba import njit
 
 from mpies.noise import definition
+from mpies.noise.compiling import njit
 from mpies.noise.definition import CHUNK, LANES
-
-# LLVM prefers half of the vector width on many processors with AVX-512; these kernels gain from all of
-# it. To be said before the first of them is compiled.
-configuration: Any = numba.config  # which gets its attributes from the environment
-if llvm.get_host_cpu_features().get("avx512f") and not configuration.CPU_FEATURES:
-    configuration.CPU_FEATURES = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
 
 # Module-level arrays become constants of the compiled code. As arguments, they might alias the
 # output as far as the compiler knows, and the look-up would not be vectorised.
@@ -155,33 +145,39 @@ def update(base, keys, coefficients, parameter, start):
 
 
 @njit(nogil=True, cache=True)
-def normal(out, keys, parameter, stream):
-    """out (M, count) <- the first numbers of a stream of each seed."""
+def normal(out, keys, parameter, stream, start):
+    """out (M, count) <- numbers of a stream of each seed, from number `start` on."""
     words = np.empty(4 * LANES, np.uint32)
     integers = words.view(np.uint16)
+    first = np.uint64(start)
     size = np.uint64(out.shape[1])
     for m in range(out.shape[0]):
         row = out[m]
         done = ZERO
         while done < size:
-            _bits(words, done // CHUNK_ * LANES_, parameter, stream, keys[m])
-            count = min(CHUNK_, size - done)
+            chunk = (first + done) // CHUNK_
+            skip = (first + done) - chunk * CHUNK_
+            count = min(CHUNK_ - skip, size - done)
+            _bits(words, chunk * LANES_, parameter, stream, keys[m])
             for e in range(count):
-                row[done + e] = TABLE[integers[e] >> SHIFT]
+                row[done + e] = TABLE[integers[skip + e] >> SHIFT]
             done += count
 
 
 @njit(nogil=True, cache=True)
-def lowrank_update(base, first, last, a, b):
-    """Rows [first, last) of base (rows, columns) <- base + a^T b; a (terms, rows), b (terms, columns)."""
-    total = np.empty(base.shape[1], np.float32)
+def lowrank_update(base, row, column, first, last, a, b):
+    """Rows [first, last) of a tile of base <- tile + a^T b; a (terms, rows), b (terms, columns).
+
+    The tile begins at (row, column).
+    """
+    total = np.empty(b.shape[1], np.float32)
     terms = a.shape[0]
     # Four terms at a time, summed one after another all the same: the sum is read and written less often.
     fours = terms - terms % 4
-    for row in range(first, last):
+    for r in range(first, last):
         total[:] = np.float32(0)
         for t in range(0, fours, 4):
-            f0, f1, f2, f3 = a[t, row], a[t + 1, row], a[t + 2, row], a[t + 3, row]
+            f0, f1, f2, f3 = a[t, r], a[t + 1, r], a[t + 2, r], a[t + 3, r]
             b0, b1, b2, b3 = b[t], b[t + 1], b[t + 2], b[t + 3]
             for c in range(total.size):
                 value = total[c] + f0 * b0[c]
@@ -189,10 +185,10 @@ def lowrank_update(base, first, last, a, b):
                 value = value + f2 * b2[c]
                 total[c] = value + f3 * b3[c]
         for t in range(fours, terms):
-            factor, vector = a[t, row], b[t]
+            factor, vector = a[t, r], b[t]
             for c in range(total.size):
                 total[c] += factor * vector[c]
-        target = base[row]
+        target = base[row + r, column : column + total.size]
         for c in range(total.size):
             target[c] += total[c]
 

@@ -86,17 +86,17 @@ class DeviceKernels:
                 total.add_(noise.mul_(float(coefficient)))
             base[a:b].add_(total)
 
-    def normal(self, count, seeds, parameter, stream, device):
-        """The first `count` numbers of a stream of each seed: float32 (M, count)."""
-        return torch.stack([normal(int(seed), parameter, 0, count, device, stream) for seed in seeds])
+    def normal(self, count, seeds, parameter, stream, device, start=0):
+        """`count` numbers of a stream of each seed, from `start` on: float32 (M, count)."""
+        return torch.stack([normal(int(seed), parameter, start, count, device, stream) for seed in seeds])
 
     def lowrank_update(self, base, seeds, coefficients, parameter, rank):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
-        a, b = scaled_factors(self, base, seeds, coefficients, parameter, rank)
-        total = torch.zeros_like(base)
-        for row, column in zip(a, b, strict=True):
-            total.add_(row[:, None] * column)
-        base.add_(total)
+        for tile in scaled_factors(self, base, seeds, coefficients, parameter, rank):
+            total = torch.zeros(tile.a.shape[1], tile.b.shape[1], device=base.device)
+            for a, b in zip(tile.a, tile.b, strict=True):
+                total.add_(a[:, None] * b)
+            base[tile.row :, tile.column :][: len(total), : total.shape[1]].add_(total)
 
     def digest(self, base, parameter, start=0):
         """The base's digest as an integer below 2^64; add over slices and parameters modulo 2^64."""

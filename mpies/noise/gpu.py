@@ -124,19 +124,20 @@ def _update(base, table, seeds, factors, directions, size, parameter, start, cou
         tl.store(base + place, tl.load(base + place, inside) + totals[w], inside)
 
 
-@triton.jit(do_not_specialize=["size", "parameter", "stream"])
-def _normal(out, table, seeds, size, parameter, stream, count: tl.constexpr):
-    chunk = _chunks(tl.full((), 0, tl.int64), count)
+@triton.jit(do_not_specialize=["size", "parameter", "stream", "start"])
+def _normal(out, table, seeds, size, parameter, stream, start, count: tl.constexpr):
+    chunk = _chunks(start, count)
     member = tl.program_id(1).to(tl.int64)
     seed = tl.load(seeds + member)
     words = _words(chunk, seed & LOW, (seed >> 32) & LOW, parameter, stream)
     for w in tl.static_range(4):
-        place = _place(chunk, w)
-        tl.store(out + member * size + place, _numbers(table, words[w]), place < size)
+        place = _place(chunk, w) - start
+        inside = (place >= 0) & (place < size)
+        tl.store(out + member * size + place, _numbers(table, words[w]), inside)
 
 
-@triton.jit(do_not_specialize=["terms", "rows", "columns"])
-def _lowrank_update(base, a, b, terms, rows, columns, tile: tl.constexpr):
+@triton.jit(do_not_specialize=["terms", "rows", "columns", "stride"])
+def _lowrank_update(base, a, b, terms, rows, columns, stride, tile: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * tile + tl.arange(0, tile)
     column = tl.program_id(1).to(tl.int64) * tile + tl.arange(0, tile)
     total = tl.zeros((tile, tile), tl.float32)
@@ -145,7 +146,7 @@ def _lowrank_update(base, a, b, terms, rows, columns, tile: tl.constexpr):
         total += left[:, None] * right[None, :]
         a += rows
         b += columns
-    place = row[:, None] * columns + column[None, :]
+    place = row[:, None] * stride + column[None, :]
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     tl.store(base + place, tl.load(base + place, inside) + total, inside)
 
@@ -208,21 +209,24 @@ class GpuKernels:
                 base.numel(), parameter, start, CHUNKS, **UNFUSED,
             )  # fmt: skip
 
-    def normal(self, count, seeds, parameter, stream, device):
-        """The first `count` numbers of a stream of each seed: float32 (M, count)."""
+    def normal(self, count, seeds, parameter, stream, device, start=0):
+        """`count` numbers of a stream of each seed, from `start` on: float32 (M, count)."""
         out = torch.empty(len(seeds), count, dtype=torch.float32, device=device)
         if out.numel():
-            _normal[(_programs(count), len(seeds))](
-                out, table(out.device), _signed(seeds, device), count, parameter, stream, CHUNKS
+            _normal[(_programs(count, start), len(seeds))](
+                out, table(out.device), _signed(seeds, device), count, parameter, stream, start, CHUNKS
             )
         return out
 
     def lowrank_update(self, base, seeds, coefficients, parameter, rank):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
-        rows, columns = base.shape
-        a, b = scaled_factors(self, base, seeds, coefficients, parameter, rank)
-        grid = (-(-rows // TILE), -(-columns // TILE))
-        _lowrank_update[grid](base, a, b, len(seeds) * rank, rows, columns, TILE, **UNFUSED)
+        for tile in scaled_factors(self, base, seeds, coefficients, parameter, rank):
+            (terms, rows), columns = tile.a.shape, tile.b.shape[1]
+            grid = (-(-rows // TILE), -(-columns // TILE))
+            target = base[tile.row :, tile.column :]
+            _lowrank_update[grid](
+                target, tile.a, tile.b, terms, rows, columns, base.shape[1], TILE, **UNFUSED
+            )
 
     def digest(self, base, parameter, start=0):
         """The base's digest as an integer below 2^64; add over slices and parameters modulo 2^64."""

@@ -122,6 +122,8 @@ class Job:
             self.screen.result(self.log.path)
             self.screen.next_steps(self.log.path, self.settings, self.comm.size)
         barrier(self.comm)
+        if self.log:
+            announce(f"{self.log.path}\n")
 
     def leave(self, done: int) -> None:
         """Stop early: everything is on disk already. Collective."""

@@ -74,9 +74,12 @@ class Stop:
         return False
 
 
-def announce() -> None:
-    """Tell the job script that all ranks listen: make the file that MPIES_LISTENING names, if it is set."""
+def announce(text: str = "") -> None:
+    """Tell the job script that all ranks listen, or, by a text, that the run is complete.
+
+    By the file that MPIES_LISTENING names, if it is set.
+    """
     name = os.environ.get("MPIES_LISTENING")
     if name:
         with contextlib.suppress(OSError):
-            Path(name).touch()
+            Path(name).write_text(text)

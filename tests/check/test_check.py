@@ -9,12 +9,19 @@ from pathlib import Path
 import h5py
 import launching
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jobs import Job, arguments, train
+from mpies import config
 from mpies.check import ranks, storage
 from mpies.check.forecast import Forecast, jobs_needed
-from mpies.check.memory import room_to_load
+from mpies.check.memory import reckon_weights, room_to_load
+from mpies.es.population import Member
+from mpies.model import loading
+from mpies.model.lowrank import LowRank
+from mpies.model.weights import take_over
+from mpies.noise.cpu import CpuKernels
 from mpies.ranks import memory
 from mpies.ranks.devices import Place
 
@@ -101,6 +108,28 @@ def test_models_that_cannot_be_loaded(tmp_path, tiny_model):
     result = check(1, *words, f"model.path={huge}")
     assert_fails(result, "memory", "of memory free, but needs")
     assert "model" not in lines(result[1]), "what does not fit is not loaded"
+
+
+def test_the_noise_of_a_block_is_reckoned_as_it_is_drawn(tiny_model):
+    """A thousand members of rank 4 need more memory for their noise than for the model."""
+    folder = str(tiny_model())
+    overrides = [
+        f"model.path={folder}",
+        "es.population=6",
+        "es.perturbation=lowrank",
+        "es.rank=3",
+        "es.block=4",
+    ]
+    settings = config.load([*overrides, "task.name=conciseness"])
+    model, _ = loading.load(folder, allow_download=False)
+    weights = take_over(model, torch.bfloat16, torch.device("cpu"), CpuKernels(1))
+    perturbation = LowRank(model, weights, 3)
+    perturbation.set([Member(i, i, 1) for i in range(4)], 0.01)
+    block = perturbation.block
+    drawn = [*block.vectors.values(), *(t for f in block.matrices.values() for t in (f.a, f.b))]
+    assert reckon_weights(settings, torch.bfloat16).noise == sum(t.nbytes for t in drawn)
+    full = config.load([*overrides, "task.name=conciseness", "es.perturbation=full"])
+    assert reckon_weights(full, torch.bfloat16).noise == 0
 
 
 @pytest.mark.launch

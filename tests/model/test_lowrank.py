@@ -15,10 +15,10 @@ from mpies.engines.hf import HfEngine
 from mpies.engines.text import Text
 from mpies.errors import InputError
 from mpies.es.population import Member
-from mpies.model import loading
+from mpies.model import loading, lowrank
 from mpies.model.lowrank import LowRank
 from mpies.model.weights import Weights, take_over
-from mpies.noise import definition
+from mpies.noise import definition, factors
 from mpies.noise.cpu import CpuKernels
 from mpies.noise.device import DeviceKernels
 
@@ -41,11 +41,50 @@ if find_spec("triton"):
 def test_update_has_the_definitions_bits(kernels, rank, shape):
     base = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     seeds = np.array([3, 2**63 + 9, 11], dtype=np.uint64)
-    factors = np.array([0.1, -0.3, 0.01], dtype=np.float32)
-    expected = definition.lowrank_updated(base, seeds, factors, 77, rank)
+    coefficients = np.array([0.1, -0.3, 0.01], dtype=np.float32)
+    expected = definition.lowrank_updated(base, seeds, coefficients, 77, rank)
     updated = torch.from_numpy(base.copy())
-    kernels.lowrank_update(updated, seeds, factors, 77, rank)
+    kernels.lowrank_update(updated, seeds, coefficients, 77, rank)
     assert np.array_equal(updated.numpy().view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("shape", [(37, 53), (2, 600), (600, 2)])
+def test_update_in_tiles_has_the_same_bits(kernels, rank, shape, monkeypatch):
+    monkeypatch.setattr(factors, "PANEL", 300)  # 33 or 100 rows and columns of 3 directions
+    monkeypatch.setattr(factors, "LEAST", 1)
+    test_update_has_the_definitions_bits(kernels, rank, shape)
+
+
+def test_an_update_never_holds_the_factors_of_all_directions(monkeypatch):
+    """A thousand directions' factors are several times their matrix."""
+    drawn = []
+
+    class Counted(CpuKernels):
+        def normal(self, count, seeds, *rest):
+            drawn.append(count * len(seeds))
+            return super().normal(count, seeds, *rest)
+
+    base, seeds = torch.zeros(6000, 10), np.arange(1, 6001, dtype=np.uint64)
+    Counted(2).lowrank_update(base, seeds, np.full(6000, 1e-4, np.float32), 77, 1)
+    assert max(drawn) <= factors.PANEL < 6000 * 6000
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 10**6])
+def test_a_block_drawn_in_parts_has_the_definitions_factors(at_once, monkeypatch, tiny_model):
+    monkeypatch.setattr(lowrank, "PANEL", at_once)
+    model, _ = loading.load(str(tiny_model(kind="llama", tied=True)), allow_download=False)
+    weights = take_over(model, torch.bfloat16, torch.device("cpu"), CpuKernels(1))
+    perturbation = LowRank(model, weights, 2)
+    perturbation.set(MEMBERS, SIGMA)
+    name = "model.layers.0.mlp.up_proj.weight"
+    drawn, shape = perturbation.block.matrices[name], tuple(weights.base[name].shape)
+    for i, member in enumerate(MEMBERS):
+        a, b = definition.factors(member.seed, weights.ids[name], shape, 2)
+        scaled = np.float32(SIGMA / math.sqrt(2) * member.sign) * a
+        assert torch.equal(drawn.a[2 * i : 2 * i + 2], torch.from_numpy(scaled).bfloat16())
+        assert torch.equal(drawn.b[2 * i : 2 * i + 2], torch.from_numpy(b).bfloat16())
 
 
 @pytest.mark.parametrize("rank", [1, 4])

@@ -117,7 +117,15 @@ def test_another_dtype_is_refused(again):
 def test_the_job_script_is_told_when_signals_are_heard(runs, monkeypatch):
     monkeypatch.setenv("MPIES_LISTENING", str(runs.folder.parent / "listening"))
     runs.begin(1)
-    assert (runs.folder.parent / "listening").exists()
+    told = runs.folder.parent / "listening"
+    assert told.read_text() == "", "not complete yet"
+
+
+def test_the_job_script_is_told_when_the_run_is_complete(runs, monkeypatch):
+    told = runs.folder.parent / "listening"
+    monkeypatch.setenv("MPIES_LISTENING", str(told))
+    assert runs.train(1) == 0
+    assert told.read_text() == f"{runs.folder / 'run.h5'}\n"
 
 
 # How much time there is

@@ -62,7 +62,7 @@ def evaluated(file: Path) -> dict[str, float]:
 
 # A reward as slow, or as unreliable, as a judge elsewhere may be.
 REWARD = """
-import os, time
+import ctypes, os, time
 from mpi4py import MPI
 
 calls = []
@@ -72,6 +72,8 @@ def judge(prompts, completions, **columns):
     time.sleep(float(os.environ.get("JUDGE_SECONDS", 0)))
     if MPI.COMM_WORLD.rank == 1 and len(calls) == int(os.environ.get("JUDGE_FAILS", 0)):
         raise ConnectionError("the judge does not answer")
+    if len(calls) == int(os.environ.get("JUDGE_LEAVES", 0)):
+        ctypes.CDLL(None)._exit(0)
     return [-float(sum(map(ord, c)) % 100) for c in completions]
 """
 
@@ -320,3 +322,13 @@ def test_check_tells_before_the_job_does(site, tiny_model):
     (problem,) = launching.problems(bad.output)
     assert problem.startswith("run.time_limit: not one generation")
     assert not (site.folder / "run").exists() and not list(site.folder.glob(".mpies*"))
+
+
+def test_a_rank_that_native_code_ends_is_no_success(site, tiny_model):
+    """A launcher calls it one: an exit code of 0 is compared with what the run came to."""
+    folder = site.folder / "run"
+    words = [*arguments(tiny_model(), folder, ENDLESS), *judged(site)]
+    job = site.submit("quickstart.sbatch", *words, options=("--ntasks=1",), JUDGE_LEAVES="9")
+    assert job.end() == [("FAILED", "1:0")], job.output
+    assert "== exit code 0, but the run is not complete: a rank left without a word\n" in job.output
+    assert job.restarts == 0
