@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import launching
 import pytest
+import threads
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -16,7 +19,9 @@ from jobs import Job, arguments, train
 from mpies import config
 from mpies.check import ranks, storage
 from mpies.check.forecast import Forecast, jobs_needed
+from mpies.check.load import check_setup
 from mpies.check.memory import reckon_weights, room_to_load
+from mpies.errors import RefusedError
 from mpies.es.population import Member
 from mpies.model import loading
 from mpies.model.lowrank import LowRank
@@ -244,6 +249,33 @@ def test_copies_of_files_are_there_to_be_had(tmp_path, stat):
     (tmp_path / "current").write_text("300\n")
     (tmp_path / "memory.stat").write_text("anon 250\n" + stat)
     assert list(memory.left(tmp_path / "max", tmp_path / "current")) == [734]
+
+
+def test_a_rank_that_sees_no_gpu_is_told(monkeypatch):
+    """It would compute on its CPU, and other bits: rank 0 has a GPU, rank 1 of the same node none."""
+    rank = threading.local()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: rank.number == 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(rank.number == 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU of a test")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**30))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="u", multi_processor_count=1)
+    )
+    settings = config.load([])
+
+    def check_devices(comm):
+        rank.number = comm.rank
+        (finding,) = ranks.check_places(comm, settings, share_gpus=False)
+        with pytest.raises(RefusedError) as refused:
+            check_setup(comm, settings, None)
+        return finding.value, str(refused.value)
+
+    for value, problem in threads.run(2, check_devices, hosts=["n1", "n1"]):
+        assert value.startswith("rank 0 on cuda:0 GPU of a test, 1 on cpu; ")
+        assert problem.endswith("model.device is 'cuda' on rank 0 on n1 and 'cpu' on rank 1 on n1")
 
 
 ONE = Forecast(start=10.0, generation=5.0, update=1.0, blocks=(1,))
