@@ -25,7 +25,8 @@ import torch
 from torch import nn
 
 from mpies.es.population import Member
-from mpies.model.lowrank_block import Block, Factors, Share
+from mpies.model.lowrank_block import Block, Factors
+from mpies.model.lowrank_cpu import Share
 from mpies.model.lowrank_kinds import Wrapped, rule_for
 from mpies.model.weights import Weights
 from mpies.noise import Kernels
@@ -60,14 +61,19 @@ class LowRank:
         block, dtype = self.block, self.weights.dtype
         block.members = len(members)
         for name, base in self.weights.base.items():
-            sigma = sigmas[name]
+            sigma, count = sigmas[name], len(members)
             if base.dim() == 2:
                 rows, columns = base.shape
-                a = self._draw(members, name, self.rank * rows, STREAM_A, dtype, sigma / math.sqrt(self.rank))
-                b = self._draw(members, name, self.rank * columns, STREAM_B, dtype)
-                block.matrices[name] = Factors(a.view(-1, rows), b.view(-1, columns))
+                a, b = (
+                    torch.empty(count, self.rank, length, dtype=dtype, device=base.device)
+                    for length in (rows, columns)
+                )
+                draw(a, self.weights, members, name, STREAM_A, sigma / math.sqrt(self.rank))
+                draw(b, self.weights, members, name, STREAM_B)
+                block.matrices[name] = Factors(a, b)
             else:
-                noise = self._draw(members, name, base.numel(), STREAM_NOISE, torch.float32, sigma)
+                noise = torch.empty(count, base.numel(), device=base.device)
+                draw(noise, self.weights, members, name, STREAM_NOISE, sigma)
                 block.vectors[name] = noise.add_(base).to(dtype)  # summed in float32, then rounded
 
     def rows(self, members: torch.Tensor) -> None:
@@ -82,32 +88,33 @@ class LowRank:
         self.block.vectors.clear()
         self.weights.show_base()
 
-    def _draw(
-        self,
-        members: list[Member],
-        name: str,
-        count: int,
-        stream: int,
-        dtype: torch.dtype,
-        scale: float | None = None,
-    ) -> torch.Tensor:
-        """(M, count): every member's numbers of a stream, times scale * sign if a scale is given."""
-        device, kernels = self.weights.base[name].device, self.weights.kernels
-        drawn = torch.empty(len(members), count, dtype=dtype, device=device)
-        at_once = max(1, PANEL // count)  # members; their numbers are float32 first
-        for first in range(0, len(members), at_once):
-            some = members[first : first + at_once]
-            seeds = [member.seed for member in some]
-            noise = kernels.normal(count, seeds, self.weights.ids[name], stream, device)
-            if scale is not None:
-                scales = [scale * member.sign for member in some]
-                noise *= torch.tensor(scales, dtype=torch.float32, device=device)[:, None]
-            drawn[first : first + at_once] = noise
-        return drawn
-
     def _wrap(self, place: Wrapped) -> None:
         """Replace the module's forward by one that computes with the block, if there is one."""
         vars(place.module)["forward"] = _batched(self.block, place)
+
+
+def draw(
+    into: torch.Tensor,
+    weights: Weights,
+    members: list[Member],
+    name: str,
+    stream: int,
+    scale: float | None = None,
+) -> None:
+    """into (M, ...) <- every member's numbers of a parameter's stream, times scale * sign if one is given.
+
+    The product is one of float32, rounded to the dtype of `into`.
+    """
+    count = into[0].numel()
+    at_once = max(1, PANEL // count)  # members, whose numbers are float32 first
+    for first in range(0, len(members), at_once):
+        some, part = members[first : first + at_once], into[first : first + at_once]
+        seeds = [member.seed for member in some]
+        noise = weights.kernels.normal(count, seeds, weights.ids[name], stream, into.device)
+        if scale is not None:
+            scales = [scale * member.sign for member in some]
+            noise *= torch.tensor(scales, dtype=torch.float32, device=into.device)[:, None]
+        part.copy_(noise.view(part.shape))
 
 
 def _batched(block: Block, place: Wrapped) -> Callable[..., Any]:

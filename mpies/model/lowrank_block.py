@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch.nn import functional
 
 from mpies.model import lowrank_cpu
-
-# share(count, work) calls work(first, last) on parts of a count, on several threads.
-Share = Callable[[int, Callable[[int, int], None]], None]
 
 
 @dataclass
 class Factors:
     """A block's noise of one matrix, in the live dtype.
 
-    a: (M rank, rows), with sigma sign / sqrt(rank) in it; b: (M rank, columns).
+    a: (M, rank, rows), with sigma sign / sqrt(rank) in it; b: (M, rank, columns).
     """
 
     a: torch.Tensor
     b: torch.Tensor
 
     @cached_property
-    def raw(self) -> tuple[np.ndarray, np.ndarray]:
-        return lowrank_cpu.raw(self.a), lowrank_cpu.raw(self.b)
+    def raw(self) -> lowrank_cpu.Factors:
+        return lowrank_cpu.Factors.of(self.a, self.b.unsqueeze(1))
 
     def turned(self) -> Factors:
         """Those of the transposed matrix."""
@@ -41,7 +36,7 @@ class Block:
     A vector's is (M, size), in the live dtype, with the base's values in it. No members: the plain model.
     """
 
-    def __init__(self, rank: int, share: Share):
+    def __init__(self, rank: int, share: lowrank_cpu.Share):
         self.rank = rank
         self.share = share
         self.members = 0
@@ -66,16 +61,14 @@ class Block:
     def add_product(self, y: torch.Tensor, x: torch.Tensor, noise: Factors) -> None:
         """y (rows, ..., N) += x (rows, ..., K) times each row's own E^T, in place; y is contiguous."""
         if lowrank_cpu.knows(x):
-            a, b = noise.raw
-            lowrank_cpu.add(y, x.contiguous(), self.members_array, a, b, self.rank, self.share)
+            lowrank_cpu.add(y, x.contiguous(), self.members_array, noise.raw, self.share)
         else:
-            own = functional.linear(x, noise.b)
+            own = functional.linear(x, noise.b.flatten(0, 1))
             own = own * self._own.view(-1, *[1] * (x.dim() - 2), own.shape[-1])
-            y.view(-1, y.shape[-1]).addmm_(own.view(-1, own.shape[-1]), noise.a)
+            y.view(-1, y.shape[-1]).addmm_(own.view(-1, own.shape[-1]), noise.a.flatten(0, 1))
 
     def looked_up(self, ids: torch.Tensor, weight: torch.Tensor, noise: Factors) -> torch.Tensor:
         """Rows `ids` (rows, tokens) of the weight, each plus its noise: (rows, tokens, columns)."""
         members = self.row_members
-        a = noise.a.view(self.members, self.rank, -1)[members[:, None], :, ids]
-        b = noise.b.view(self.members, self.rank, -1)[members]
+        a, b = noise.a[members[:, None], :, ids], noise.b[members]
         return torch.baddbmm(functional.embedding(ids, weight), a, b)
