@@ -227,7 +227,10 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     if device.type == "cpu":
         linear_cpu.install(model)
     digest = weights.digest()
-    perturbed = perturbation.make(settings.es, model, weights)
+    if host and host.noise:
+        perturbed: Perturbation = host.perturb_in_blocks(weights)
+    else:
+        perturbed = perturbation.make(settings.es, model, weights)
     engine = _engine(settings, model, text, perturbed, host)
     selftest.check(model, weights, perturbed, engine)
     facts = Facts(
@@ -262,11 +265,13 @@ def _initial(path: str, weights: Weights, digest: int, compared_with: str | None
 
 def _host(settings: Settings, setup: Setup, model: Any, text: Text, local: int) -> Host:
     """The vLLM whose memory the live weights will be in."""
-    from mpies.engines.vllm.host import Host, Room
+    from mpies.engines.vllm.host import Host, Noise, Room
 
+    es = settings.es
+    noise = Noise(min(es.block, es.population), es.rank) if es.perturbation == "lowrank" else None
     room = Room.of(text, setup.task.prompts, settings.engine.batch_size, settings.engine.max_new_tokens)
     folder = loading.folder_of(settings.model.path)
-    return Host(folder, model.config, room, setup.dtype, setup.device, setup.memory, local)
+    return Host(folder, model.config, room, setup.dtype, setup.device, setup.memory, local, noise)
 
 
 def _engine(settings: Settings, model: Any, text: Text, perturbed: Perturbation, host: Host | None) -> Engine:

@@ -201,9 +201,7 @@ class EsSettings(Section):
 class EngineSettings(Section):
     """What turns prompts into completions."""
 
-    name: Literal["hf", "vllm"] = Field(
-        "hf", description="hf: Hugging Face transformers; vllm: vLLM, for full perturbations"
-    )
+    name: Literal["hf", "vllm"] = Field("hf", description="hf: Hugging Face transformers; vllm: vLLM")
     max_new_tokens: int = Field(1024, ge=1, description="longest completion, in tokens")
     batch_size: int = Field(32, ge=1, description="prompts decoded together; results may depend on it")
 
@@ -285,15 +283,6 @@ class Settings(Section):
     es: EsSettings = EsSettings()
     engine: EngineSettings = EngineSettings()
     run: RunSettings
-
-    @model_validator(mode="after")
-    def _engine_knows_perturbation(self):
-        if self.engine.name == "vllm" and self.es.perturbation == "lowrank":
-            raise ValueError(
-                "engine.name: vllm evaluates full perturbations only; set es.perturbation=full, or"
-                " engine.name=hf"
-            )
-        return self
 
     def flat(self) -> dict[str, Any]:
         """Full key -> value."""

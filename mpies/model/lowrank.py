@@ -26,7 +26,7 @@ from torch import nn
 
 from mpies.es.population import Member
 from mpies.model.lowrank_block import Block, Factors
-from mpies.model.lowrank_cpu import Share
+from mpies.model.lowrank_cpu import Share, at_once
 from mpies.model.lowrank_kinds import Wrapped, rule_for
 from mpies.model.weights import Weights
 from mpies.noise import Kernels
@@ -44,7 +44,7 @@ class LowRank:
     def __init__(self, model: nn.Module, weights: Weights, rank: int):
         self.weights = weights
         self.rank = rank
-        self.block = Block(rank, _share(weights.kernels))
+        self.block = Block(rank, share_of(weights.kernels))
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         for path, module in model.named_modules():
             own = {key: names[id(p)] for key, p in module._parameters.items() if p is not None}
@@ -140,10 +140,6 @@ def _batched(block: Block, place: Wrapped) -> Callable[..., Any]:
     return forward
 
 
-def _share(kernels: Kernels) -> Share:
+def share_of(kernels: Kernels) -> Share:
     """How the kernels spread work over threads, or all of it at once."""
-
-    def at_once(count: int, work: Callable[[int, int], None]) -> None:
-        work(0, count)
-
     return getattr(kernels, "share", at_once)

@@ -22,6 +22,12 @@ from mpies.noise.cpu_kernels import to_bfloat16
 # share(count, work) calls work(first, last) on parts of a count, on several threads.
 Share = Callable[[int, Callable[[int, int], None]], Any]
 
+
+def at_once(count: int, work: Callable[[int, int], None]) -> None:
+    """All of it on this thread: a `Share`."""
+    work(0, count)
+
+
 # The order of a sum's terms is the compiler's; infinities and NaN stay what they are.
 LOOSE = {"reassoc", "contract", "nsz"}
 SIXTEEN = np.uint32(16)

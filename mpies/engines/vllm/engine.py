@@ -10,6 +10,7 @@ from mpies.engines import likelihood
 from mpies.engines.base import Completions, Draws, Prompt
 from mpies.engines.hf import HfEngine
 from mpies.engines.text import Text
+from mpies.engines.vllm.members import of_member
 from mpies.errors import InputError, reason
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class VllmEngine:
         assert host.llm is not None, "it holds the weights already"
         self.llm, self.packing = host.llm, host.packing
         self.held = host.cache + host.packing.bytes
+        self.in_blocks = host.noise is not None
         self.text = text
         self.hf = hf
         self.max_new_tokens = max_new_tokens
@@ -62,13 +64,20 @@ class VllmEngine:
         return self.hf.log_probabilities(prompts, answers, temperature)
 
     def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
-        assert members == 1, "a block of low-rank members needs the hf engine"
-        return [self.generate(prompts)]
+        if members == 1 and not self.in_blocks:
+            return [self.generate(prompts)]
+        each = [self.parameters(of_member(member)) for member in range(members) for _ in prompts]
+        answers = self._answer([self.text.encode(prompt) for prompt in prompts] * members, each)
+        count = len(prompts)
+        return [self.text.completions(answers[m * count : (m + 1) * count]) for m in range(members)]
 
     def _answered(self, prompts: list[Prompt], parameters: list[SamplingParams]) -> Completions:
-        encoded = [self.text.encode(prompt) for prompt in prompts]
+        return self.text.completions(self._answer([self.text.encode(p) for p in prompts], parameters))
+
+    def _answer(self, encoded: list[list[int]], parameters: list[SamplingParams]) -> list[list[int]]:
+        """Tokens of the answers, in the prompts' order, however vLLM mixes them."""
         if not encoded:
-            return self.text.completions([])
+            return []
         longest = max(map(len, encoded))
         if longest + self.max_new_tokens > self.most_tokens:
             raise InputError(
@@ -76,7 +85,7 @@ class VllmEngine:
                 f" {self.most_tokens - self.max_new_tokens}"
             )
         outputs = self._run(encoded, parameters)
-        return self.text.completions([list(output.outputs[0].token_ids) for output in outputs])
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
     def _run(self, encoded: list[list[int]], parameters: list[SamplingParams]) -> list[RequestOutput]:
         self.packing.refresh()

@@ -22,12 +22,14 @@ from mpies.engines.text import Text
 from mpies.engines.vllm import INSTEAD, mapping
 from mpies.engines.vllm.packing import Packing
 from mpies.errors import InputError, reason
-from mpies.model.weights import Tensors
+from mpies.model.weights import Tensors, Weights
 from mpies.text import size
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
     from vllm import LLM
+
+    from mpies.engines.vllm.lowrank import LowRank
 
 BLOCK = 128  # tokens that the cache is handed out in on CPUs; fewer on GPUs
 PREFILL = 8192  # tokens of prompts read at a time
@@ -68,21 +70,43 @@ def refuse_too_long(room: Room, config: PretrainedConfig) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Noise:
+    """A block's, of low rank: so many members."""
+
+    members: int
+    rank: int
+
+    def bytes(self, base: Tensors, dtype: torch.dtype) -> int:
+        """Of all buffers, nobody's among them; a matrix that is several parts of vLLM's has a B for each."""
+        numbers = sum(self.rank * sum(t.shape) if t.dim() == 2 else t.numel() for t in base.values())
+        return (self.members + 1) * numbers * dtype.itemsize
+
+
 def cache_bytes(
-    room: Room, config: PretrainedConfig, dtype: torch.dtype, device: str, parameters: int, free: int
+    room: Room,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: str,
+    parameters: int,
+    free: int,
+    noise: int = 0,
 ) -> int:
     """Bytes for the cache, of `free` bytes: what the run needs, or less, so that fewer answers run at once.
 
-    Raises InputError, with the numbers, if one answer does not fit beside the live weights.
+    `noise`: bytes of a block's. Raises InputError, with the numbers, if one answer does not fit beside that
+    and the live weights.
     """
     live = parameters * dtype.itemsize * (2 if device == "cpu" else 1)  # see packing.py
     most, least = room.bytes(config, dtype), room.bytes(config, dtype, 1)
-    left = free - live - RESERVE[device]
+    left = free - live - noise - RESERVE[device]
     if left < least:
+        block = f", the noise of a block {size(noise)}" if noise else ""
+        smaller = "es.block, engine.max_new_tokens" if noise else "engine.max_new_tokens"
         raise InputError(
             f"engine.name: vllm does not fit: the base weights leave {size(free)}, but live weights take"
-            f" {size(live)}, the cache of one answer of {room.tokens} tokens {size(least)}, and the rest"
-            f" {size(RESERVE[device])}; use a smaller engine.max_new_tokens or model, or a larger device"
+            f" {size(live)}{block}, the cache of one answer of {room.tokens} tokens {size(least)}, and the"
+            f" rest {size(RESERVE[device])}; use a smaller {smaller} or model, or a larger device"
         )
     return min(most, left)
 
@@ -103,9 +127,11 @@ class Host:
         device: torch.device,
         free: int,
         local_rank: int,
+        noise: Noise | None = None,
     ):
         refuse_too_long(room, config)
         self.room = room
+        self.noise = noise
         self.llm: LLM | None = None
         self.cache = 0
         """Bytes of vLLM's cache, once it is there."""
@@ -120,10 +146,22 @@ class Host:
         folder, config, dtype, device, free, local_rank = self._start
         parameters = sum(tensor.numel() for tensor in base.values())
         left = free - sum(tensor.nbytes for tensor in base.values())
-        self.cache = cache_bytes(self.room, config, dtype, device.type, parameters, left)
-        self.llm = start(folder, dtype, device, self.room, self.cache, local_rank, self.packing)
-        (model,) = self.llm.collective_rpc(lambda worker: worker.get_model())
-        return mapping.find_views(model, base, dtype)
+        noise = self.noise.bytes(base, dtype) if self.noise else 0
+        self.cache = cache_bytes(self.room, config, dtype, device.type, parameters, left, noise)
+        self.llm = start(folder, dtype, device, self.room, self.cache, local_rank, self.packing, self.noise)
+        (self.runner,) = self.llm.collective_rpc(lambda worker: worker.model_runner)
+        return mapping.find_views(self.runner.get_model(), base, dtype)
+
+    def perturb_in_blocks(self, weights: Weights) -> LowRank:
+        """The perturbation of a block of members: vLLM was started for it, and holds these weights."""
+        from mpies.engines.vllm.lowrank import LowRank
+        from mpies.engines.vllm.members import follow
+        from mpies.engines.vllm.plugins import Unfilled
+
+        assert self.noise, "it was started without"
+        layers = vars(self.runner.get_model())[Unfilled.LAYERS]
+        follow(self.runner, layers.members)
+        return LowRank(weights, layers, self.noise.rank)
 
     @property
     def rows_besides(self) -> int:
@@ -140,17 +178,20 @@ def start(
     cache: int,
     local_rank: int,
     packing: Packing,
+    noise: Noise | None = None,
 ) -> LLM:
     """A vLLM whose parameters are all zero and stay where they are.
 
-    cache: bytes. `packing` gets the layers that vLLM would repack. Raises InputError for models that vLLM
-    does not know or keeps in another form.
+    cache: bytes. `packing` gets the layers that vLLM would repack. With `noise`, its layers have room for a
+    block's. Raises InputError for models that vLLM does not know or keeps in another form.
     """
     _set_environment(local_rank)
     threads, preloaded = torch.set_num_threads, os.environ.get("LD_PRELOAD")
     try:
         with warnings.catch_warnings(), _mended(device, packing):
-            made = _make(folder, dtype, device, room, cache)
+            made = _make(folder, dtype, device, room, cache, noise)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"engine.name: vllm does not start with this model ({type(error).__name__}: {_told(error)});"
@@ -171,7 +212,9 @@ def start(
     return made
 
 
-def _make(folder: str, dtype: torch.dtype, device: torch.device, room: Room, cache: int) -> LLM:
+def _make(
+    folder: str, dtype: torch.dtype, device: torch.device, room: Room, cache: int, noise: Noise | None
+) -> LLM:
     from vllm import LLM
 
     from mpies.engines.vllm.plugins import CounterBased, Executor, Unfilled
@@ -188,6 +231,7 @@ def _make(folder: str, dtype: torch.dtype, device: torch.device, room: Room, cac
         trust_remote_code=False,
         dtype=str(dtype).removeprefix("torch."),
         load_format=Unfilled.NAME,
+        model_loader_extra_config={"members": (noise.members, noise.rank)} if noise else {},
         use_tqdm_on_load=False,
         max_model_len=room.tokens,
         max_num_seqs=room.rows,

@@ -14,12 +14,19 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from mpies.engines.base import Draws
 from mpies.engines.sampler import Sampler
+from mpies.engines.vllm.layers import install
+from mpies.engines.vllm.members import Members
 
 
 class Unfilled(BaseModelLoader):
-    """Loads nothing: the weights are written in place later."""
+    """Loads nothing: the weights are written in place later.
+
+    With `members` among its options, the model computes with a block of members (see layers.py), which
+    are made known to it before anything is compiled: (how many, rank of the noise).
+    """
 
     NAME = "mpies"
+    LAYERS = "mpies_layers"
 
     @classmethod
     def register(cls) -> None:
@@ -32,6 +39,16 @@ class Unfilled(BaseModelLoader):
 
     def download_model(self, model_config) -> None:
         pass
+
+    def load_model(self, vllm_config, model_config, prefix: str = "") -> nn.Module:
+        model = super().load_model(vllm_config, model_config, prefix)
+        options = self.load_config.model_loader_extra_config
+        if options:
+            scheduler, device = vllm_config.scheduler_config, torch.device(vllm_config.device_config.device)
+            block, rank = options["members"]
+            members = Members(block, scheduler.max_num_batched_tokens, scheduler.max_num_seqs, device)
+            vars(model)[self.LAYERS] = install(model, members, rank)
+        return model
 
     def load_weights(self, model: nn.Module, model_config) -> None:
         for parameter in model.parameters():
