@@ -233,6 +233,8 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         perturbed = perturbation.make(settings.es, model, weights)
     engine = _engine(settings, model, text, perturbed, host)
     selftest.check(model, weights, perturbed, engine)
+    if host and host.noise:
+        _check_members_in_vllm(model, weights, perturbed, engine)
     facts = Facts(
         model_path=path,
         model_name=Path(loading.locate(path)).name,
@@ -254,6 +256,12 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         anchor=Anchor(path, weights, digest) if use.anchored else None,
         initial=_initial(path, weights, digest, use.compared_with),
     )
+
+
+def _check_members_in_vllm(model: Any, weights: Weights, perturbed: Any, engine: Any) -> None:
+    from mpies.engines.vllm.selftest import check_members
+
+    check_members(model, weights, perturbed, engine)
 
 
 def _initial(path: str, weights: Weights, digest: int, compared_with: str | None) -> InitialWeights | None:

@@ -67,10 +67,10 @@ def check(model: PreTrainedModel, weights: Weights, perturbation: Perturbation, 
     Base, digest and live weights, which are the base's, are afterwards what they were. Reading given
     answers in pieces is given up if it is wrong for this model and reading them at once is not.
     """
-    if not isinstance(engine, HfEngine):
-        return  # vLLM's compares itself with transformers
     perturbation.clear()
     probe, name = Probe.of(model), type(model).__name__
+    if not isinstance(engine, HfEngine):  # vLLM's compares itself with transformers
+        return
     live = str(weights.dtype).removeprefix("torch.")
     with _computing(f"engine.name: hf cannot compute {name} in {live}", INSTEAD):
         base = check_reading(model, engine, probe)
@@ -195,24 +195,24 @@ def members_apart(
     The last is the difference between unperturbed and perturbed weights' log-probabilities. Only the
     parameters `names` are perturbed.
     """
-    sigmas = {name: SHARE * _typical(weights.base[name]) for name in names}
+    sigmas = {name: SHARE * typical(weights.base[name]) for name in names}
     lowrank.set_each(MEMBERS, dict.fromkeys(weights.base, 0.0) | sigmas)
     try:
         unmoved, block = decoded(model, probe, probe.tokens, len(MEMBERS), lowrank.rows)[1::2]
     finally:
         lowrank.clear()
-    with weights.lending({name: _own(weights, name, sigma) for name, sigma in sigmas.items()}):
+    with weights.lending({name: weights_of_member(weights, name, sigma) for name, sigma in sigmas.items()}):
         expected = by_one_forward(model, probe)
     return rms(unmoved - base), rms(block - expected), rms(expected - base)
 
 
-def _own(weights: Weights, name: str, sigma: float) -> torch.Tensor:
+def weights_of_member(weights: Weights, name: str, sigma: float) -> torch.Tensor:
     """The second member's own weights of a parameter, with noise as an update adds it."""
     seed, factor = np.array([MEMBERS[1].seed], np.uint64), np.array([sigma * MEMBERS[1].sign], np.float32)
     return weights.updated(name, seed, factor).to(weights.dtype)
 
 
-def _typical(base: torch.Tensor) -> float:
+def typical(base: torch.Tensor) -> float:
     """The size of a parameter's elements, by some of them; 1 if they are 0, as biases may be."""
     return float(base.view(-1)[: 2**16].float().square().mean().sqrt()) or 1.0
 

@@ -64,22 +64,22 @@ class Factors:
         return cls(raw(a), raw(b), edges, shifts)
 
 
-def _wide(value):
+def wide(value):
     """A raw number as float32."""
 
 
-def _narrow(value, like):
+def narrow(value, like):
     """A float32 as a raw number of the type of `like`."""
 
 
-@overload(_wide, inline="always")
+@overload(wide, inline="always")
 def _wide_of(value):
     if value is types.uint16:
         return lambda value: np.uint32(np.uint32(value) << SIXTEEN).view(np.float32)
     return lambda value: value
 
 
-@overload(_narrow, inline="always")
+@overload(narrow, inline="always")
 def _narrow_of(value, like):
     if like is types.uint16:
         return lambda value, like: to_bfloat16(np.float32(value).view(np.uint32))
@@ -97,11 +97,11 @@ def _add(y, x, members, a, b, bounds, bias, tokens, start):
         member = members[(start + i) // tokens]
         row, given = y[i], x[i]
         for c in range(sums.size):
-            sums[c] = _wide(row[c])
+            sums[c] = wide(row[c])
         if bias.size:
             shift = bias[member]
             for c in range(sums.size):
-                sums[c] += _wide(shift[c])
+                sums[c] += wide(shift[c])
         for part in range(bounds.size - 1):
             first, last = bounds[part], bounds[part + 1]
             own = sums[first:last]  # views, since indices that might be negative keep a loop from vectors
@@ -109,11 +109,11 @@ def _add(y, x, members, a, b, bounds, bias, tokens, start):
                 left, right = b[member, part, k], a[member, k, first:last]
                 dot = np.float32(0)
                 for c in range(given.size):
-                    dot += _wide(given[c]) * _wide(left[c])
+                    dot += wide(given[c]) * wide(left[c])
                 for c in range(own.size):
-                    own[c] += dot * _wide(right[c])
+                    own[c] += dot * wide(right[c])
         for c in range(sums.size):
-            row[c] = _narrow(sums[c], row[c])
+            row[c] = narrow(sums[c], row[c])
 
 
 def knows(tensor: torch.Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 # Mean difference of log-probabilities, nat, up to which two ways of computing are one model.
 ALIKE = {2: 0.3, 4: 0.01}
 PROBE = 16  # tokens
+
+
+class Told(NamedTuple):
+    """One answer: its prompt, its tokens, and at each place {token: log-probability} of some tokens."""
+
+    prompt: list[int]
+    answer: list[int]
+    places: list[dict[int, float]]
 
 
 class VllmEngine:
@@ -71,6 +79,24 @@ class VllmEngine:
         count = len(prompts)
         return [self.text.completions(answers[m * count : (m + 1) * count]) for m in range(members)]
 
+    def tell(self, prompts: list[list[int]], members: int, tokens: int, likeliest: int) -> list[Told]:
+        """Each member's answers to token ids, so long, and at each place log-probabilities of tokens, nat.
+
+        Of those that are likeliest: from vLLM's own logits.
+        """
+        each = [
+            self.parameters(of_member(member), max_tokens=tokens, logprobs=likeliest, stop_token_ids=None)
+            for member in range(members)
+            for _ in prompts
+        ]
+        given = prompts * members
+        told = []
+        for prompt, output in zip(given, self._run(given, each), strict=True):
+            (answer,) = output.outputs
+            places = [{token: one.logprob for token, one in place.items()} for place in answer.logprobs]
+            told.append(Told(prompt, list(answer.token_ids), places))
+        return told
+
     def _answered(self, prompts: list[Prompt], parameters: list[SamplingParams]) -> Completions:
         return self.text.completions(self._answer([self.text.encode(p) for p in prompts], parameters))
 
@@ -92,18 +118,19 @@ class VllmEngine:
         given = [{"prompt_token_ids": tokens} for tokens in encoded]
         return self.llm.generate(given, parameters, use_tqdm=False)
 
-    def parameters(self, extra: dict | None = None) -> SamplingParams:
-        """How every prompt is answered."""
+    def parameters(self, extra: dict | None = None, **others: Any) -> SamplingParams:
+        """How every prompt is answered; `others` are vLLM's own words for what is otherwise."""
         from vllm import SamplingParams
 
-        return SamplingParams(
-            temperature=0.0,  # greedy; sampled tokens are chosen by a logits processor
-            max_tokens=self.max_new_tokens,
-            stop_token_ids=sorted(self.text.stops),
-            ignore_eos=True,  # it is among the stop tokens, if the hf engine stops there
-            detokenize=False,
-            extra_args=extra,
-        )
+        options = {
+            "temperature": 0.0,  # greedy; sampled tokens are chosen by a logits processor
+            "max_tokens": self.max_new_tokens,
+            "stop_token_ids": sorted(self.text.stops),
+            "ignore_eos": True,  # it is among the stop tokens, if the hf engine stops there
+            "detokenize": False,
+            "extra_args": extra,
+        }
+        return SamplingParams(**(options | others))
 
     def _refuse_other_answers(self) -> None:
         """Raise InputError if vLLM and transformers do not compute the same with the same weights."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mpies.engines.vllm.lowrank import LowRank
 
 BLOCK = 128  # tokens that the cache is handed out in on CPUs; fewer on GPUs
+LEAST = 16  # tokens of an answer with its prompt: those of the tests at start
 PREFILL = 8192  # tokens of prompts read at a time
 # Bytes beyond weights and cache: activations, CUDA graphs, log-probabilities, and noise's scratch.
 RESERVE = {"cpu": 2**29, "cuda": 3 * 2**30}
@@ -47,7 +48,8 @@ class Room:
     @classmethod
     def of(cls, text: Text, prompts: Iterable[Prompt], rows: int, new: int) -> Room:
         """For these prompts, with up to `new` tokens more."""
-        return cls(rows, new + max((len(text.encode(prompt)) for prompt in prompts), default=0))
+        longest = max((len(text.encode(prompt)) for prompt in prompts), default=0)
+        return cls(rows, max(LEAST, new + longest))
 
     def bytes(self, config: PretrainedConfig, dtype: torch.dtype, rows: int | None = None) -> int:
         """Of keys and values, for so many answers (all of them), in whole blocks and two to spare."""

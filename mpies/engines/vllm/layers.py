@@ -1,4 +1,4 @@
-"""vLLM's layers with a block's noise of low rank: y = x W^T + (sigma sign / sqrt(r)) (x B^T) A, as in lowrank.py.
+"""vLLM's layers with a block's noise of low rank, as `model/lowrank.py` has it for transformers'.
 
 Every layer with parameters computes with the noise of each token's own member: linear layers (fused ones
 have a B for each of their parts), embeddings, output layers, norms. Noise has buffers that are made once,
@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 
 from mpies.engines.vllm.members import Members, Owners
 from mpies.errors import InputError
-from mpies.model import lowrank_cpu
+from mpies.model import lowrank_cpu, norm_cpu
 
 LINEAR = {
     linear.ReplicatedLinear,
@@ -134,7 +135,7 @@ def install(model: nn.Module, members: Members, rank: int) -> Layers:
         elif kind in EMBEDDINGS and type(module.quant_method) is UnquantizedEmbeddingMethod:
             _install_embedding(module, path, layers, rank)
         elif kind in NORMS:
-            _install_norm(module, NORMS[kind], layers)
+            _install_norm(module, path, NORMS[kind], layers)
         else:
             raise _unknown(module, path)
     return layers
@@ -234,33 +235,33 @@ def _vector(vectors: torch.Tensor, x: torch.Tensor, owners: Owners) -> torch.Ten
     return own.view(len(own), *[1] * (x.dim() - 2), own.shape[-1])
 
 
-def rms_norm(module: Any, vectors: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+def rms_norm(
+    module: Any, own: dict[str, torch.Tensor], x: torch.Tensor, plus_one: bool = False
+) -> torch.Tensor:
     """Rounded where vLLM rounds: x before it is multiplied. x is float32 (see `MemberNorm`)."""
-    weight = vectors["weight"]
+    weight = own["weight"]
     normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
-    return normed.to(weight.dtype) * weight
+    return normed * (weight.float() + 1.0) if plus_one else normed.to(weight.dtype) * weight
 
 
-def gemma_rms_norm(module: Any, vectors: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
-    return normed * (vectors["weight"].float() + 1.0)
-
-
-def layer_norm(module: Any, vectors: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    y = functional.layer_norm(x, module.normalized_shape, eps=module.eps) * vectors["weight"].float()
-    return y + vectors["bias"].float() if "bias" in vectors else y
+def layer_norm(module: Any, own: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    y = functional.layer_norm(x, module.normalized_shape, eps=module.eps) * own["weight"].float()
+    return y + own["bias"].float() if "bias" in own else y
 
 
 Norm = Callable[[Any, dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
 NORMS: dict[type[nn.Module], Norm] = {
     layernorm.RMSNorm: rms_norm,
-    layernorm.GemmaRMSNorm: gemma_rms_norm,
+    layernorm.GemmaRMSNorm: partial(rms_norm, plus_one=True),
     layernorm.LayerNorm: layer_norm,
     nn.LayerNorm: layer_norm,
 }
+FUSED = {layernorm.RMSNorm: False, layernorm.GemmaRMSNorm: True}
 
 
-def _install_norm(module: Any, norm: Norm, layers: Layers) -> None:
+def _install_norm(module: Any, path: str, norm: Norm, layers: Layers) -> None:
+    if getattr(module, "variance_size_override", None) is not None or "weight" not in module._parameters:
+        raise _unknown(module, path)
     for parameter in module.parameters(recurse=False):
         made = parameter.new_zeros(layers.members.nobody + 1, parameter.numel())
         layers.vectors[parameter] = made
@@ -273,13 +274,24 @@ class MemberNorm:
     def __init__(self, module: Any, plain: Callable[..., Any], norm: Norm, layers: Layers):
         self.module, self.plain, self.norm, self.layers = module, plain, norm, layers
         self.vectors = {key: layers.vectors[p] for key, p in module._parameters.items() if p is not None}
+        known = lowrank_cpu.knows(self.vectors["weight"])
+        self.fused = FUSED.get(type(module)) if known else None
+        """On a CPU: is 1 added to the weight? None: the norm is computed by torch's operations."""
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
         if self.layers.rests(x):
             return self.plain(x) if residual is None else self.plain(x, residual)
-        own = {key: _vector(all_, x, self.layers.members.tokens) for key, all_ in self.vectors.items()}
-        wide = x.float()
-        if residual is None:
-            return self.norm(self.module, own, wide).to(x.dtype)
-        wide = wide + residual.float()
-        return self.norm(self.module, own, wide).to(x.dtype), wide.to(x.dtype)
+        y, summed = self._normed(x, residual)
+        return y if residual is None else (y, summed)
+
+    def _normed(
+        self, x: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        owners = self.layers.members.tokens
+        if self.fused is not None:
+            _refuse_others(len(x), owners)
+            members, epsilon = owners.array[: len(x)], self.module.variance_epsilon
+            return norm_cpu.rms_norm(x, residual, self.vectors["weight"], members, epsilon, self.fused)
+        own = {key: _vector(vectors, x, owners) for key, vectors in self.vectors.items()}
+        total = x.float() if residual is None else x.float() + residual.float()
+        return self.norm(self.module, own, total).to(x.dtype), total.to(x.dtype)
