@@ -6,11 +6,11 @@ logits: with what initialisers give, a norm that is computed wrong looks right.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 # Most configurations know their sizes by these names, and ignore what they do not know. The vocabulary is
@@ -163,17 +163,24 @@ def missing(names: Iterable[str] = ARCHITECTURES) -> list[str]:
     return [name for name in names if kind_of(name) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
 
 
-def build(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A model with random weights, in float32, for inference, made of its configuration alone.
-
-    `changes` are more settings of the configuration.
-    """
+def configuration(name: str, **changes: Any) -> PreTrainedConfig:
+    """An architecture's; `changes` are more of its settings."""
     settings = SIZES | ARCHITECTURES[name] | changes
     given = {key: value for key, value in settings.items() if value is not None}
+    return AutoConfig.for_model(kind_of(name), **given)
+
+
+def build(name: str, **changes: Any) -> PreTrainedModel:
+    """A model with random weights, in float32, for inference; the same every time."""
+    return filled(AutoModelForCausalLM.from_config, configuration(name, **changes))
+
+
+def filled(make: Callable[[PreTrainedConfig], PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """What `make` makes of a configuration, with random weights."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind_of(name), **given))
-        randomise(model.float())
+        torch.manual_seed(0)
+        model = make(config).float()
+        randomise(model)
     return model.eval()
 
 
