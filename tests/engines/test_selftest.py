@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import zoo
 from torch import nn
@@ -15,12 +14,8 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from mpies.engines import selftest
-from mpies.engines.hf import HfEngine
-from mpies.engines.text import Text
 from mpies.errors import InputError
-from mpies.model.lowrank import LowRank
-from mpies.model.perturbation import Full
-from mpies.model.weights import Weights, take_over
+from mpies.model.weights import take_over
 from mpies.noise.cpu import CpuKernels
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
@@ -31,25 +26,10 @@ def llama(kind: type[LlamaForCausalLM] = LlamaForCausalLM) -> LlamaForCausalLM:
     return zoo.filled(kind, zoo.configuration("llama", sliding_window=None))
 
 
-def start(
-    model: PreTrainedModel,
-    lowrank: bool = False,
-    dtype: torch.dtype = FLOAT32,
-    before: Callable[[], None] = lambda: None,
-) -> tuple[HfEngine, Weights]:
-    """As `replica` does it. `before` is called when all is put together, and the self-test comes."""
-    weights = take_over(model, dtype, torch.device("cpu"), CpuKernels(1), int(lowrank))
-    perturbation = LowRank(model, weights, 1) if lowrank else Full(weights)
-    text = Text(model, tiny.tokenizer(), chat_template=False)
-    engine = HfEngine(model, text, max_new_tokens=4, batch_size=8, on_rows=perturbation.rows)
-    before()
-    selftest.check(model, weights, perturbation, engine)
-    return engine, weights
-
-
-def refusal(*given, **named) -> str:
+def refusal(model: PreTrainedModel, lowrank: bool = False, **options: Any) -> str:
+    """The line with which a start ends."""
     with pytest.raises(InputError) as refused:
-        start(*given, **named)
+        zoo.start(model, lowrank, **options)
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -65,14 +45,14 @@ def test_a_sound_model_is_left_as_it_was(lowrank, dtype):
     def look():
         seen.update({name: parameter.clone() for name, parameter in model.named_parameters()})
 
-    engine, weights = start(model, lowrank, dtype, before=look)
+    started = zoo.start(model, lowrank, dtype, before=look)
     other = take_over(llama(), dtype, torch.device("cpu"), CpuKernels(1), int(lowrank))
-    assert weights.digest() == other.digest()
+    assert started.weights.digest() == other.digest()
     for name, parameter in model.named_parameters():
         assert parameter.dtype == dtype
         assert torch.equal(parameter, seen[name])
-        assert parameter.data_ptr() == weights.live[name].data_ptr()
-    assert not engine.at_once
+        assert parameter.data_ptr() == started.weights.live[name].data_ptr()
+    assert not started.engine.at_once
 
 
 # Reading and decoding, by a Llama with a short convolution, whose state is the last token's embedding
@@ -189,12 +169,12 @@ def test_reading_that_depends_on_the_batch_or_on_pieces(kind, words, dtype):
 
 
 def test_a_sound_state_is_no_reason_to_refuse():
-    assert not start(llama(Convolved))[0].at_once
+    assert not zoo.start(llama(Convolved), lowrank=False).engine.at_once
 
 
 def test_a_state_that_goes_on_by_one_token_reads_answers_at_once():
     model = llama(TokenByToken)
-    engine, _ = start(model)
+    engine = zoo.start(model, lowrank=False).engine
     assert engine.at_once
     for prompt, answer, found in zip(
         PROMPTS, ANSWERS, engine.log_probabilities(PROMPTS, ANSWERS), strict=True
@@ -287,7 +267,7 @@ def test_a_subclass_of_a_known_module_is_not_taken_for_it():
 
 
 def test_vectors_that_multiply_and_add_need_no_rule():
-    start(llama_with_norm(Scale(32)), lowrank=True)
+    zoo.start(llama_with_norm(Scale(32)), lowrank=True)
 
 
 def scale_what_the_head_gets(model: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -314,7 +294,7 @@ def test_members_that_are_not_what_their_weights_are(make, which, dtype):
         f"es.perturbation: lowrank computes LlamaForCausalLM otherwise than its {which} weights"
     )
     assert line.endswith("; use es.perturbation=full")
-    start(make(), lowrank=False, dtype=dtype)
+    zoo.start(make(), lowrank=False, dtype=dtype)
 
 
 def tied_by_hand(model: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -336,7 +316,7 @@ def test_no_kind_of_module_is_left_out(kind, dtype):
         for module in modules:
             del vars(module)["forward"]
 
-    assert "otherwise than its perturbed weights do" in refusal(model, True, dtype, before=take_noise)
+    assert "otherwise than its perturbed weights do" in refusal(model, True, dtype=dtype, before=take_noise)
 
 
 def test_parameters_that_are_tried_one_after_another(monkeypatch):
@@ -344,7 +324,7 @@ def test_parameters_that_are_tried_one_after_another(monkeypatch):
     monkeypatch.setattr(selftest, "ROOM", 0)
     model = llama()
     assert len(selftest.packs_of_kinds(model, dict(model.named_parameters()))) > 5
-    start(model, lowrank=True)
+    zoo.start(model, lowrank=True)
     assert "otherwise than its perturbed weights do" in refusal(tied_by_hand(llama()), lowrank=True)
 
 
