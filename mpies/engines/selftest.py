@@ -72,7 +72,10 @@ def check(model: PreTrainedModel, weights: Weights, perturbation: Perturbation, 
     perturbation.clear()
     probe, name = Probe.of(model), type(model).__name__
     live = str(weights.dtype).removeprefix("torch.")
-    with _computing(f"engine.name: hf cannot compute {name} in {live}", INSTEAD):
+    instead = INSTEAD
+    if weights.dtype != torch.float32:  # some models have tables that stay in the checkpoint's dtype
+        instead = INSTEAD.replace("use ", "use model.dtype=float32, ")
+    with _computing(f"engine.name: hf cannot compute {name} in {live}", instead):
         base = check_reading(model, engine, probe)
     if isinstance(perturbation, LowRank):
         with _computing(f"es.perturbation: lowrank cannot compute {name} in {live}", FULL):

@@ -281,6 +281,27 @@ def test_low_rank(name):
             assert_greedy(subject, answered.ids)
 
 
+# Its positions are a table in the checkpoint's dtype.
+ONLY_AS_STORED = {"xglm"}
+
+
+@architectures
+@pytest.mark.parametrize("lowrank", [False, True], ids=["full", "lowrank"])
+def test_a_start_in_bfloat16(name, lowrank):
+    """What float32 lets through is not refused because of rounding."""
+    outcome = OUTCOMES[name]
+    if outcome.lowrank if lowrank else outcome.full:
+        with pytest.raises(InputError):
+            zoo.start(zoo.build(name), lowrank, torch.bfloat16)
+    elif name in ONLY_AS_STORED:
+        with pytest.raises(
+            InputError, match=r"in bfloat16 .*; use model\.dtype=float32, engine\.name=vllm or"
+        ):
+            zoo.start(zoo.build(name), lowrank, torch.bfloat16)
+    else:
+        zoo.start(zoo.build(name), lowrank, torch.bfloat16)
+
+
 def assert_refused(name: str, words: str, lowrank: bool) -> None:
     with pytest.raises(InputError) as refusal:
         start(name, lowrank)
