@@ -228,7 +228,7 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         linear_cpu.install(model)
     digest = weights.digest()
     perturbed = perturbation.make(settings.es, model, weights)
-    engine = _engine(settings, model, text, perturbed, host)
+    engine = _engine(settings, setup.task, model, text, perturbed, host)
     selftest.check(model, weights, perturbed, engine)
     facts = Facts(
         model_path=path,
@@ -269,7 +269,9 @@ def _host(settings: Settings, setup: Setup, model: Any, text: Text, local: int) 
     return Host(folder, model.config, room, setup.dtype, setup.device, setup.memory, local)
 
 
-def _engine(settings: Settings, model: Any, text: Text, perturbed: Perturbation, host: Host | None) -> Engine:
+def _engine(
+    settings: Settings, task: Task, model: Any, text: Text, perturbed: Perturbation, host: Host | None
+) -> Engine:
     from mpies.engines.hf import HfEngine
 
     limit = settings.engine.max_new_tokens
@@ -277,6 +279,7 @@ def _engine(settings: Settings, model: Any, text: Text, perturbed: Perturbation,
     rows = min(settings.engine.batch_size, host.rows_besides) if host else settings.engine.batch_size
     engine = HfEngine(model, text, max_new_tokens=limit, batch_size=rows, on_rows=perturbed.rows)
     if host is None:
+        engine.refuse_dependent(task.prompts)
         return engine
     from mpies.engines.vllm.engine import VllmEngine
 

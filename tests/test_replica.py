@@ -12,7 +12,9 @@ from importlib.metadata import version
 import pytest
 import small
 import threads
+import tiny
 import torch
+import zoo
 
 import mpies
 from mpies import config, replica
@@ -255,3 +257,20 @@ def test_a_model_without_a_job(runs):
     assert made.weights.rank == 2 and made.weights.digest() == runs.build().weights.digest()
     assert {p.dtype for p in made.model.parameters()} == {torch.bfloat16}
     assert made.tokenizer("ab")["input_ids"]
+
+
+def test_prompts_that_would_depend_on_one_another_are_refused_before_any_is_answered(alone, runs, tmp_path):
+    """Beyond what the model was trained on at first, its positions depend on the longest row of a batch."""
+    long = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    longest = max(len(row["prompt"]) for row in [*small.TRAIN, *small.HELD_OUT])
+    first = longest + 4
+    model = zoo.build("phi3", rope_parameters=long, original_max_position_embeddings=first)
+    for part in (model, tiny.tokenizer()):
+        part.save_pretrained(tmp_path / "phi3")
+    changes = {"model__path": tmp_path / "phi3", "task__chat_template": False}
+    fits = settings_of(runs, engine__max_new_tokens=4, **changes)
+    load(alone, fits, settle(alone, fits), InitialUse())
+    beyond = settings_of(runs, engine__max_new_tokens=5, **changes)
+    setup = settle(alone, beyond)
+    with pytest.raises(RefusedError, match=f"may have {first + 1} tokens, but beyond {first} what Phi3"):
+        load(alone, beyond, setup, InitialUse())

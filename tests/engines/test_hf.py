@@ -128,6 +128,14 @@ def test_the_same_twice(load):
     assert engine.generate(PROMPTS) == engine.generate(PROMPTS)
 
 
+def test_a_window_that_the_model_does_not_have(load):
+    """A Llama's config.json may tell of a Mistral's; the cache must not forget what a Llama reads."""
+    model, tokenizer = load()
+    model.config.sliding_window = 8
+    assert max(len(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS) > 2 * 8
+    assert_answers(engine_of(model, tokenizer), answers(model, tokenizer))
+
+
 # The end of a sequence
 
 
