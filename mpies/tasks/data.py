@@ -20,8 +20,13 @@ KINDS = "a .json, .jsonl or .parquet file, or a folder written by datasets.save_
 Placed = Iterator[tuple[str, Any]]
 """(where it is in the file: "line 3", what is there)"""
 
+Review = Callable[[list[Row]], tuple[int, str] | None]
+"""What can only be said of all checked rows at once: the index of a bad one, and what is wrong with it."""
 
-def read_splits(settings: config.TaskSettings, check: Callable[[Row], Row]) -> tuple[list[Row], list[Row]]:
+
+def read_splits(
+    settings: config.TaskSettings, check: Callable[[Row], Row], review: Review | None = None
+) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows from the files that are set.
 
     Without a file of their own, `task.eval_size` held-out rows are those that follow the
@@ -29,16 +34,22 @@ def read_splits(settings: config.TaskSettings, check: Callable[[Row], Row]) -> t
     """
     size, held_out = settings.train_size, settings.eval_size
     wanted = size and size + (0 if settings.eval_data else held_out)
-    train = read_rows(settings.train_data, "task.train_data", check, wanted)
+    train = read_rows(settings.train_data, "task.train_data", check, wanted, review)
     if len(train) < size:
         raise InputError(f"task.train_size: given {size}, but {settings.train_data} has {len(train)} rows")
     if settings.eval_data:
-        return train, read_rows(settings.eval_data, "task.eval_data", check, held_out)
+        return train, read_rows(settings.eval_data, "task.eval_data", check, held_out, review)
     return (train[:size], train[size:]) if size else (train, [])
 
 
-def read_rows(path: str, setting: str, check: Callable[[Row], Row], wanted: int = 0) -> list[Row]:
-    """The first `wanted` rows of a data file, or all, each passed through `check`.
+def read_rows(
+    path: str,
+    setting: str,
+    check: Callable[[Row], Row],
+    wanted: int = 0,
+    review: Review | None = None,
+) -> list[Row]:
+    """The first `wanted` rows of a data file, or all, each passed through `check`, then all to `review`.
 
     `check` raises InputError for a bad one.
 
@@ -46,9 +57,12 @@ def read_rows(path: str, setting: str, check: Callable[[Row], Row], wanted: int 
     """
     try:
         given = islice(_read(Path(path).expanduser()), wanted or None)
-        found = [_check_row(check, place, row) for place, row in given]
+        placed = [(place, _check_row(check, place, row)) for place, row in given]
+        found = [row for _, row in placed]
         if not found:
             raise InputError("it has no rows")
+        if review and (bad := review(found)):
+            raise InputError(f"{placed[bad[0]][0]}: {bad[1]}")
     except InputError as error:
         raise InputError(f"{setting}: {path}: {error}") from None
     except (OSError, ValueError) as error:
