@@ -55,9 +55,9 @@ def metrics(rows: list[Row], completions: list[str]) -> dict[str, list[float]]:
 def format_score(completion: str) -> float:
     """1 for exactly `<think>...</think>\\n<answer>...</answer>`, the prompt's `<think>` included.
 
-    Otherwise 0.1 for a think block plus 0.5 for an answer block.
+    A line break may follow. Otherwise 0.1 for a think block plus 0.5 for an answer block.
     """
-    text = THINK + completion
+    text = (THINK + completion).removesuffix("\n")
     between = f"{END_THINK}\n{ANSWER}"
     # Not a regular expression, of which some answers would take quadratic time.
     if text.endswith(END_ANSWER) and between in text[len(THINK) : -len(END_ANSWER)]:
@@ -66,10 +66,13 @@ def format_score(completion: str) -> float:
 
 
 def answer_score(completion: str, numbers: list[int], target: str) -> float:
-    """1 if the last answer block uses every number exactly once and equals the target within 1e-5, else 0."""
+    """1 if the last answer block uses every number once and is less than 1e-5 from the target, else 0.
+
+    White space at the block's ends is none of its expression.
+    """
     expression = last_answer(completion)
-    value = None if expression is None else value_using(expression, numbers)
-    return float(value is not None and abs(value - Fraction(target)) <= TOLERANCE)
+    value = None if expression is None else value_using(expression.strip(), numbers)
+    return float(value is not None and abs(value - Fraction(target)) < TOLERANCE)
 
 
 def last_answer(text: str) -> str | None:
