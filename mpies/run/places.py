@@ -8,7 +8,7 @@ from pathlib import Path
 from mpies import config
 from mpies.errors import InputError
 from mpies.model.folder import refuse_unusable
-from mpies.tasks.data import KINDS
+from mpies.tasks.data import absence
 
 
 def load(arguments: list[str]) -> config.Settings:
@@ -28,7 +28,7 @@ def _missing_files(task: config.TaskSettings) -> Iterator[str]:
     for key in ("train_data", "eval_data"):
         path = getattr(task, key)
         if path and not Path(path).expanduser().exists():
-            yield f"task.{key}: {path}: there is no such file or folder; needed is {KINDS}"
+            yield f"task.{key}: {path}: {absence(path)}"
     for place in dict.fromkeys(name.rpartition(":")[0] for name in task.reward):
         if place.endswith(".py") and not Path(place).expanduser().is_file():
             yield f"task.reward: there is no file {place}"

@@ -6,6 +6,7 @@ What is wrong with them is told in one line: the setting, the file, the line, wh
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,9 @@ from mpies.errors import InputError, reason
 from mpies.tasks.base import Row
 
 KINDS = "a .json, .jsonl or .parquet file, or a folder written by datasets.save_to_disk"
+
+# NAME or ORGANISATION/NAME, without the end of a file's name.
+HUB_ID = re.compile(r"[\w-]+(/[\w.-]+)?(?<!\.json)(?<!\.jsonl)(?<!\.parquet)")
 
 Placed = Iterator[tuple[str, Any]]
 """(where it is in the file: "line 3", what is there)"""
@@ -82,13 +86,24 @@ def _check_row(check: Callable[[Row], Row], place: str, given: Any) -> Row:
 
 def _read(path: Path) -> Placed:
     if not path.exists():
-        raise InputError(f"there is no such file or folder; needed is {KINDS}")
+        raise InputError(absence(path))
     if path.is_dir():
         return _saved_dataset(path)
     readers = {".jsonl": _json, ".json": _json, ".parquet": _parquet}
     if path.suffix not in readers:
         raise InputError(f"cannot tell its kind; needed is {KINDS}")
     return readers[path.suffix](path)
+
+
+def absence(path: str | Path) -> str:
+    """What is said of a path where nothing is."""
+    words = f"there is no such file or folder; needed is {KINDS}"
+    if not HUB_ID.fullmatch(str(path)):
+        return words
+    return (
+        f"{words}; if it is a data set of a hub, download it first:"
+        f" datasets.load_dataset('{path}', split='train').save_to_disk(FOLDER)"
+    )
 
 
 def _json(path: Path) -> Placed:

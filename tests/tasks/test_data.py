@@ -85,6 +85,26 @@ def test_chat_messages(make, tmp_path, name):
     assert [row["prompt"] for row in task.train] == [CHAT, CHAT[1:]]
 
 
+def text_parts(*texts: str) -> list[dict]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_content_in_parts_is_joined(make, tmp_path, name):
+    """As chat templates join them; a parquet file has a column for every key of every part."""
+    user = {"role": "user", "content": text_parts("Say ", "hello.")}
+    rows = [{"prompt": [user]}, {"prompt": [{"role": "system", "content": text_parts("Be brief.")}, user]}]
+    task = make(FORMATS[name](tmp_path / name, rows))
+    assert [row["prompt"] for row in task.train] == [CHAT[1:], CHAT]
+
+
+def test_parts_may_have_keys_without_values(make, tmp_path):
+    part = {"type": "text", "text": "Say hello.", "image": None, "cache_control": {"type": "ephemeral"}}
+    user = {"role": "user", "content": [part], "tool_calls": None}
+    (row,) = make(jsonl(tmp_path / "train.jsonl", [{"prompt": [user]}])).train
+    assert row["prompt"] == [{"role": "user", "content": "Say hello.", "tool_calls": None}]
+
+
 def test_missing_values_are_none(make, tmp_path):
     task = make(jsonl(tmp_path / "train.jsonl", [{"prompt": "a"}, {"prompt": "b", "answer": "c"}]))
     assert task.train == [{"prompt": "a", "answer": None}, {"prompt": "b", "answer": "c"}]
@@ -157,7 +177,39 @@ GOOD = '{"prompt": "a"}\n'
         (
             "d.jsonl",
             GOOD + '{"prompt": [{"role": "user", "content": ["a"]}]}',
-            "line 2: prompt: given [{'role'",
+            'line 2: prompt[0].content[0]: given \'a\', needed is a part such as {"type": "text"',
+        ),
+        (
+            "d.jsonl",
+            GOOD + '{"prompt": [{"role": "user", "content": [{"type": "text"}]}]}',
+            "line 2: prompt[0].content[0]: given {'type': 'text'}, needed is a part",
+        ),
+        (
+            "d.jsonl",
+            GOOD
+            + '{"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}]}',
+            "line 2: prompt[0].content[1]: given a part of type 'image'; models are given text only",
+        ),
+        (
+            "d.jsonl",
+            GOOD + '{"prompt": [{"role": "user", "content": []}]}',
+            "line 2: prompt[0].content: given [], needed is text",
+        ),
+        (
+            "d.jsonl",
+            GOOD + '{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null,'
+            ' "tool_calls": [{"type": "function"}]}]}',
+            "line 2: prompt[1].content: given None, needed is text; write what the message's tool_calls say",
+        ),
+        (
+            "d.jsonl",
+            GOOD + '{"prompt": [{"role": "user", "content": null}]}',
+            "line 2: prompt[0].content: given None, needed is text, or parts such as",
+        ),
+        (
+            "d.jsonl",
+            GOOD + '{"prompt": [{"content": "a"}]}',
+            "line 2: prompt: given [{'content': 'a'}], needed is text, or chat messages",
         ),
         ("d.jsonl", GOOD + '{"prompt": "b", "completions": 1}', "line 2: column 'completions'"),
         ("d.jsonl", "", "it has no rows"),
@@ -182,6 +234,17 @@ def test_one_line_says_what_and_where(make, tmp_path, name, text, words):
 
 def test_what_is_not_there(make, tmp_path):
     assert "there is no such file or folder" in told(make, tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("name", ["openai/gsm8k", "imdb"])
+def test_a_data_set_of_a_hub_is_told_how_it_is_taken(make, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    line = told(make, Path(name))
+    assert "there is no such file or folder" in line
+    assert line.endswith(
+        "; if it is a data set of a hub, download it first:"
+        f" datasets.load_dataset('{name}', split='train').save_to_disk(FOLDER)"
+    )
 
 
 def test_what_is_not_text(make, tmp_path):
