@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import platform
 import sys
 import threading
@@ -224,6 +225,42 @@ def test_a_model_that_a_rank_cannot_load_is_refused_by_all(runs, alone, tmp_path
     setup = settle(alone, settings[0])
     said = refusals(2, lambda comm: load(comm, settings[comm.rank], setup, InitialUse()))
     assert said.startswith("rank 1 on beta: model.path: ") and "no such folder" in said
+
+
+@pytest.mark.parametrize(
+    "lengths, new, said",
+    [
+        ((100, 412), 100, None),
+        (
+            (100, 413),
+            100,
+            "training prompt 2 has 413 tokens and its answer up to 100, but the model knows 512"
+            " positions; use an engine.max_new_tokens of 99 or less, or leave the row out",
+        ),
+        (
+            (512,),
+            1,
+            "training prompt 1 has 512 tokens and its answer up to 1, but the model knows 512"
+            " positions; leave the row out",
+        ),
+    ],
+)
+def test_prompts_that_leave_no_room_for_an_answer_are_refused(alone, runs, tmp_path, lengths, new, said):
+    (tmp_path / "long.jsonl").write_text("\n".join(json.dumps({"prompt": "a" * n}) for n in lengths))
+    changes = {"task__train_data": tmp_path / "long.jsonl", "task__chat_template": False}
+    changes |= {"engine__max_new_tokens": new}
+    if said is None:
+        assert runs.build(**changes)
+        return
+    with pytest.raises(RefusedError) as error:
+        runs.build(**changes)
+    assert str(error.value) == f"task.train_data: {said}"
+
+
+def test_a_held_out_prompt_that_is_too_long_is_named(alone, runs, tmp_path):
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "a" * 600}))
+    with pytest.raises(RefusedError, match=r"^task.eval_data: held-out prompt 1 has 600 tokens"):
+        runs.build(task__eval_data=tmp_path / "long.jsonl", task__chat_template=False)
 
 
 def test_chat_messages_need_a_template(alone, runs, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mpies.engines.base import Completions, Prompt
 from mpies.errors import InputError
@@ -21,6 +21,7 @@ class Text:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.stops = _stop_tokens(model, tokenizer)
+        self.positions = _positions(model.config)
         self._encoded: dict[str, list[int]] = {}
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -42,6 +43,21 @@ class Text:
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         # The template writes the special tokens itself.
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _positions(config: PreTrainedConfig) -> int | None:
+    """Tokens of a prompt with its answer that the model knows positions for; None: it does not say."""
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    given = getattr(text, "rope_parameters", None) or {}
+    kinds = [given] if "rope_type" in given else [kind for kind in given.values() if isinstance(kind, dict)]
+    # Where embeddings are stretched, some models' configurations name the positions before that.
+    stretched = [
+        int(kind["factor"] * (kind.get("original_max_position_embeddings") or most))
+        for kind in kinds
+        if most and kind.get("factor")
+    ]
+    return max([most, *stretched]) if most else None
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -17,7 +17,7 @@ import numpy as np
 from mpies import config
 from mpies.errors import InputError
 from mpies.noise.definition import STREAM_PROBLEMS, philox
-from mpies.tasks import data
+from mpies.tasks import custom, data
 from mpies.tasks.arithmetic import BINARY, value_using
 from mpies.tasks.base import Row, Task, answer_text
 
@@ -115,7 +115,12 @@ def check_row(given: Row) -> Row:
     if not isinstance(prompt, str):
         raise InputError(f"context: given {prompt!r:.80}, needed is text")
     known = {"id": given.get("id"), "solution": given.get("solution")}
-    return {"prompt": prompt, "numbers": numbers, "target": str(target), **known}
+    return {
+        "prompt": custom.check_prompt(prompt, "context"),
+        "numbers": numbers,
+        "target": str(target),
+        **known,
+    }
 
 
 def prompt_of(numbers: list[int], target: str) -> str:

@@ -14,6 +14,7 @@ from mpies.tasks.base import Reward, Row, Task
 # What reward functions get under these names is not a column.
 TAKEN = ("prompts", "completions", "trainer_state", "log_extra", "log_metric")
 
+LONGEST = 1_000_000  # characters of a prompt, more than models have positions for
 PART = '{"type": "text", "text": "..."}'
 
 
@@ -46,16 +47,28 @@ def check_prompt(given: Any, column: str) -> str | list[dict[str, Any]]:
     Content in parts of type text is joined, as chat templates do it.
     """
     if isinstance(given, str) and given:
+        _refuse_endless(len(given), column)
         return given
     if isinstance(given, list) and given and all(map(_is_message, given)):
-        return [
+        made = [
             {**message, "content": _text(message, f"{column}[{number}].content")}
             for number, message in enumerate(given)
         ]
+        _refuse_endless(sum(len(message["content"]) for message in made), column)
+        return made
     raise InputError(
         f'{column}: given {given!r:.60}, needed is text, or chat messages such as [{{"role": "user",'
         ' "content": "..."}]'
     )
+
+
+def _refuse_endless(characters: int, column: str) -> None:
+    """Before anything makes tokens of it, which takes a minute for 10 MB."""
+    if characters > LONGEST:
+        raise InputError(
+            f"{column}: given {characters:,} characters, allowed are up to {LONGEST:,}; shorten it, or leave"
+            " the row out"
+        )
 
 
 def _is_message(given: Any) -> bool:

@@ -105,6 +105,22 @@ def test_parts_may_have_keys_without_values(make, tmp_path):
     assert row["prompt"] == [{"role": "user", "content": "Say hello.", "tool_calls": None}]
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_prompt_without_end_is_refused_before_it_becomes_tokens(make, tmp_path, chat):
+    def rows(size: int) -> list[dict]:
+        content = "a" * size
+        return [{"prompt": "a"}, {"prompt": [{"role": "user", "content": content}] if chat else content}][
+            chat:
+        ]
+
+    path = tmp_path / "train.jsonl"
+    line = told(make, jsonl(path, rows(10_000_000)))
+    assert (
+        f"line {2 - chat}: prompt: given 10,000,000 characters, allowed are up to 1,000,000; shorten" in line
+    )
+    assert make(jsonl(path, rows(1_000_000))).train
+
+
 def test_missing_values_are_none(make, tmp_path):
     task = make(jsonl(tmp_path / "train.jsonl", [{"prompt": "a"}, {"prompt": "b", "answer": "c"}]))
     assert task.train == [{"prompt": "a", "answer": None}, {"prompt": "b", "answer": "c"}]
