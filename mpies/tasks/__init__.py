@@ -11,13 +11,16 @@ from mpies.errors import InputError
 from mpies.tasks import rewards
 from mpies.tasks.base import Task
 
+Load = Callable[[dict[str, float]], rewards.Weighted]
 
-def make(settings: config.TaskSettings, seed: int = 0) -> Task:
+
+def make(settings: config.TaskSettings, seed: int = 0, load: Load = rewards.load) -> Task:
     """The task that the settings describe; `seed` (es.seed) orders its prompts.
 
-    Raises InputError for bad data and for reward functions that cannot be loaded.
+    `load` imports the user's reward functions. Raises InputError for bad data and for reward functions that
+    cannot be loaded.
     """
-    own = rewards.load(settings.reward) if settings.reward else None
+    own = load(settings.reward) if settings.reward else None
     task = _make(settings, own)
     size = settings.prompts_per_generation
     if size > len(task.train):
