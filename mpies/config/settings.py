@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
-from mpies import time_limit
+from mpies import plain_yaml, time_limit
 from mpies.config.section import Role, Section
 from mpies.errors import InputError
 
@@ -62,7 +62,7 @@ def _weights(given: Any) -> dict[str, Any]:
         for name, weight in made.items()
     )
     if not good:
-        raise ValueError(f"task.reward: given {given!r}, allowed is {wanted}")
+        raise ValueError(f"task.reward: given {plain_yaml.given(given)}, allowed is {wanted}")
     return {name: float(weight) for name, weight in made.items()}
 
 
