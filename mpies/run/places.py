@@ -13,7 +13,11 @@ from mpies.tasks.data import absence
 
 def load(arguments: list[str]) -> config.Settings:
     """The settings of a command line. Raises InputError, also where files are missing on this rank."""
-    settings = config.load(arguments)
+    return require(config.load(arguments))
+
+
+def require(settings: config.Settings) -> config.Settings:
+    """The settings, whose files are there. Raises InputError with a line for each that is missing."""
     problems = [*_missing_files(settings.task)]
     try:
         refuse_unusable(settings.model.path)
