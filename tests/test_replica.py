@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import shutil
 import sys
 import threading
 from importlib.metadata import version
@@ -261,6 +262,30 @@ def test_a_held_out_prompt_that_is_too_long_is_named(alone, runs, tmp_path):
     (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "a" * 600}))
     with pytest.raises(RefusedError, match=r"^task.eval_data: held-out prompt 1 has 600 tokens"):
         runs.build(task__eval_data=tmp_path / "long.jsonl", task__chat_template=False)
+
+
+TEMPLATES = {
+    "syntax": ("{% for m in messages %}", "TemplateSyntaxError: "),
+    "name": ("{{ messages[0].nothing.at_all }}", "UndefinedError: "),
+    "refuses": ("{{ raise_exception('no system role') }}", "TemplateError: no system role"),
+    "type": ("{{ messages + 1 }}", "TypeError: "),
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_chat_template_that_is_broken_is_refused_before_anything_is_written(runs, tmp_path, kind):
+    template, words = TEMPLATES[kind]
+    model = shutil.copytree(runs.model, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(template)
+    with pytest.raises(RefusedError) as error:
+        runs.train(1, model__path=model)
+    (line,) = str(error.value).splitlines()
+    assert (
+        line.startswith("task.chat_template: this model's template cannot write the prompt '3 + 5 ='")
+        and words in line
+    )
+    assert not runs.folder.exists()
+    assert runs.train(1, model__path=model, task__chat_template=False) == 0
 
 
 def test_chat_messages_need_a_template(alone, runs, tmp_path):

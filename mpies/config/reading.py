@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,19 @@ def _validate(tree: Any, problems: Sequence[str] = ()) -> Settings:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
         lines += [_line(problem) for problem in error.errors()]
+    else:
+        lines += [*_no_texts(settings)]
     if lines:
         raise InputError("\n".join(lines))
     return settings
+
+
+def _no_texts(settings: Settings) -> Iterator[str]:
+    """What to say of texts that no file, and no run file, can be named by."""
+    for key, value in settings.flat().items():
+        for text in [value] if isinstance(value, str) else value if isinstance(value, dict) else ():
+            if "\0" in text or text != text.encode(errors="replace").decode():
+                yield f"{key}: given {text!a:.80}, allowed is text in UTF-8 without null characters"
 
 
 def quickstart() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mpies import plain_yaml, time_limit
 from mpies.config.section import Role, Section
 from mpies.errors import InputError
 
-MOST = 10**7  # members and generations: every rank lists them, and the run file has a row for each
+MOST = 10**7  # members, generations, prompts: every rank lists them, and the run file has a row for each
 
 
 class ModelSettings(Section):
@@ -81,11 +81,15 @@ class TaskSettings(Section):
         "", description="held-out prompts, which are evaluated only; in the same formats"
     )
     train_size: int = Field(
-        0, ge=0, description="training prompts: the data's first; 0: all, or 200 that countdown makes up"
+        0,
+        ge=0,
+        le=MOST,
+        description="training prompts: the data's first; 0: all, or 200 that countdown makes up",
     )
     eval_size: int = Field(
         0,
         ge=0,
+        le=MOST,
         description="held-out prompts: the first of task.eval_data, else of task.train_data after"
         " task.train_size; 0: all of the former, none of the latter, or 2000 that countdown makes up",
     )

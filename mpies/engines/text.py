@@ -5,7 +5,8 @@ from __future__ import annotations
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mpies.engines.base import Completions, Prompt
-from mpies.errors import InputError
+from mpies.errors import InputError, reason
+from mpies.text import clip
 
 
 class Text:
@@ -39,10 +40,22 @@ class Text:
     def _tokenize(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str) and not self.chat_template:
             return self.tokenizer(prompt)["input_ids"]
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = self._written(prompt)
         # The template writes the special tokens itself.
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _written(self, prompt: Prompt) -> str:
+        """The prompt as the chat template writes it. Raises InputError where it cannot."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        try:
+            made = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            return str(made)
+        except Exception as error:  # it is a program of the model's makers, which may refuse roles
+            raise InputError(
+                f"task.chat_template: this model's template cannot write the prompt {clip(repr(prompt), 80)}"
+                f" ({type(error).__name__}: {reason(error)}); change the prompt or the model's"
+                " chat_template.jinja, or use text and task.chat_template=false"
+            ) from None
 
 
 def _positions(config: PreTrainedConfig) -> int | None:

@@ -26,6 +26,7 @@ TOLERANCE = Fraction(1, 100_000)
 FORMAT_WEIGHT = 0.1
 
 TRAIN_SIZE, EVAL_SIZE = 200, 2000  # made-up problems, as many as the paper has
+MOST_MADE = 100_000  # which takes a minute, and hours for more
 LARGEST_NUMBER, LARGEST_TARGET = 99, 999
 TARGET = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 
@@ -92,11 +93,19 @@ def make_task(settings: config.TaskSettings) -> Task:
     if settings.train_data:
         train, held_out = data.read_splits(settings, check_row)
         return Task("countdown", train, held_out, reward, metrics)
+    for key in ("train_size", "eval_size"):
+        size = getattr(settings, key)
+        if size > MOST_MADE:
+            raise InputError(
+                f"task.{key}: given {size}, but countdown makes up to {MOST_MADE} problems; for more, set"
+                " task.train_data"
+            )
     made = make_problems(settings.seed, settings.numbers)
     # The held-out problems first, so that they stay the same for any number of training problems.
     held_out = [next(made) for _ in range(settings.eval_size or EVAL_SIZE)]
     if settings.eval_data:
-        held_out = data.read_rows(settings.eval_data, "task.eval_data", check_row, settings.eval_size)
+        rows = data.read_rows(settings.eval_data, "task.eval_data", check_row, settings.eval_size)
+        held_out = data.first("task.eval_size", rows, settings.eval_size, settings.eval_data)
     train = [next(made) for _ in range(settings.train_size or TRAIN_SIZE)]
     return Task("countdown", train, held_out, reward, metrics)
 

@@ -48,6 +48,7 @@ def check_prompt(given: Any, column: str) -> str | list[dict[str, Any]]:
     """
     if isinstance(given, str) and given:
         _refuse_endless(len(given), column)
+        _refuse_surrogates(given, column)
         return given
     if isinstance(given, list) and given and all(map(_is_message, given)):
         made = [
@@ -71,6 +72,17 @@ def _refuse_endless(characters: int, column: str) -> None:
         )
 
 
+def _refuse_surrogates(text: str, place: str) -> None:
+    """JSON can hold halves of characters, of which no tokenizer makes tokens."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{place}: character {error.start + 1} is {text[error.start]!a}, half of a character; correct"
+            " the text, or leave the row out"
+        ) from None
+
+
 def _is_message(given: Any) -> bool:
     return isinstance(given, dict) and isinstance(given.get("role"), str) and "content" in given
 
@@ -79,6 +91,7 @@ def _text(message: dict[str, Any], place: str) -> str:
     """What a message says. Raises InputError where that is not text alone."""
     content = message["content"]
     if isinstance(content, str):
+        _refuse_surrogates(content, place)
         return content
     if isinstance(content, list) and content:
         return "".join(_part(part, f"{place}[{number}]") for number, part in enumerate(content))
@@ -97,4 +110,5 @@ def _part(part: Any, place: str) -> str:
     text = part.get("text") if kind else None
     if not isinstance(text, str):
         raise InputError(f"{place}: given {reprlib.repr(part)}, needed is a part such as {PART}")
+    _refuse_surrogates(text, place)
     return text

@@ -38,12 +38,45 @@ def read_splits(
     """
     size, held_out = settings.train_size, settings.eval_size
     wanted = size and size + (0 if settings.eval_data else held_out)
-    train = read_rows(settings.train_data, "task.train_data", check, wanted, review)
-    if len(train) < size:
-        raise InputError(f"task.train_size: given {size}, but {settings.train_data} has {len(train)} rows")
-    if settings.eval_data:
-        return train, read_rows(settings.eval_data, "task.eval_data", check, held_out, review)
-    return (train[:size], train[size:]) if size else (train, [])
+    rows = read_rows(settings.train_data, "task.train_data", check, wanted, review)
+    if not settings.eval_data:
+        return split(rows, size, held_out, settings.train_data)
+    train = first("task.train_size", rows, size, settings.train_data)
+    rows = read_rows(settings.eval_data, "task.eval_data", check, held_out, review)
+    return train, first("task.eval_size", rows, held_out, settings.eval_data)
+
+
+def split(rows: list[Row], size: int, held_out: int, source: str) -> tuple[list[Row], list[Row]]:
+    """The first `size` rows, or all, and the `held_out` that follow. Raises InputError if there are fewer."""
+    train = first("task.train_size", rows, size, source)
+    if held_out and not size:
+        raise InputError(
+            f"task.eval_size: given {held_out}, but without task.train_size all rows of {source} are for"
+            " training; set it, or task.eval_data"
+        )
+    rest = f"{source}, behind the {len(train)} for training,"
+    return train, first("task.eval_size", rows[len(train) :], held_out, rest) if size else []
+
+
+def first(setting: str, rows: list[Row], size: int, source: str) -> list[Row]:
+    """The first `size` rows; 0: all. Raises InputError if there are fewer."""
+    if size > len(rows):
+        raise InputError(f"{setting}: given {size}, but {source} has {len(rows)} rows")
+    return rows[:size] if size else rows
+
+
+def first_of_each(
+    settings: config.TaskSettings, train: list[Row], held_out: list[Row]
+) -> tuple[list[Row], list[Row]]:
+    """Of a task's own rows: as many as are set. Raises InputError if there are fewer."""
+    return (
+        first(
+            "task.train_size", train, settings.train_size, f"task {settings.name}, without task.train_data,"
+        ),
+        first(
+            "task.eval_size", held_out, settings.eval_size, f"task {settings.name}, without task.eval_data,"
+        ),
+    )
 
 
 def read_rows(

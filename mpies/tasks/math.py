@@ -75,8 +75,7 @@ def make_task(settings: config.TaskSettings) -> Task:
         return Task("math", *data.read_splits(settings, check, find_incomparable), reward, metrics)
     rows = data.read_rows(str(SAMPLE), "task.train_data", check)
     train, held_out = rows[:SAMPLE_TRAIN_SIZE], rows[SAMPLE_TRAIN_SIZE:]
-    train, held_out = train[: settings.train_size or None], held_out[: settings.eval_size or None]
-    return Task("math", train, held_out, reward, metrics)
+    return Task("math", *data.first_of_each(settings, train, held_out), reward, metrics)
 
 
 def check_row(given: Row, prompt_column: str) -> Row:

@@ -484,6 +484,16 @@ def test_what_was_given_is_shortened(given):
     assert line.startswith(given.split("=")[0][:100]) and len(line) < 600
 
 
+@pytest.mark.parametrize("text", ["\\0", "\\ud800"])
+def test_text_that_names_no_file(write, text):
+    line = the_line(write(f'model: {{path: "a{text}"}}\nrun: {{directory: x}}\n'))
+    assert line.startswith("model.path: given 'a\\") and line.endswith(
+        "text in UTF-8 without null characters"
+    )
+    line = the_line(write(FILE), "run.directory=a" + {"\\0": "\0"}.get(text, "\udc80"))
+    assert line.startswith("run.directory: given 'a\\")
+
+
 @pytest.mark.parametrize("text", ["1: 2\n", "es: {1: 2}\n", "~: 3\n", "[a, b]: 3\n"])
 def test_keys_that_are_no_words(write, text):
     assert "no such setting" in the_line(write(FILE + text))

@@ -308,6 +308,57 @@ def test_too_few_rows(make, tmp_path):
         make(path, prompts_per_generation=3)
 
 
+@pytest.mark.parametrize(
+    "sizes, words",
+    [
+        (
+            {"train_size": 2, "eval_size": 1},
+            "task.eval_size: given 1, but {path}, behind the 2 for training, has 0",
+        ),
+        (
+            {"train_size": 1, "eval_size": 5},
+            "task.eval_size: given 5, but {path}, behind the 1 for training, has 1",
+        ),
+        (
+            {"eval_size": 1},
+            "task.eval_size: given 1, but without task.train_size all rows of {path} are for training",
+        ),
+        ({"eval_size": 3, "eval_data": "{path}"}, "task.eval_size: given 3, but {path} has 2 rows"),
+        ({"train_size": 3, "eval_data": "{path}"}, "task.train_size: given 3, but {path} has 2 rows"),
+    ],
+)
+def test_more_rows_than_there_are(make, tmp_path, sizes, words):
+    path = jsonl(tmp_path / "train.jsonl", ROWS)
+    sizes = {key: str(path) if value == "{path}" else value for key, value in sizes.items()}
+    assert told(make, path, **sizes).startswith(words.format(path=path))
+
+
+@pytest.mark.parametrize("name", ["conciseness", "countdown", "math"])
+@pytest.mark.parametrize("key", ["train_size", "eval_size"])
+def test_more_rows_than_a_task_of_ours_has(name, key):
+    size = 100_001 if name == "countdown" else 29
+    with pytest.raises(InputError, match=rf"^task\.{key}: given {size}, but [^\n]*$"):
+        tasks.make(config.TaskSettings(name=name, **{key: size}))
+
+
+def test_rows_of_our_own_are_the_first():
+    task = tasks.make(config.TaskSettings(train_size=1, eval_size=3))
+    whole = tasks.make(config.TaskSettings())
+    assert (task.train, task.held_out) == (whole.train[:1], whole.held_out[:3])
+
+
+@pytest.mark.parametrize("key", ["prompts", "chat", "parts"])
+def test_half_a_character_is_no_text(make, tmp_path, key):
+    content = {"parts": text_parts("a", "b\ud800")}.get(key, "b\ud800")
+    prompt = content if key == "prompts" else [{"role": "user", "content": content}]
+    place = {"prompts": "prompt", "chat": "prompt[0].content", "parts": "prompt[0].content[1]"}[key]
+    line = told(make, jsonl(tmp_path / "train.jsonl", [{"prompt": prompt}]))
+    assert line.endswith(
+        f"line 1: {place}: character 2 is '\\ud800', half of a character; correct the text,"
+        " or leave the row out"
+    )
+
+
 def test_text_and_chat_messages_do_not_mix(make, tmp_path):
     path = jsonl(tmp_path / "train.jsonl", [{"prompt": "a"}, {"prompt": CHAT}])
     with pytest.raises(
