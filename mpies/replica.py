@@ -194,8 +194,9 @@ def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dtype, why = loading.choose_dtype(settings.model.dtype, device)
-    task = task or tasks.make(settings.task, settings.es.seed)
-    # A call lasts no longer than the ranks are set to wait for one another.
+    # A call of the user's code lasts no longer than the ranks are set to wait for one another.
+    load_rewards = watched(comm, rewards.load, "task.reward: the import of its functions", InputError)
+    task = task or tasks.make(settings.task, settings.es.seed, load_rewards)
     task = replace(task, reward=watched(comm, task.reward, f"the reward function of task {task.name}"))
     software, functions = versions(settings.engine.name), rewards.digests(settings.task.reward)
     same = {
@@ -215,6 +216,9 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     model, tokenizer = loading.load(path, settings.model.allow_download)
     tasks.refuse_messages_without_template(setup.task, tokenizer)
     text = Text(model, tokenizer, settings.task.chat_template)
+    if text.positions:
+        new = settings.engine.max_new_tokens
+        tasks.refuse_long_prompts(setup.task, text.encode, text.positions, new)
     host = _host(settings, setup, model, text, local) if settings.engine.name == "vllm" else None
     master = loading.base_dtype(settings.model.master, dtype)
     kernels = kernels_for(device, settings.run.threads)

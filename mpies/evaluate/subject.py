@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mpies import config
 from mpies.errors import InputError
 from mpies.ranks.agreement import agree_on_settings, on_root
+from mpies.run import places
 from mpies.run.continuity import changed_rewards
 from mpies.run.replaying import which_generation
 from mpies.runfile import RUN_FILE, History, RunFile, read_history
@@ -49,7 +50,7 @@ def open_subject(comm: Comm, options: argparse.Namespace) -> tuple[RunFile | Non
         return path, history.first(which_generation(options.generation or "last", history))
 
     path, history = on_root(comm, look)
-    settings = agree_on_settings(comm, settings_of, options, history)
+    settings = agree_on_settings(comm, lambda: places.require(settings_of(options, history)))
     return log, Subject(settings, path, history)
 
 

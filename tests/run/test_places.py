@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from launching import problems, python
+from launching import DATA, problems, python
 
 from mpies.errors import InputError
 from mpies.run import places
@@ -31,8 +31,31 @@ def test_what_may_be_in_the_hubs_cache_is_left_to_loading(path, tmp_path, monkey
     assert places.load([f"model.path={path}"]).model.path == path
 
 
-def test_a_wrong_path_does_not_wait_for_torch(tmp_path):
-    ended = python("-X", "importtime", "-m", "mpies.train", "model.path=./none", cwd=tmp_path)
+COMMANDS = {
+    "train": ["mpies.train", "model.path=./none"],
+    "check": ["mpies.check", "model.path=./none"],
+    "evaluate": ["mpies.evaluate", "./none"],
+    "evaluate, a run": ["mpies.evaluate", DATA / "schema-2.h5", "model.path=./none"],
+    "bench": ["mpies.bench", "--model", "./none"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_path_does_not_wait_for_torch(tmp_path, command):
+    ended = python("-X", "importtime", "-m", *COMMANDS[command], cwd=tmp_path)
+    assert ended.returncode == 2, ended.stderr[-2000:]
+    assert problems(ended.stderr)[0] == "model.path: cannot load ./none: there is no such folder"
+    assert "| torch" not in ended.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["mpies.check", "mpies.evaluate"])
+def test_missing_data_do_not_wait_for_torch(tmp_path, tiny_model, command):
+    model = [tiny_model()] if command == "mpies.evaluate" else [f"model.path={tiny_model()}"]
+    ended = python("-X", "importtime", "-m", command, *model, *MISSING, cwd=tmp_path)
     assert ended.returncode == 2
-    assert problems(ended.stderr) == ["model.path: cannot load ./none: there is no such folder"]
+    assert [line.split(":")[0] for line in problems(ended.stderr)] == [
+        "task.train_data",
+        "task.eval_data",
+        "task.reward",
+    ]
     assert "| torch" not in ended.stderr and not list(tmp_path.iterdir())
