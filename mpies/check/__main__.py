@@ -46,7 +46,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
     if found.problems:
         return found.verdict()
 
-    loaded = found.obtain("model", load.check_model, comm, settings, setup)
+    loaded = found.obtain("model", load.check_model, comm, settings, setup, history)
     if loaded:
         replica, seconds = loaded
         done = history.generations if history else 0

@@ -1,10 +1,15 @@
-"""What stays while a run goes on, and when it is evaluated: its data, its rewards, its dtype."""
+"""What stays while a run goes on: its model, its data, its rewards, its dtype."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from mpies import config
 from mpies.errors import RefusedError
 from mpies.runfile import History
+
+if TYPE_CHECKING:
+    from mpies.replica import Facts, Setup
 
 FOR_OTHER_DATA = "for other data, begin a new run in another run.directory"
 FOR_OTHER_REWARDS = (
@@ -23,13 +28,21 @@ def changed_rewards(history: History, rewards: dict[str, str]) -> dict[str, str]
     return {name: known[name] for name, digest in rewards.items() if known[name] != digest}
 
 
-def refuse_other_files(
-    history: History, settings: config.Settings, data: str, rewards: dict[str, str]
-) -> None:
-    """Raise RefusedError if a run cannot go on with these data and rewards, by their SHA-256."""
-    refuse_other_data(history, data)
+def refuse_other_run(history: History, settings: config.Settings, setup: Setup) -> None:
+    """Raise RefusedError if a run cannot go on with what is settled before the model is loaded."""
+    refuse_other_data(history, setup.task.digest)
     if settings.run.changed_reward == "refuse":
-        refuse_other_rewards(history, rewards)
+        refuse_other_rewards(history, setup.rewards)
+    refuse_other_dtype(history, str(setup.dtype).removeprefix("torch."))
+
+
+def refuse_other_model(history: History, facts: Facts) -> None:
+    """Raise RefusedError if the weights that were loaded are not the run's initial ones."""
+    if facts.model_digest != history.model_digest:
+        raise RefusedError(
+            f"model.path: {facts.model_path} has digest {facts.model_digest:016x}, but the run"
+            f" began with {history.model_digest:016x}: another model, or a changed one"
+        )
 
 
 def refuse_other_rewards(history: History, rewards: dict[str, str], remedy: str = FOR_OTHER_REWARDS) -> None:

@@ -158,11 +158,10 @@ def set_up(comm: Comm, settings: Settings) -> Job:
     screen.say(f"loading {settings.model.path} ...")
     setup = settle(comm, settings)
     if history:
-        continuity.refuse_other_files(history, settings, setup.task.digest, setup.rewards)
+        continuity.refuse_other_run(history, settings, setup)
     replica = load(comm, settings, setup, InitialUse.of_training(settings))
     screen.banner(settings, replica.facts, setup, path)
     if history:
-        continuity.refuse_other_dtype(history, replica.facts.dtype)
         resume.restore(comm, replica, history, path.parent, screen.say)
     job = Job(
         comm=comm,
