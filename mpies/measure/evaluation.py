@@ -34,7 +34,7 @@ class Sampling:
     temperature: float = 1.0
     seed: int = 0
     first: int = 0
-    """The number of the first prompt; see engines/sampling.py."""
+    """The number of the first prompt; see engines/sampler.py."""
 
     def draws(self, prompts: int) -> Draws:
         """For every prompt's samples, one prompt after another."""
