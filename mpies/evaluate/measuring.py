@@ -39,7 +39,7 @@ class Workbench:
     options: argparse.Namespace
     subject: Subject
     replica: Replica
-    rewards: dict[str, str]
+    reward_digests: dict[str, str]
     """SHA-256 of the user's reward functions' files, by the functions' names."""
     rows: dict[str, list[Row]]
     """The prompts to evaluate, by split."""
@@ -54,7 +54,7 @@ def assemble(
     setup = settle(comm, settings)
     if history:
         refuse_other_files(history, setup, options)
-    for line in rewards_shown(setup.rewards):
+    for line in rewards_shown(setup.reward_digests):
         say(f"reward {line}")
     rows = together(comm, _choose_rows, setup.task, options.split)
     say(f"loading {settings.model.path} ...")
@@ -70,7 +70,7 @@ def assemble(
         resume.restore(comm, replica, history, subject.path.parent)
     replica.perturbation.clear()
     replica.weights.show_base()
-    return Workbench(comm, options, subject, replica, setup.rewards, rows, say)
+    return Workbench(comm, options, subject, replica, setup.reward_digests, rows, say)
 
 
 def refuse_other_files(history: History, setup: Setup, options: argparse.Namespace) -> None:
@@ -78,7 +78,9 @@ def refuse_other_files(history: History, setup: Setup, options: argparse.Namespa
     asked = [given for given in options.settings if given.startswith("task.")]
     other_rewards = [given for given in asked if given.startswith("task.reward=")]
     if not other_rewards:
-        continuity.refuse_other_rewards(history, setup.rewards, "to use it nonetheless, give task.reward=...")
+        continuity.refuse_other_rewards(
+            history, setup.reward_digests, "to use it nonetheless, give task.reward=..."
+        )
     if options.log:
         continuity.refuse_other_data(history, setup.task.digest)
     elif len(asked) == len(other_rewards):

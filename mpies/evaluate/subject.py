@@ -104,12 +104,12 @@ def _refuse_relative_paths(recorded: config.Settings, overrides: list[str]) -> N
             )
 
 
-def answers_as_trained(settings: config.Settings, history: History, rewards: dict[str, str]) -> bool:
+def answers_as_trained(settings: config.Settings, history: History, reward_digests: dict[str, str]) -> bool:
     """Are answers found and scored as the run itself does, so that figures can stand beside its own?
 
-    `rewards`: SHA-256 of the reward functions' files, by the functions' names.
+    `reward_digests`: SHA-256 of the reward functions' files, by the functions' names.
     """
     own, now = config.comparable(config.from_yaml(history.settings)), config.comparable(settings)
     decisive = [key for key in now if key.startswith(("task.", "engine.")) and key not in config.CHANGEABLE]
     same = all(now[key] == own[key] for key in [*decisive, "run.threads"])
-    return same and settings.model.dtype == history.dtype and not changed_rewards(history, rewards)
+    return same and settings.model.dtype == history.dtype and not changed_rewards(history, reward_digests)

@@ -18,21 +18,21 @@ FOR_OTHER_REWARDS = (
 )
 
 
-def changed_rewards(history: History, rewards: dict[str, str]) -> dict[str, str]:
+def changed_rewards(history: History, digests: dict[str, str]) -> dict[str, str]:
     """Of the reward functions whose files have these SHA-256, by name: those that had another, and which.
 
     A file may lie elsewhere now. Of runs that earlier versions began, none is known.
     """
-    before = {config.short_reward(name): digest for name, digest in history.rewards.items()}
-    known = {name: before.get(config.short_reward(name), digest) for name, digest in rewards.items()}
-    return {name: known[name] for name, digest in rewards.items() if known[name] != digest}
+    before = {config.short_reward(name): digest for name, digest in history.reward_digests.items()}
+    known = {name: before.get(config.short_reward(name), digest) for name, digest in digests.items()}
+    return {name: known[name] for name, digest in digests.items() if known[name] != digest}
 
 
 def refuse_other_run(history: History, settings: config.Settings, setup: Setup) -> None:
     """Raise RefusedError if a run cannot go on with what is settled before the model is loaded."""
     refuse_other_data(history, setup.task.digest)
     if settings.run.changed_reward == "refuse":
-        refuse_other_rewards(history, setup.rewards)
+        refuse_other_rewards(history, setup.reward_digests)
     refuse_other_dtype(history, str(setup.dtype).removeprefix("torch."))
 
 
@@ -45,11 +45,11 @@ def refuse_other_model(history: History, facts: Facts) -> None:
         )
 
 
-def refuse_other_rewards(history: History, rewards: dict[str, str], remedy: str = FOR_OTHER_REWARDS) -> None:
+def refuse_other_rewards(history: History, digests: dict[str, str], remedy: str = FOR_OTHER_REWARDS) -> None:
     """Raise RefusedError if a reward function's file is not what the run went on with last."""
-    for name, known in changed_rewards(history, rewards).items():
+    for name, known in changed_rewards(history, digests).items():
         raise RefusedError(
-            f"task.reward: the file of {name} has SHA-256 {rewards[name][:16]}, but that of the run had"
+            f"task.reward: the file of {name} has SHA-256 {digests[name][:16]}, but that of the run had"
             f" {known[:16]}: {remedy}"
         )
 

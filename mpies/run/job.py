@@ -191,7 +191,7 @@ def open_log(job: Job, path: Path, setup: Setup) -> set[tuple[int, str]]:
         "devices": ",".join(place.device for place in setup.places),
         "versions": json.dumps(setup.versions),
         "reason": "resumed" if job.log else "new",
-        "rewards": json.dumps(setup.rewards),
+        "rewards": json.dumps(setup.reward_digests),
     }
     settings = job.settings.to_yaml()
     if job.log:

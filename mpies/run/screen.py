@@ -66,7 +66,7 @@ class Screen:
             f" digest {facts.model_digest:016x}",
             "weights": f"base {facts.base_dtype}, live {facts.dtype} ({facts.dtype_reason})",
             "task": f"{task.name}: {len(task.train)} training, {len(task.held_out)} held-out prompts",
-            **({"reward": "\n".join(rewards_shown(setup.rewards))} if setup.rewards else {}),
+            **({"reward": "\n".join(rewards_shown(setup.reward_digests))} if setup.reward_digests else {}),
             "population": f"{es.population} members{pairs}, sigma {es.sigma:g}, alpha {es.alpha:g},"
             f" seed {es.seed}",
             "perturbation": f"low rank {es.rank}, {es.block} members in a batch"

@@ -217,7 +217,7 @@ def test_figures_stand_beside_the_runs_own_if_answers_are_found_as_in_training(r
 
 def test_figures_of_another_reward_do_not_stand_beside_the_runs_own(run, history):
     settings = settings_of(parse([str(run.folder)]), history)
-    assert answers_as_trained(settings, history, history.rewards)
+    assert answers_as_trained(settings, history, history.reward_digests)
     assert not answers_as_trained(settings, history, {"small:reward": "f" * 64})
 
 
