@@ -53,7 +53,7 @@ def assemble(
     settings, history = subject.settings, subject.history
     setup = settle(comm, settings)
     if history:
-        refuse_other_files(history, setup, options)
+        refuse_unasked_changes(history, setup, options)
     for line in rewards_shown(setup.reward_digests):
         say(f"reward {line}")
     rows = together(comm, _choose_rows, setup.task, options.split)
@@ -73,7 +73,7 @@ def assemble(
     return Workbench(comm, options, subject, replica, setup.reward_digests, rows, say)
 
 
-def refuse_other_files(history: History, setup: Setup, options: argparse.Namespace) -> None:
+def refuse_unasked_changes(history: History, setup: Setup, options: argparse.Namespace) -> None:
     """Raise RefusedError if prompts or rewards are not the run's, unless others are asked for."""
     asked = [given for given in options.settings if given.startswith("task.")]
     other_rewards = [given for given in asked if given.startswith("task.reward=")]
