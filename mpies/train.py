@@ -19,8 +19,8 @@ from mpies.es.population import Member, directions
 from mpies.es.schedule import Step
 from mpies.ranks import launch
 from mpies.ranks.agreement import agree_on_settings
-from mpies.run import places
 from mpies.run.exchange import Evaluated, compare_replicas, exchange_rewards
+from mpies.run.inputs import load_settings
 from mpies.run.telemetry import Outcome, record
 from mpies.tasks.base import TrainerState, member_reward
 from mpies.time_limit import OutOfTimeError
@@ -34,7 +34,7 @@ RESUMABLE = 75  # exit code: stopped early, the same command goes on (EX_TEMPFAI
 
 
 def main(comm: Comm, arguments: list[str]) -> int:
-    settings = agree_on_settings(comm, places.load, arguments)
+    settings = agree_on_settings(comm, load_settings, arguments)
     from mpies.run.job import set_up  # torch comes along: only once the settings are good
 
     job = set_up(comm, settings)
