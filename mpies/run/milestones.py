@@ -6,10 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from mpies.measure.drift import measure_drift
-from mpies.measure.evaluation import FIRST_HELD_OUT, Sampling, evaluate_rows
-from mpies.measure.kl import estimate_kl
-from mpies.splits import HELD_OUT, TRAIN, spoken
-from mpies.tasks.base import Row, TrainerState
+from mpies.measure.evaluation import Sampling, evaluate_rows
+from mpies.measure.kl import estimate_kl_beside
+from mpies.splits import TRAIN, spoken
+from mpies.tasks.base import TrainerState
 
 if TYPE_CHECKING:
     from mpies.run.job import Job
@@ -46,18 +46,16 @@ def evaluate(job: Job, generation: int) -> bool:
             continue
         if split == TRAIN:
             job.advisor.unperturbed = found.reward_mean
-        kl = _kl(job, split, rows)
+        kl = _kl(job, split)
         if job.log:
             job.log.add_evaluation(*found.table_rows(generation, split, run.keep_samples, kl, drift))
     return True
 
 
-def _kl(job: Job, split: str, rows: list[Row]) -> float:
-    """The KL divergence from the initial model, nat/token, if it is measured on these rows; else NaN."""
+def _kl(job: Job, split: str) -> float:
+    """The KL divergence from the initial model, nat/token, if it is measured on this split; else NaN."""
     run, initial = job.settings.run, job.replica.initial
     if not run.kl_samples or initial is None or split != list(job.task.splits)[-1]:
         return math.nan
-    first = FIRST_HELD_OUT if split == HELD_OUT else 0
-    sampling = Sampling(run.kl_samples, 1.0, job.settings.es.seed, first)
-    batch, some = job.settings.engine.batch_size, rows[: run.kl_prompts]
-    return estimate_kl(job.comm, job.replica, initial, some, batch, sampling).mean
+    sampling = Sampling.of(split, run.kl_samples, job.settings.es.seed)
+    return estimate_kl_beside(job.comm, job.replica, initial, job.settings, split, sampling).mean
