@@ -54,13 +54,14 @@ def evolve(job: Job) -> tuple[int, bool]:
     """
     done, last = job.first, job.settings.es.generations
     try:
-        stop = job.evaluate_if_due(done) or job.agree_to_stop()
+        job.evaluate_if_due(done)
+        stop = job.agree_to_stop()
         while done < last and not stop:
             stop = make_generation(job, done)
             done += 1
             job.save_checkpoint_if_due(done)
             if not stop or done == last:
-                stop = job.evaluate_if_due(done) or stop
+                stop = (job.evaluate_if_due(done) and job.agree_to_stop()) or stop
     except OutOfTimeError:
         return done, False
     return done, done == last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,9 +24,11 @@ from mpies.ranks.collectives import allgather_objects, barrier, named
 from mpies.replica import InitialUse, Replica, Setup, load, settle
 from mpies.run import checkpoint, continuity, milestones, resume
 from mpies.run.advice import Advisor
+from mpies.run.milestones import Milestone
 from mpies.run.screen import Screen
 from mpies.run.stopping import Stop, announce
 from mpies.runfile import RUN_FILE, RunFile
+from mpies.splits import TRAIN, spoken
 from mpies.tasks.base import Task
 from mpies.time_limit import seconds_of
 
@@ -89,11 +92,30 @@ class Job:
         return partial(self.replica.anchor.pull, decay=decay) if self.replica.anchor else None
 
     def evaluate_if_due(self, generation: int) -> bool:
-        """Evaluate the unperturbed model and log it, where `milestones.is_due` says so. Collective.
+        """Evaluate and log what is due and not in the run file yet. Collective.
 
-        Have the ranks agreed to stop after it? It may have taken minutes.
+        Was anything? It may have taken minutes. Raises OutOfTimeError on all ranks if there is no time: the
+        next start makes up for it.
         """
-        return milestones.evaluate(self, generation) and self.agree_to_stop()
+        if not milestones.is_due(generation, self.settings.run.evaluate_every, self.settings.es.generations):
+            return False
+        missing = [split for split in self.task.splits if (generation, split) not in self.evaluated]
+        for milestone in milestones.evaluate(
+            self.comm, self.replica, self.settings, generation, missing, self.has_time_for_batches
+        ):
+            self._note(milestone)
+        return bool(missing)
+
+    def _note(self, milestone: Milestone) -> None:
+        """Into the run file."""
+        split, mean = milestone.split, milestone.evaluation.reward_mean
+        if math.isnan(mean):  # a reward function that is mended will have its say
+            self.screen.say(f"warning: no answer to the {spoken(split)} prompts could be scored")
+            return
+        if split == TRAIN:
+            self.advisor.unperturbed = mean
+        if self.log:
+            self.log.add_evaluation(*milestone.table_rows(self.settings.run.keep_samples))
 
     def refuse_unfit_weights(self, generation: int, alpha: float) -> None:
         """Raise RefusedError, on all ranks, if an update has made weights that none can compute with."""
