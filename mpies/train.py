@@ -79,6 +79,7 @@ def make_generation(job: Job, generation: int) -> bool:
     rewards = exchange_rewards(job.comm, job.phases, plan, mine)
     coefficients = fitness.coefficients(rewards, step.alpha, job.settings.es.fitness)
     digest = update(job, directions(plan.seeds, plan.signs, coefficients), step)
+    job.generation_seconds.append(job.phases.elapsed)
     stop = compare_replicas(job.comm, job.phases, digest, job.wants_to_stop, generation)
     job.refuse_unfit_weights(generation, step.alpha)
     record(job, Outcome(generation, plan, step, rewards, coefficients, digest), mine)
@@ -114,9 +115,7 @@ def update(job: Job, moves: tuple[np.ndarray, np.ndarray], step: Step) -> int:
     """base <- base + sum of factor * noise(seed): every rank replays every seed. The base's digest."""
     with job.phases("update"):
         job.replica.weights.update(*moves, job.pull(step.anchor_decay))
-        digest = job.replica.weights.digest()
-    job.generation_seconds.append(job.phases.elapsed)
-    return digest
+        return job.replica.weights.digest()
 
 
 def show_help() -> None:

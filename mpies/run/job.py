@@ -26,7 +26,7 @@ from mpies.run import checkpoint, continuity, milestones, resume
 from mpies.run.advice import Advisor
 from mpies.run.milestones import Milestone
 from mpies.run.screen import Screen
-from mpies.run.stopping import Stop, announce
+from mpies.run.stopping import RECENT, Stop, announce
 from mpies.runfile import RUN_FILE, RunFile
 from mpies.splits import TRAIN, spoken
 from mpies.tasks.base import Task
@@ -53,8 +53,9 @@ class Job:
     """Generations that were committed when this job began."""
     evaluated: set[tuple[int, str]] = field(default_factory=set)
     """(generation, split) of the evaluations in the run file when this job began."""
-    generation_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5))
-    """Of the run's latest generations."""
+    generation_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """Of the run's latest generations, up to the comparison of the replicas, in which the ranks agree on
+    whether to stop. Of those that another job made: as in the run file, with that comparison."""
     block_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=32))
     """Of this rank's latest blocks."""
     longest_batch: float = 0.0
@@ -198,7 +199,7 @@ def set_up(comm: Comm, settings: Settings) -> Job:
     )
     if history:
         job.first = history.generations
-        job.generation_seconds.extend(history.seconds[-5:].tolist())
+        job.generation_seconds.extend(history.seconds.tolist())
         job.advisor.unperturbed = history.unperturbed
     job.evaluated = on_root(comm, open_log, job, path, setup)
     return job

@@ -27,11 +27,11 @@ from mpies.config import Settings
 from mpies.phases import PHASES
 from mpies.ranks.devices import Place
 from mpies.replica import Facts, Setup
+from mpies.run.stopping import RECENT
 from mpies.runfile import open_for_reading
 from mpies.splits import HELD_OUT, spoken
 from mpies.text import clip, count, duration
 
-RECENT = 5  # generations that the time left is estimated from
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
 # What starts ranks on other nodes; the launcher's terminal cannot be seen from there.
 DAEMONS = ("prted", "orted")

@@ -21,6 +21,7 @@ ECHO = 0.1
 
 # What a prediction of a generation's time is multiplied with, plus seconds to write and leave.
 SAFETY, LEAVE = 1.2, 5.0
+RECENT = 5  # latest generations that such a prediction, and the time left, come from
 
 
 class Stop:
