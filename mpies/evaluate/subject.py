@@ -46,7 +46,7 @@ def open_subject(comm: Comm, options: argparse.Namespace) -> tuple[RunFile | Non
         if options.log:
             log = open_locked(path, history)
             history = log.history()
-        return path, history.first(which_generation(options.generation or "last", history))
+        return path, history.first(which_generation(options.generation, history))
 
     path, history = on_root(comm, look)
     settings = agree_on_settings(comm, settings_of, options, history)
