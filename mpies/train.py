@@ -113,9 +113,10 @@ def evaluate_members(job: Job, blocks: list[list[Member]], generation: int, sigm
 
 def update(job: Job, moves: tuple[np.ndarray, np.ndarray], step: Step) -> int:
     """base <- base + sum of factor * noise(seed): every rank replays every seed. The base's digest."""
+    weights, anchor = job.replica.weights, job.replica.anchor
     with job.phases("update"):
-        job.replica.weights.update(*moves, job.pull(step.anchor_decay))
-        return job.replica.weights.digest()
+        weights.update(*moves, anchor.pulling(step.anchor_decay) if anchor else None)
+        return weights.digest()
 
 
 def show_help() -> None:

@@ -6,7 +6,6 @@ import json
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,6 @@ from mpies.config import Settings
 from mpies.errors import RefusedError
 from mpies.es.population import Population
 from mpies.model.saving import save
-from mpies.model.weights import Pull
 from mpies.phases import Phases
 from mpies.ranks.agreement import on_root
 from mpies.ranks.collectives import allgather_objects, barrier, named
@@ -87,10 +85,6 @@ class Job:
         known = max(seconds, self.longest_batch) or max(self.block_seconds, default=0.0)
         self.longest_batch = max(seconds, self.longest_batch)
         return self.stop.fits(known * batches)
-
-    def pull(self, decay: float) -> Pull | None:
-        """What pulls every parameter to its initial value after an update."""
-        return partial(self.replica.anchor.pull, decay=decay) if self.replica.anchor else None
 
     def evaluate_if_due(self, generation: int) -> bool:
         """Evaluate and log what is due and not in the run file yet. Collective.
