@@ -32,6 +32,8 @@ class Stop:
         self._deadline = None if limit is None else clock() + limit
         self._grace = grace
         self._signalled: float | None = None
+        self._number: int | None = None
+        """Of the signal that asked first."""
         self._urgent = False
         self.reason = ""
 
