@@ -25,7 +25,7 @@ from mpies.run.advice import Advisor
 from mpies.run.milestones import Milestone
 from mpies.run.screen import Screen
 from mpies.run.stopping import RECENT, Stop, announce
-from mpies.runfile import RUN_FILE, RunFile
+from mpies.runfile import RUN_FILE, History, RunFile
 from mpies.splits import TRAIN, spoken
 from mpies.tasks.base import Task
 from mpies.time_limit import seconds_of
@@ -157,14 +157,21 @@ class Job:
 
 def set_up(comm: Comm, settings: Settings) -> Job:
     """Everything before the first generation. Bad input is refused before the model is loaded. Collective."""
-    es, run = settings.es, settings.run
-    stop = Stop(on_root(comm, seconds_of, run.time_limit), run.grace)
+    stop = Stop(on_root(comm, seconds_of, settings.run.time_limit), settings.run.grace)
     stop.listen()
-    path = Path(run.directory) / RUN_FILE
-    log, history = resume.find(comm, settings, path)
+    screen = Screen(comm.rank != 0, settings.run.progress)
+    log, history = _open_run(comm, settings, screen)
+    setup, replica = _bring_replica(comm, settings, history, screen)
+    job = _make_job(comm, settings, replica, stop, screen, log, history)
+    job.evaluated = on_root(comm, open_log, job, setup)
+    return job
+
+
+def _open_run(comm: Comm, settings: Settings, screen: Screen) -> tuple[RunFile | None, History | None]:
+    """The run file that is there, on rank 0, and its history. What is odd in it or the settings is said."""
+    log, history = resume.find(comm, settings, Path(settings.run.directory) / RUN_FILE)
     if comm.rank == 0:
         announce()  # all ranks listen, since they have come to what `find` exchanges
-    screen = Screen(comm.rank != 0, run.progress)
     for line in config.remark(settings):
         screen.say(f"warning: {line}")
     if history and history.damage.uncounted:
@@ -172,14 +179,35 @@ def set_up(comm: Comm, settings: Settings) -> Job:
             f"generation {history.generations + 1} was written, but not counted, when the job ended: it is"
             " made again"
         )
+    return log, history
+
+
+def _bring_replica(
+    comm: Comm, settings: Settings, history: History | None, screen: Screen
+) -> tuple[Setup, Replica]:
+    """The replica, its base brought to the history's last generation. What is not the run's is refused."""
+    folder = Path(settings.run.directory)
     screen.say(f"loading {settings.model.path} ...")
     setup = settle(comm, settings)
     if history:
         continuity.refuse_other_run(history, settings, setup)
     replica = load(comm, settings, setup, InitialUse.of_training(settings))
-    screen.banner(settings, replica.facts, setup, path)
+    screen.banner(settings, replica.facts, setup, folder / RUN_FILE)
     if history:
-        resume.restore(comm, replica, history, path.parent, screen.say)
+        resume.restore(comm, replica, history, folder, screen.say)
+    return setup, replica
+
+
+def _make_job(
+    comm: Comm,
+    settings: Settings,
+    replica: Replica,
+    stop: Stop,
+    screen: Screen,
+    log: RunFile | None,
+    history: History | None,
+) -> Job:
+    es = settings.es
     job = Job(
         comm=comm,
         settings=settings,
@@ -195,11 +223,10 @@ def set_up(comm: Comm, settings: Settings) -> Job:
         job.first = history.generations
         job.generation_seconds.extend(history.seconds.tolist())
         job.advisor.unperturbed = history.unperturbed
-    job.evaluated = on_root(comm, open_log, job, path, setup)
     return job
 
 
-def open_log(job: Job, path: Path, setup: Setup) -> set[tuple[int, str]]:
+def open_log(job: Job, setup: Setup) -> set[tuple[int, str]]:
     """On rank 0: create the run file, if there is none, and note this start. Returns what is evaluated."""
     facts = job.replica.facts
     row = {
@@ -215,7 +242,7 @@ def open_log(job: Job, path: Path, setup: Setup) -> set[tuple[int, str]]:
         job.log.start(settings, row)
     else:
         job.log = RunFile.create(
-            path,
+            job.folder / RUN_FILE,
             settings,
             row,
             population=job.population.size,
