@@ -54,7 +54,7 @@ class Setup:
     dtype_reason: str
     versions: dict[str, str]
     """Of the software that computes."""
-    rewards: dict[str, str]
+    reward_digests: dict[str, str]
     """SHA-256 of the files with the user's reward functions, by the functions' names."""
     places: tuple[Place, ...] = ()
     """Of all ranks."""

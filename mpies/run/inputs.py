@@ -1,4 +1,4 @@
-"""Are the files there that the settings name? Looked at before torch is imported, which takes seconds."""
+"""A job's settings, with files that are there: looked at before torch is imported, which takes seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpies.model.folder import refuse_unusable
 from mpies.tasks.data import absence
 
 
-def load(arguments: list[str]) -> config.Settings:
+def load_settings(arguments: list[str]) -> config.Settings:
     """The settings of a command line. Raises InputError, also where files are missing on this rank."""
     return require(config.load(arguments))
 
@@ -33,6 +33,6 @@ def _missing_files(task: config.TaskSettings) -> Iterator[str]:
         path = getattr(task, key)
         if path and not Path(path).expanduser().exists():
             yield f"task.{key}: {path}: {absence(path)}"
-    for place in dict.fromkeys(name.rpartition(":")[0] for name in task.reward):
-        if place.endswith(".py") and not Path(place).expanduser().is_file():
-            yield f"task.reward: there is no file {place}"
+    for file in dict.fromkeys(name.rpartition(":")[0] for name in task.reward):
+        if file.endswith(".py") and not Path(file).expanduser().is_file():
+            yield f"task.reward: there is no file {file}"

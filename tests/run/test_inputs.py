@@ -6,7 +6,7 @@ import pytest
 from launching import DATA, problems, python
 
 from mpies.errors import InputError
-from mpies.run import places
+from mpies.run.inputs import load_settings
 
 MISSING = ["task.train_data=none.jsonl", "task.eval_data=./no/folder", "task.reward=none.py:right"]
 
@@ -14,7 +14,7 @@ MISSING = ["task.train_data=none.jsonl", "task.eval_data=./no/folder", "task.rew
 def test_missing_files_are_told_at_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as error:
-        places.load(["model.path=./none", *MISSING])
+        load_settings(["model.path=./none", *MISSING])
     lines = str(error.value).splitlines()
     assert [line.split(":")[0] for line in lines] == [
         "model.path",
@@ -28,7 +28,7 @@ def test_missing_files_are_told_at_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", ["organisation/model", "gpt2"])
 def test_what_may_be_in_the_hubs_cache_is_left_to_loading(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert places.load([f"model.path={path}"]).model.path == path
+    assert load_settings([f"model.path={path}"]).model.path == path
 
 
 COMMANDS = {
