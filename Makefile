@@ -54,7 +54,7 @@ INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 
 .DEFAULT_GOAL := help
 .PHONY: help install model quickstart test-quick test-mpi test-launch test test-slurm test-vllm test-oldest torture \
-  lint check dist test-dist smoke-dist
+  models lint check dist test-dist smoke-dist
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -148,6 +148,9 @@ test-oldest: $(OLDEST_INSTALLED) ## the quick tests with the oldest versions tha
 
 torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one left alone; or flip FLIPS bits of its file
 	PYTHONPATH=tests/helpers $(RUN) $(if $(FLIPS),tests/flips.py --flips $(FLIPS),tests/torture.py --kills $(KILLS))
+
+models: $(INSTALLED) ## write docs/models.md: which of transformers' architectures can be tuned, from a start with each
+	PYTHONPATH=tests/helpers HF_HUB_OFFLINE=1 $(RUN) docs/models.py
 
 dist: $(INSTALLED) ## an sdist and a wheel, in dist/
 	rm -rf dist

@@ -50,7 +50,7 @@ class StuckError(OrderlyError):
     """A call has not returned in time."""
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What went wrong, in a few words: 'No space left on device'."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.strip().splitlines()[0]

@@ -61,6 +61,8 @@ def _check(options: argparse.Namespace) -> None:
 
     if options.verify and options.output:
         raise InputError("--verify writes no model: leave out --output, or --verify")
+    if options.verify and options.generation is not None:
+        raise InputError("--verify recomputes all generations: leave out --generation, or --verify")
     if options.threads < 1:
         raise InputError(f"--threads: given {options.threads}, allowed is 1 or more")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -188,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
     )
     parser.add_argument("run_file", metavar="RUN.h5")
-    parser.add_argument("--generation", default="last", metavar="G", help="a number, last (default) or best")
+    parser.add_argument("--generation", metavar="G", help="a number, last (default) or best")
     parser.add_argument("--output", metavar="DIR", help="write that generation's model to this folder")
     parser.add_argument("--verify", action="store_true", help="recompute the digest of every generation")
     parser.add_argument("--model", metavar="PATH", help="the initial model; default: the run file's path")

@@ -54,7 +54,7 @@ class Setup:
     dtype_reason: str
     versions: dict[str, str]
     """Of the software that computes."""
-    rewards: dict[str, str]
+    reward_digests: dict[str, str]
     """SHA-256 of the files with the user's reward functions, by the functions' names."""
     places: tuple[Place, ...] = ()
     """Of all ranks."""
@@ -194,8 +194,9 @@ def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dtype, why = loading.choose_dtype(settings.model.dtype, device)
-    task = task or tasks.make(settings.task, settings.es.seed)
-    # A call lasts no longer than the ranks are set to wait for one another.
+    # A call of the user's code lasts no longer than the ranks are set to wait for one another.
+    load_rewards = watched(comm, rewards.load, "task.reward: the import of its functions", InputError)
+    task = task or tasks.make(settings.task, settings.es.seed, load_rewards)
     task = replace(task, reward=watched(comm, task.reward, f"the reward function of task {task.name}"))
     software, functions = versions(settings.engine.name), rewards.digests(settings.task.reward)
     same = {
@@ -215,6 +216,9 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     model, tokenizer = loading.load(path, settings.model.allow_download)
     tasks.refuse_messages_without_template(setup.task, tokenizer)
     text = Text(model, tokenizer, settings.task.chat_template)
+    if text.positions:
+        new = settings.engine.max_new_tokens
+        tasks.refuse_long_prompts(setup.task, text.encode, text.positions, new)
     host = _host(settings, setup, model, text, local) if settings.engine.name == "vllm" else None
     master = loading.base_dtype(settings.model.master, dtype)
     kernels = kernels_for(device, settings.run.threads)
@@ -231,7 +235,7 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         perturbed: Perturbation = host.perturb_in_blocks(weights)
     else:
         perturbed = perturbation.make(settings.es, model, weights)
-    engine = _engine(settings, model, text, perturbed, host)
+    engine = _engine(settings, setup.task, model, text, perturbed, host)
     selftest.check(model, weights, perturbed, engine)
     if host and host.noise:
         _check_members_in_vllm(model, weights, perturbed, engine)
@@ -282,7 +286,9 @@ def _host(settings: Settings, setup: Setup, model: Any, text: Text, local: int) 
     return Host(folder, model.config, room, setup.dtype, setup.device, setup.memory, local, noise)
 
 
-def _engine(settings: Settings, model: Any, text: Text, perturbed: Perturbation, host: Host | None) -> Engine:
+def _engine(
+    settings: Settings, task: Task, model: Any, text: Text, perturbed: Perturbation, host: Host | None
+) -> Engine:
     from mpies.engines.hf import HfEngine
 
     limit = settings.engine.max_new_tokens
@@ -290,6 +296,7 @@ def _engine(settings: Settings, model: Any, text: Text, perturbed: Perturbation,
     rows = min(settings.engine.batch_size, host.rows_besides) if host else settings.engine.batch_size
     engine = HfEngine(model, text, max_new_tokens=limit, batch_size=rows, on_rows=perturbed.rows)
     if host is None:
+        engine.refuse_dependent(task.prompts)
         return engine
     from mpies.engines.vllm.engine import VllmEngine
 

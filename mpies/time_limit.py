@@ -38,7 +38,7 @@ def _parse(text: str) -> float:
     match = TIME_LIMIT.fullmatch(text)
     if not match:
         raise InputError(
-            f"run.time_limit: given {text!r}, allowed is auto, none, minutes, minutes:seconds,"
+            f"run.time_limit: given {text!r:.80}, allowed is auto, none, minutes, minutes:seconds,"
             " hours:minutes:seconds, days-hours, days-hours:minutes or days-hours:minutes:seconds"
         )
     parts = [int(part) for part in match["parts"].split(":")]

@@ -19,8 +19,8 @@ from mpies.es.population import Member, directions
 from mpies.es.schedule import Step
 from mpies.ranks import launch
 from mpies.ranks.agreement import agree_on_settings
-from mpies.run import places
 from mpies.run.exchange import Evaluated, compare_replicas, exchange_rewards
+from mpies.run.inputs import load_settings
 from mpies.run.telemetry import Outcome, record
 from mpies.tasks.base import TrainerState, member_reward
 from mpies.time_limit import OutOfTimeError
@@ -34,7 +34,7 @@ RESUMABLE = 75  # exit code: stopped early, the same command goes on (EX_TEMPFAI
 
 
 def main(comm: Comm, arguments: list[str]) -> int:
-    settings = agree_on_settings(comm, places.load, arguments)
+    settings = agree_on_settings(comm, load_settings, arguments)
     from mpies.run.job import set_up  # torch comes along: only once the settings are good
 
     job = set_up(comm, settings)
@@ -54,13 +54,14 @@ def evolve(job: Job) -> tuple[int, bool]:
     """
     done, last = job.first, job.settings.es.generations
     try:
-        stop = job.evaluate_if_due(done) or job.agree_to_stop()
+        job.evaluate_if_due(done)
+        stop = job.agree_to_stop()
         while done < last and not stop:
             stop = make_generation(job, done)
             done += 1
             job.save_checkpoint_if_due(done)
             if not stop or done == last:
-                stop = job.evaluate_if_due(done) or stop
+                stop = (job.evaluate_if_due(done) and job.agree_to_stop()) or stop
     except OutOfTimeError:
         return done, False
     return done, done == last
@@ -78,6 +79,7 @@ def make_generation(job: Job, generation: int) -> bool:
     rewards = exchange_rewards(job.comm, job.phases, plan, mine)
     coefficients = fitness.coefficients(rewards, step.alpha, job.settings.es.fitness)
     digest = update(job, directions(plan.seeds, plan.signs, coefficients), step)
+    job.generation_seconds.append(job.phases.elapsed)
     stop = compare_replicas(job.comm, job.phases, digest, job.wants_to_stop, generation)
     job.refuse_unfit_weights(generation, step.alpha)
     record(job, Outcome(generation, plan, step, rewards, coefficients, digest), mine)
@@ -111,11 +113,10 @@ def evaluate_members(job: Job, blocks: list[list[Member]], generation: int, sigm
 
 def update(job: Job, moves: tuple[np.ndarray, np.ndarray], step: Step) -> int:
     """base <- base + sum of factor * noise(seed): every rank replays every seed. The base's digest."""
+    weights, anchor = job.replica.weights, job.replica.anchor
     with job.phases("update"):
-        job.replica.weights.update(*moves, job.pull(step.anchor_decay))
-        digest = job.replica.weights.digest()
-    job.generation_seconds.append(job.phases.elapsed)
-    return digest
+        weights.update(*moves, anchor.pulling(step.anchor_decay) if anchor else None)
+        return weights.digest()
 
 
 def show_help() -> None:

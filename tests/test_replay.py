@@ -388,6 +388,7 @@ def test_what_is_no_run_file_is_refused_in_a_line(tmp_path, replay, make, words)
     "options, words",
     [
         (["--verify", "--output", "somewhere"], ["--verify", "--output"]),
+        (["--verify", "--generation", "99"], ["--verify", "all generations", "--generation"]),
         (["--threads", "0"], ["--threads"]),
         (["--device", "nonsense"], ["--device"]),
         pytest.param(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import platform
+import shutil
 import sys
 import threading
 from importlib.metadata import version
@@ -12,7 +14,9 @@ from importlib.metadata import version
 import pytest
 import small
 import threads
+import tiny
 import torch
+import zoo
 
 import mpies
 from mpies import config, replica
@@ -226,6 +230,66 @@ def test_a_model_that_a_rank_cannot_load_is_refused_by_all(runs, alone, tmp_path
     assert said.startswith("rank 1 on beta: model.path: ") and "no such folder" in said
 
 
+@pytest.mark.parametrize(
+    "lengths, new, said",
+    [
+        ((100, 412), 100, None),
+        (
+            (100, 413),
+            100,
+            "training prompt 2 has 413 tokens and its answer up to 100, but the model knows 512"
+            " positions; use an engine.max_new_tokens of 99 or less, or leave the row out",
+        ),
+        (
+            (512,),
+            1,
+            "training prompt 1 has 512 tokens and its answer up to 1, but the model knows 512"
+            " positions; leave the row out",
+        ),
+    ],
+)
+def test_prompts_that_leave_no_room_for_an_answer_are_refused(alone, runs, tmp_path, lengths, new, said):
+    (tmp_path / "long.jsonl").write_text("\n".join(json.dumps({"prompt": "a" * n}) for n in lengths))
+    changes = {"task__train_data": tmp_path / "long.jsonl", "task__chat_template": False}
+    changes |= {"engine__max_new_tokens": new}
+    if said is None:
+        assert runs.build(**changes)
+        return
+    with pytest.raises(RefusedError) as error:
+        runs.build(**changes)
+    assert str(error.value) == f"task.train_data: {said}"
+
+
+def test_a_held_out_prompt_that_is_too_long_is_named(alone, runs, tmp_path):
+    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "a" * 600}))
+    with pytest.raises(RefusedError, match=r"^task.eval_data: held-out prompt 1 has 600 tokens"):
+        runs.build(task__eval_data=tmp_path / "long.jsonl", task__chat_template=False)
+
+
+TEMPLATES = {
+    "syntax": ("{% for m in messages %}", "TemplateSyntaxError: "),
+    "name": ("{{ messages[0].nothing.at_all }}", "UndefinedError: "),
+    "refuses": ("{{ raise_exception('no system role') }}", "TemplateError: no system role"),
+    "type": ("{{ messages + 1 }}", "TypeError: "),
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_chat_template_that_is_broken_is_refused_before_anything_is_written(runs, tmp_path, kind):
+    template, words = TEMPLATES[kind]
+    model = shutil.copytree(runs.model, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(template)
+    with pytest.raises(RefusedError) as error:
+        runs.train(1, model__path=model)
+    (line,) = str(error.value).splitlines()
+    assert (
+        line.startswith("task.chat_template: this model's template cannot write the prompt '3 + 5 ='")
+        and words in line
+    )
+    assert not runs.folder.exists()
+    assert runs.train(1, model__path=model, task__chat_template=False) == 0
+
+
 def test_chat_messages_need_a_template(alone, runs, tmp_path):
     chat = [{"prompt": [{"role": "user", "content": "a"}]}]
     task = Task("mine", chat, [], lambda completions, **_: [0.0])
@@ -255,3 +319,20 @@ def test_a_model_without_a_job(runs):
     assert made.weights.rank == 2 and made.weights.digest() == runs.build().weights.digest()
     assert {p.dtype for p in made.model.parameters()} == {torch.bfloat16}
     assert made.tokenizer("ab")["input_ids"]
+
+
+def test_prompts_that_would_depend_on_one_another_are_refused_before_any_is_answered(alone, runs, tmp_path):
+    """Beyond what the model was trained on at first, its positions depend on the longest row of a batch."""
+    long = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    longest = max(len(row["prompt"]) for row in [*small.TRAIN, *small.HELD_OUT])
+    first = longest + 4
+    model = zoo.build("phi3", rope_parameters=long, original_max_position_embeddings=first)
+    for part in (model, tiny.tokenizer()):
+        part.save_pretrained(tmp_path / "phi3")
+    changes = {"model__path": tmp_path / "phi3", "task__chat_template": False}
+    fits = settings_of(runs, engine__max_new_tokens=4, **changes)
+    load(alone, fits, settle(alone, fits), InitialUse())
+    beyond = settings_of(runs, engine__max_new_tokens=5, **changes)
+    setup = settle(alone, beyond)
+    with pytest.raises(RefusedError, match=f"may have {first + 1} tokens, but beyond {first} what Phi3"):
+        load(alone, beyond, setup, InitialUse())

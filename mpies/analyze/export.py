@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +19,11 @@ from mpies.errors import InputError, reason
 from mpies.extras import need
 from mpies.text import json_ready
 
+if TYPE_CHECKING:
+    import pandas
+
 FRAMES = ("generations", "members", "evaluations", "samples", "starts")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 OPTIONAL_FRAMES = ("metrics", "figures", "answers")  # where there are any
 
 
@@ -34,7 +39,23 @@ def export_run(run: Run, name: str, form: str, output: Path) -> list[Path]:
 
 
 def _csv(run: Run, name: str, output: Path) -> list[Path]:
-    return _tables(run, output, "csv", lambda frame, path, index: frame.to_csv(path, index=index))
+    # Texts in double quotes: a carriage return in one would begin a row.
+    options = {"quoting": csv.QUOTE_NONNUMERIC}
+    return _tables(
+        run, output, "csv", lambda table, path, index: _inert(table).to_csv(path, index=index, **options)
+    )
+
+
+def _inert(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """With a quotation mark before texts that a spreadsheet would take for a formula: a model wrote them."""
+    made = frame.copy()
+    for name in made:
+        if made[name].dtype.kind not in "biuf":
+            made[name] = [
+                f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+                for cell in made[name]
+            ]
+    return made
 
 
 def _parquet(run: Run, name: str, output: Path) -> list[Path]:

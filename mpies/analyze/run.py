@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-from ruamel.yaml import YAML, YAMLError
 
 from mpies.errors import InputError
+from mpies.plain_yaml import parse
 from mpies.runfile import ALL_TABLES, COMMAND_TABLES, RUN_FILE, path_of
 from mpies.runfile.checksum import find_damage
 from mpies.runfile.reader import damage_told, open_for_reading
@@ -235,10 +235,9 @@ def _array(dataset: h5py.Dataset) -> np.ndarray:
 def _settings(text: str) -> dict[str, dict[str, Any]]:
     """Settings as they were written, also by another version: nothing is checked but their form."""
     try:
-        # YAML 1.2, as it was written.
-        settings = YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        raise ValueError("its settings are not YAML") from None
+        settings = parse(text)
+    except InputError as error:
+        raise ValueError(f"its settings: {error}") from None
     if not isinstance(settings, dict):
         raise ValueError("its settings are not sections")
     return {name: section for name, section in settings.items() if isinstance(section, dict)}

@@ -11,6 +11,7 @@ from mpies.command_line import fill
 from mpies.ranks import launch
 from mpies.ranks.agreement import agree_on_settings, on_root
 from mpies.ranks.collectives import set_timeout
+from mpies.run import inputs
 from mpies.time_limit import seconds_of
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ NAMING = 15.0  # seconds of the job's time that are left when a rank or a reward
 def main(comm: Comm, arguments: list[str]) -> int:
     share_gpus = SHARE_GPUS in arguments
     arguments = [argument for argument in arguments if argument != SHARE_GPUS]
-    settings = agree_on_settings(comm, config.load, arguments)
+    settings = agree_on_settings(comm, inputs.load_settings, arguments)
     be_done_in_time(comm, settings)
     start = time.perf_counter()
     # Torch comes along: only once the settings are good. A job's start takes these seconds, too.
@@ -46,7 +47,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
     if found.problems:
         return found.verdict()
 
-    loaded = found.obtain("model", load.check_model, comm, settings, setup)
+    loaded = found.obtain("model", load.check_model, comm, settings, setup, history)
     if loaded:
         replica, seconds = loaded
         done = history.generations if history else 0

@@ -9,7 +9,7 @@ from mpies.check.report import Finding
 from mpies.config import Settings, remark
 from mpies.ranks.collectives import allgather_objects
 from mpies.replica import InitialUse, Replica, Setup, load, settle
-from mpies.run.continuity import refuse_other_files
+from mpies.run.continuity import refuse_other_model, refuse_other_run
 from mpies.runfile import History
 from mpies.text import duration
 
@@ -18,22 +18,26 @@ if TYPE_CHECKING:
 
 
 def check_setup(comm: Comm, settings: Settings, history: History | None) -> tuple[Setup, list[Finding]]:
-    """Software, devices, prompts and the reward function."""
+    """Software, devices, prompts, the reward function; that the history's run can go on with them."""
     setup = settle(comm, settings)
     task = setup.task
     if history:
-        refuse_other_files(history, settings, task.digest, setup.rewards)
+        refuse_other_run(history, settings, setup)
     rows = f"{len(task.train)} training, {len(task.held_out)} held-out prompts"
     remarks = "; ".join(remark(settings))
     return setup, [Finding("task", f"{task.name}: {rows}", note=remarks)]
 
 
-def check_model(comm: Comm, settings: Settings, setup: Setup) -> tuple[tuple[Replica, float], list[Finding]]:
-    """The replica, and the seconds that the slowest rank took to load it."""
+def check_model(
+    comm: Comm, settings: Settings, setup: Setup, history: History | None
+) -> tuple[tuple[Replica, float], list[Finding]]:
+    """The replica, which has to be the history's, and the seconds that the slowest rank took to load it."""
     start = time.perf_counter()
     replica = load(comm, settings, setup, InitialUse.of_training(settings))
     seconds = max(allgather_objects(comm, time.perf_counter() - start))
     facts = replica.facts
+    if history:
+        refuse_other_model(history, facts)
     value = (
         f"{facts.model_name}, digest {facts.model_digest:016x}, live {facts.dtype} ({facts.dtype_reason});"
         f" {duration(seconds)} to load on every rank"

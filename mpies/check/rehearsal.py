@@ -6,7 +6,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,7 +59,8 @@ def rehearse(comm: Comm, settings: Settings, replica: Replica) -> tuple[Cost, li
     """
     es = settings.es
     members = min(es.block_size, es.population)
-    (block,) = Population(members * comm.size, es.seed, block=members).blocks_of(comm.rank, comm.size, 0)
+    plan = Population(members * comm.size, es.seed, block=members).plan(0, comm.size)
+    (block,) = plan.blocks[comm.rank]
     trial = together(comm, _refuse_errors, comm, lambda: _try_out(settings, replica, block))
     trials: list[Trial] = allgather_objects(comm, trial)
     cost = Cost(
@@ -92,7 +92,7 @@ def _try_out(settings: Settings, replica: Replica, block: list[Member]) -> Trial
     update, digest = _update(replica, SEEDS)
     pulling = 0.0
     if replica.anchor:
-        pulling, _ = _update(replica, 0, partial(replica.anchor.pull, decay=es.anchor_decay))
+        pulling, _ = _update(replica, 0, replica.anchor.pulling(es.anchor_decay))
     return Trial(seconds, tokens, memory, update / SEEDS, pulling, digest)
 
 

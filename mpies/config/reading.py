@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML, YAMLError
 
 from mpies.command_line import width
 from mpies.config.allowed import allowed
 from mpies.config.paths import short_reward
 from mpies.config.settings import CHANGEABLE, FIELDS, SECTIONS, Settings
 from mpies.errors import InputError
+from mpies.plain_yaml import LONGEST, given, parse
+from mpies.text import clip
 
 
 def load(arguments: list[str]) -> Settings:
@@ -62,7 +63,7 @@ def _is_setting(argument: str) -> bool:
 
 def from_yaml(text: str, overrides: Sequence[str] = ()) -> Settings:
     """Settings from `Settings.to_yaml`, as the run file keeps them, with overrides `section.key=value`."""
-    tree, problems = _parse(text), []
+    tree, problems = _sections("the settings in the run file", text), []
     for override in overrides:
         problems += _set(tree, *override.split("=", 1))
     return _validate(tree, problems)
@@ -97,14 +98,24 @@ def _validate(tree: Any, problems: Sequence[str] = ()) -> Settings:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
         lines += [_line(problem) for problem in error.errors()]
+    else:
+        lines += [*_no_texts(settings)]
     if lines:
         raise InputError("\n".join(lines))
     return settings
 
 
+def _no_texts(settings: Settings) -> Iterator[str]:
+    """What to say of texts that no file, and no run file, can be named by."""
+    for key, value in settings.flat().items():
+        for text in [value] if isinstance(value, str) else value if isinstance(value, dict) else ():
+            if "\0" in text or text != text.encode(errors="replace").decode():
+                yield f"{key}: given {text!a:.80}, allowed is text in UTF-8 without null characters"
+
+
 def quickstart() -> dict[str, Any]:
     """The embedded quickstart's settings, before checks."""
-    return _parse(resources.files("mpies.config").joinpath("quickstart.yaml").read_text())
+    return parse(resources.files("mpies.config").joinpath("quickstart.yaml").read_text())
 
 
 def describe() -> str:
@@ -135,25 +146,23 @@ def keys() -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise InputError(f"{path}: cannot read the configuration file ({reason})") from None
+    return _sections(str(path), text)
+
+
+def _sections(what: str, text: str) -> dict[str, Any]:
+    """Sections with settings, before checks. Raises InputError, which says in what text the trouble is."""
     try:
-        tree = _parse(text)
-    except (YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise InputError(f"{path}:{where} not valid YAML ({problem})") from None
+        tree = parse(text)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from None
     if not isinstance(tree, dict):
-        raise InputError(f"{path}: expected sections ({', '.join(SECTIONS)}) with settings")
+        raise InputError(f"{what}: expected sections ({', '.join(SECTIONS)}) with settings")
     return tree
-
-
-def _parse(text: str) -> Any:
-    # YAML 1.2, where 1e-3 is a number and `no` is a word.
-    return YAML(typ="safe", pure=True).load(text)
 
 
 def _set(tree: dict[str, Any], key: str, text: str) -> list[str]:
@@ -163,9 +172,9 @@ def _set(tree: dict[str, Any], key: str, text: str) -> list[str]:
         return [_unknown(key)]
     try:
         # A folder may be called 4711: what is text is taken as it stands.
-        value = text if FIELDS[key].annotation is str else _parse(text)
-    except (YAMLError, ValueError):
-        return [f"{key}: cannot read the value {text!r}"]
+        value = text if FIELDS[key].annotation is str else parse(text)
+    except InputError:
+        return [f"{key}: cannot read the value {given(text)}"]
     branch = tree.get(section)
     tree[section] = {**(branch if isinstance(branch, dict) else {}), name: value}
     return []
@@ -178,9 +187,9 @@ def _unknown(key: Any) -> str:
         return (
             f"{key}: a section, no setting; its settings are written {key}.NAME=VALUE, such as {key}.{first}"
         )
-    near = _nearest(key)
+    near = _nearest(str(key)[:80])
     hint = f"did you mean {near}?" if near else "--help lists all settings"
-    return f"{key}: no such setting; {hint}"
+    return f"{clip(str(key))}: no such setting; {hint}"
 
 
 def _nearest(key: Any) -> str | None:
@@ -207,9 +216,9 @@ def _line(problem: Any) -> str:
         return str(problem["ctx"]["error"])
     message = problem["msg"].removeprefix("Input should be ")
     if problem["type"] == "invalid_key":
-        return f"{key}: no such setting; --help lists all settings"
+        return f"{clip(key)}: no such setting; --help lists all settings"
     if problem["type"] == "model_type":
         message = f"a section with settings, such as {key}: {{...}}"
     if problem["type"] == "bool_type":
         message = "true or false"
-    return f"{key}: given {problem['input']!r}, allowed is {message}"
+    return f"{key}: given {given(problem['input'])}, allowed is {message}"

@@ -13,11 +13,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
-from mpies import time_limit
+from mpies import plain_yaml, time_limit
 from mpies.config.section import Role, Section
 from mpies.errors import InputError
 
-MOST = 10**7  # members and generations: every rank lists them, and the run file has a row for each
+MOST = 10**7  # members, generations, prompts: every rank lists them, and the run file has a row for each
 
 
 class ModelSettings(Section):
@@ -62,7 +62,7 @@ def _weights(given: Any) -> dict[str, Any]:
         for name, weight in made.items()
     )
     if not good:
-        raise ValueError(f"task.reward: given {given!r}, allowed is {wanted}")
+        raise ValueError(f"task.reward: given {plain_yaml.given(given)}, allowed is {wanted}")
     return {name: float(weight) for name, weight in made.items()}
 
 
@@ -81,11 +81,15 @@ class TaskSettings(Section):
         "", description="held-out prompts, which are evaluated only; in the same formats"
     )
     train_size: int = Field(
-        0, ge=0, description="training prompts: the data's first; 0: all, or 200 that countdown makes up"
+        0,
+        ge=0,
+        le=MOST,
+        description="training prompts: the data's first; 0: all, or 200 that countdown makes up",
     )
     eval_size: int = Field(
         0,
         ge=0,
+        le=MOST,
         description="held-out prompts: the first of task.eval_data, else of task.train_data after"
         " task.train_size; 0: all of the former, none of the latter, or 2000 that countdown makes up",
     )

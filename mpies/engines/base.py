@@ -29,7 +29,7 @@ class Completions:
 
 @dataclass(frozen=True)
 class Draws:
-    """Which random numbers the answers to a list of prompts are sampled with; see engines/sampling.py."""
+    """Which random numbers the answers to a list of prompts are sampled with; see engines/sampler.py."""
 
     seed: int
     temperature: float

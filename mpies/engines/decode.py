@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 # choose(logits (rows, vocabulary), rows int64 (rows,), place) -> tokens int64 (rows,): the token at that
 # place of the answers, from 0; `rows` says which prompts are still answered.
@@ -23,14 +23,18 @@ LEAVING = 1 / 8
 
 
 class RoomyLayer(DynamicLayer):
-    """A layer's keys and values, (rows, heads, tokens, size), in memory that has room for `room` tokens."""
+    """A layer's keys and values, (rows, heads, tokens, size), in memory that has room for `room` tokens.
+
+    Where the model reads a window only, `sliding`, its masks see to that: nothing is forgotten here.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
 
-    def __init__(self, room: int):
+    def __init__(self, room: int, sliding: bool):
         super().__init__()
         self.room = room
+        self.is_sliding = sliding
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -60,9 +64,17 @@ class RoomyLayer(DynamicLayer):
 
 
 def cache_for(model: PreTrainedModel, room: int) -> DynamicCache:
-    """The model's own kind of cache, with its plain attention layers replaced by roomy ones."""
+    """The model's own kind of cache, with its plain attention layers replaced by roomy ones.
+
+    Those with a window as well: transformers believes in any `sliding_window` of a config.json, and for
+    models that do not read it, it would drop keys that they look at.
+    """
     cache = DynamicCache(config=model.config)
-    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    windows = [type(layer) is DynamicSlidingWindowLayer for layer in cache.layers]
+    cache.layers = [
+        RoomyLayer(room, window) if window or type(layer) is DynamicLayer else layer
+        for layer, window in zip(cache.layers, windows, strict=True)
+    ]
     return cache
 
 

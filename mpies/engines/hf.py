@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -42,6 +42,12 @@ class HfEngine:
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.on_rows = on_rows
+
+    def refuse_dependent(self, prompts: Iterable[Prompt]) -> None:
+        """Raise InputError if an answer to one of the prompts may depend on what else is in its batch."""
+        if rope.reach(self.model.config) is not None:  # tokens of many prompts take a while
+            longest = max((len(self.text.encode(prompt)) for prompt in prompts), default=0)
+            rope.refuse_beyond(self.model, longest + self.max_new_tokens)
 
     def generate(self, prompts: list[Prompt]) -> Completions:
         return self.generate_block(prompts, 1)[0]

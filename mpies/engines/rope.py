@@ -1,7 +1,8 @@
-"""Rotary embeddings whose frequencies depend on the longest row of a batch.
+"""Positions whose effect depends on the longest row of a batch.
 
-With "dynamic" scaling they grow with the longest row seen so far, with "longrope" they change once the
-longest row is longer than what the model was trained on at first. Up to there, rows are independent.
+Rotary embeddings with "dynamic" scaling have frequencies that grow with the longest row seen so far, with
+"longrope" they change once the longest row is longer than what the model was trained on at first. Llama 4
+scales its attention by steps of positions that count the padding, too. Up to there, rows are independent.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ def reach(config: PreTrainedConfig) -> int | None:
             known.append(text.max_position_embeddings)
         elif kind.get("rope_type") == "longrope":
             known.append(kind["original_max_position_embeddings"])
+    if getattr(text, "attn_temperature_tuning", False):
+        known.append(text.floor_scale - 1)
     return min(known, default=None)
 
 
@@ -31,6 +34,6 @@ def refuse_beyond(model: PreTrainedModel, tokens: int) -> None:
     if most is not None and tokens > most:
         raise InputError(
             f"engine.max_new_tokens: the longest prompt and its answer may have {tokens} tokens, but beyond"
-            f" {most} the rotary embedding of {type(model).__name__} depends on the longest row of a batch;"
+            f" {most} what {type(model).__name__} computes for a row depends on the longest row of a batch;"
             f" use {tokens - most} less, or engine.name=vllm"
         )

@@ -72,7 +72,10 @@ def check(model: PreTrainedModel, weights: Weights, perturbation: Perturbation, 
     if not isinstance(engine, HfEngine):  # vLLM's compares itself with transformers
         return
     live = str(weights.dtype).removeprefix("torch.")
-    with _computing(f"engine.name: hf cannot compute {name} in {live}", INSTEAD):
+    instead = INSTEAD
+    if weights.dtype != torch.float32:  # some models have tables that stay in the checkpoint's dtype
+        instead = INSTEAD.replace("use ", "use model.dtype=float32, ")
+    with _computing(f"engine.name: hf cannot compute {name} in {live}", instead):
         base = check_reading(model, engine, probe)
     if isinstance(perturbation, LowRank):
         with _computing(f"es.perturbation: lowrank cannot compute {name} in {live}", FULL):
@@ -150,7 +153,7 @@ def check_members(
 ) -> None:
     """The members of a block must compute what their own weights compute; `base`: what the base does."""
     tolerance = TOLERANCES[model.dtype]
-    for names in packs_of_kinds(weights.base):
+    for names in packs_of_kinds(model, weights.base):
         *apart, moved = members_apart(model, weights, lowrank, probe, base, names)
         # Some parameters are never used, and have no effect.
         tolerated = max(tolerance.members * moved, tolerance.reading * spread(base))
@@ -162,14 +165,16 @@ def check_members(
                 )
 
 
-def packs_of_kinds(base: Tensors) -> list[list[str]]:
+def packs_of_kinds(model: PreTrainedModel, base: Tensors) -> list[list[str]]:
     """One parameter of each kind, in packs with room for one at a time.
 
-    Parameters of different layers are of one kind if their names are equal but for numbers.
+    Parameters of different layers are of one kind if their names are equal but for numbers, and their
+    modules are of one class.
     """
-    kinds: dict[str, str] = {}
+    kinds: dict[tuple[str, type], str] = {}
     for name in base:
-        kinds.setdefault(re.sub(r"\d+", "#", name), name)
+        owner = model.get_submodule(name.rpartition(".")[0])
+        kinds.setdefault((re.sub(r"\d+", "#", name), type(owner)), name)
     room = max(tensor.numel() for tensor in base.values()) + ROOM
     packs: list[list[str]] = [[]]
     left = room

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mpies.engines.base import Completions, Prompt
-from mpies.errors import InputError
+from mpies.errors import InputError, reason
+from mpies.text import clip
 
 
 class Text:
@@ -21,6 +22,7 @@ class Text:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.stops = _stop_tokens(model, tokenizer)
+        self.positions = _positions(model.config)
         self._encoded: dict[str, list[int]] = {}
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -38,10 +40,37 @@ class Text:
     def _tokenize(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str) and not self.chat_template:
             return self.tokenizer(prompt)["input_ids"]
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = self._written(prompt)
         # The template writes the special tokens itself.
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _written(self, prompt: Prompt) -> str:
+        """The prompt as the chat template writes it. Raises InputError where it cannot."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        try:
+            made = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            return str(made)
+        except Exception as error:  # it is a program of the model's makers, which may refuse roles
+            raise InputError(
+                f"task.chat_template: this model's template cannot write the prompt {clip(repr(prompt), 80)}"
+                f" ({type(error).__name__}: {reason(error)}); change the prompt or the model's"
+                " chat_template.jinja, or use text and task.chat_template=false"
+            ) from None
+
+
+def _positions(config: PreTrainedConfig) -> int | None:
+    """Tokens of a prompt with its answer that the model knows positions for; None: it does not say."""
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    given = getattr(text, "rope_parameters", None) or {}
+    kinds = [given] if "rope_type" in given else [kind for kind in given.values() if isinstance(kind, dict)]
+    # Where embeddings are stretched, some models' configurations name the positions before that.
+    stretched = [
+        int(kind["factor"] * (kind.get("original_max_position_embeddings") or most))
+        for kind in kinds
+        if most and kind.get("factor")
+    ]
+    return max([most, *stretched]) if most else None
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -1,1 +1,1 @@
-"""The method, in NumPy alone: who is perturbed, by what step, and what rewards become."""
+"""The method, with neither MPI nor torch: who is perturbed, by what step, and what rewards become."""

@@ -50,12 +50,8 @@ class Population:
         members = self.members(generation)
         return [members[i : i + self.block] for i in range(0, self.size, self.block)]
 
-    def blocks_of(self, rank: int, ranks: int, generation: int) -> list[list[Member]]:
-        """The blocks that a rank evaluates. Ranks take turns in having one block more than others."""
-        return self.plan(generation, ranks).blocks[rank]
-
     def plan(self, generation: int, ranks: int) -> Plan:
-        """Who evaluates whom in a generation."""
+        """Who evaluates whom in a generation. Ranks take turns in having one block more than others."""
         blocks = self.blocks(generation)
         return Plan([blocks[(rank - generation) % ranks :: ranks] for rank in range(ranks)])
 

@@ -98,7 +98,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
     if comm.rank == 0:
         report.show(screen.console, run.keep_samples)
         if log and subject.history:
-            as_trained = answers_as_trained(subject.settings, subject.history, bench.rewards)
+            as_trained = answers_as_trained(subject.settings, subject.history, bench.reward_digests)
             log.add_command(**report.tables(run.keep_samples, as_trained))
             log.close()
             screen.say(f"wrote to {subject.path}")

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mpies.errors import InputError, RefusedError
 from mpies.evaluate.report import Report
 from mpies.evaluate.subject import Subject
 from mpies.measure.drift import measure_drift
-from mpies.measure.evaluation import FIRST_HELD_OUT, Sampling, evaluate_rows
-from mpies.measure.kl import divergence, estimate_kl
-from mpies.measure.statistics import Figure
-from mpies.model.initial import InitialWeights
+from mpies.measure.evaluation import Sampling, evaluate_rows
+from mpies.measure.kl import divergence, estimate_kl_beside
 from mpies.ranks.agreement import together
 from mpies.replica import InitialUse, Replica, Setup, load, settle
 from mpies.run import continuity, resume
 from mpies.run.replaying import needs_anchor
 from mpies.run.screen import rewards_shown
 from mpies.runfile import History
-from mpies.splits import HELD_OUT, spoken
+from mpies.splits import spoken
 from mpies.tasks.base import Row, Task, TrainerState
 
 if TYPE_CHECKING:
@@ -39,7 +36,7 @@ class Workbench:
     options: argparse.Namespace
     subject: Subject
     replica: Replica
-    rewards: dict[str, str]
+    reward_digests: dict[str, str]
     """SHA-256 of the user's reward functions' files, by the functions' names."""
     rows: dict[str, list[Row]]
     """The prompts to evaluate, by split."""
@@ -53,8 +50,8 @@ def assemble(
     settings, history = subject.settings, subject.history
     setup = settle(comm, settings)
     if history:
-        refuse_other_files(history, setup, options)
-    for line in rewards_shown(setup.rewards):
+        refuse_unasked_changes(history, setup, options)
+    for line in rewards_shown(setup.reward_digests):
         say(f"reward {line}")
     rows = together(comm, _choose_rows, setup.task, options.split)
     say(f"loading {settings.model.path} ...")
@@ -70,15 +67,17 @@ def assemble(
         resume.restore(comm, replica, history, subject.path.parent)
     replica.perturbation.clear()
     replica.weights.show_base()
-    return Workbench(comm, options, subject, replica, setup.rewards, rows, say)
+    return Workbench(comm, options, subject, replica, setup.reward_digests, rows, say)
 
 
-def refuse_other_files(history: History, setup: Setup, options: argparse.Namespace) -> None:
+def refuse_unasked_changes(history: History, setup: Setup, options: argparse.Namespace) -> None:
     """Raise RefusedError if prompts or rewards are not the run's, unless others are asked for."""
     asked = [given for given in options.settings if given.startswith("task.")]
     other_rewards = [given for given in asked if given.startswith("task.reward=")]
     if not other_rewards:
-        continuity.refuse_other_rewards(history, setup.rewards, "to use it nonetheless, give task.reward=...")
+        continuity.refuse_other_rewards(
+            history, setup.reward_digests, "to use it nonetheless, give task.reward=..."
+        )
     if options.log:
         continuity.refuse_other_data(history, setup.task.digest)
     elif len(asked) == len(other_rewards):
@@ -125,17 +124,11 @@ def _measure_split(bench: Workbench, split: str, report: Report) -> None:
     if bench.options.kl and initial and sampling:
         kl = divergence(bench.comm, bench.replica, initial, rows, batch, sampling, found.mine)
     elif bench.options.kl and initial:
-        kl = _estimate(bench, split, initial)
+        # As training does it, with as many samples as the paper if training does not.
+        samples = settings.run.kl_samples or PAPER_KL_SAMPLES
+        sampled = Sampling.of(split, samples, _seed(bench))
+        kl = estimate_kl_beside(bench.comm, bench.replica, initial, settings, split, sampled)
     report.add(split, found, sampling, kl)
-
-
-def _estimate(bench: Workbench, split: str, initial: InitialWeights) -> Figure:
-    """The KL divergence where answers are greedy: on sampled ones, as training does it."""
-    settings, rows = bench.subject.settings, bench.rows[split]
-    samples = settings.run.kl_samples or PAPER_KL_SAMPLES
-    sampling = dataclasses.replace(_default_sampling(bench, split), samples=samples)
-    some = rows[: settings.run.kl_prompts]
-    return estimate_kl(bench.comm, bench.replica, initial, some, settings.engine.batch_size, sampling)
 
 
 def _sampling(bench: Workbench, split: str) -> Sampling | None:
@@ -143,14 +136,13 @@ def _sampling(bench: Workbench, split: str) -> Sampling | None:
     samples, temperature = bench.options.samples, bench.options.temperature
     if samples is None and temperature is None:
         return None
-    default = _default_sampling(bench, split)
-    return dataclasses.replace(default, samples=samples or 1, temperature=temperature or 1.0)
+    return replace(Sampling.of(split, samples or 1, _seed(bench)), temperature=temperature or 1.0)
 
 
-def _default_sampling(bench: Workbench, split: str) -> Sampling:
-    seed = bench.options.seed
-    seed = bench.subject.settings.es.seed if seed is None else seed
-    return Sampling(1, 1.0, seed, FIRST_HELD_OUT if split == HELD_OUT else 0)
+def _seed(bench: Workbench) -> int:
+    """Of the samples."""
+    given = bench.options.seed
+    return bench.subject.settings.es.seed if given is None else given
 
 
 def _choose_rows(task: Task, split: str) -> dict[str, list[Row]]:

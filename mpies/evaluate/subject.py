@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mpies import config
 from mpies.errors import InputError
 from mpies.ranks.agreement import agree_on_settings, on_root
+from mpies.run import inputs
 from mpies.run.continuity import changed_rewards
 from mpies.run.replaying import which_generation
 from mpies.runfile import RUN_FILE, History, RunFile, read_history
@@ -46,10 +47,10 @@ def open_subject(comm: Comm, options: argparse.Namespace) -> tuple[RunFile | Non
         if options.log:
             log = open_locked(path, history)
             history = log.history()
-        return path, history.first(which_generation(options.generation or "last", history))
+        return path, history.first(which_generation(options.generation, history))
 
     path, history = on_root(comm, look)
-    settings = agree_on_settings(comm, settings_of, options, history)
+    settings = agree_on_settings(comm, lambda: inputs.require(settings_of(options, history)))
     return log, Subject(settings, path, history)
 
 
@@ -104,12 +105,12 @@ def _refuse_relative_paths(recorded: config.Settings, overrides: list[str]) -> N
             )
 
 
-def answers_as_trained(settings: config.Settings, history: History, rewards: dict[str, str]) -> bool:
+def answers_as_trained(settings: config.Settings, history: History, reward_digests: dict[str, str]) -> bool:
     """Are answers found and scored as the run itself does, so that figures can stand beside its own?
 
-    `rewards`: SHA-256 of the reward functions' files, by the functions' names.
+    `reward_digests`: SHA-256 of the reward functions' files, by the functions' names.
     """
     own, now = config.comparable(config.from_yaml(history.settings)), config.comparable(settings)
     decisive = [key for key in now if key.startswith(("task.", "engine.")) and key not in config.CHANGEABLE]
     same = all(now[key] == own[key] for key in [*decisive, "run.threads"])
-    return same and settings.model.dtype == history.dtype and not changed_rewards(history, rewards)
+    return same and settings.model.dtype == history.dtype and not changed_rewards(history, reward_digests)

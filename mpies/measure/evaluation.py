@@ -13,6 +13,7 @@ import numpy as np
 from mpies.engines.base import Completions, Draws, Engine, prompt_text
 from mpies.measure.statistics import mean
 from mpies.ranks.collectives import allgather_objects, barrier
+from mpies.splits import HELD_OUT
 from mpies.tasks.base import Row, Scores, Task, TrainerState
 from mpies.time_limit import OutOfTimeError
 
@@ -34,7 +35,12 @@ class Sampling:
     temperature: float = 1.0
     seed: int = 0
     first: int = 0
-    """The number of the first prompt; see engines/sampling.py."""
+    """The number of the first prompt; see engines/sampler.py."""
+
+    @classmethod
+    def of(cls, split: str, samples: int, seed: int) -> Sampling:
+        """Of a split's prompts, by the model's own probabilities."""
+        return cls(samples, 1.0, seed, FIRST_HELD_OUT if split == HELD_OUT else 0)
 
     def draws(self, prompts: int) -> Draws:
         """For every prompt's samples, one prompt after another."""

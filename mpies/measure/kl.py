@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpies.config import Settings
 from mpies.engines.base import Completions
 from mpies.measure.evaluation import Sampling, rejoin, share
 from mpies.measure.statistics import Figure, per_token
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 
     from mpies.model.initial import InitialWeights
     from mpies.replica import Replica
+
+
+def estimate_kl_beside(
+    comm: Comm, replica: Replica, initial: InitialWeights, settings: Settings, split: str, sampling: Sampling
+) -> Figure:
+    """The divergence beside greedy answers to a split: on sampled ones to its first `run.kl_prompts` prompts.
+
+    As `estimate_kl`. Collective.
+    """
+    rows = replica.task.splits[split][: settings.run.kl_prompts]
+    return estimate_kl(comm, replica, initial, rows, settings.engine.batch_size, sampling)
 
 
 def estimate_kl(

@@ -11,7 +11,7 @@ import torch
 
 from mpies.errors import InputError
 from mpies.model.initial import InitialFromFiles
-from mpies.model.weights import Weights
+from mpies.model.weights import Pull, Weights
 
 
 class Anchor:
@@ -31,9 +31,9 @@ class Anchor:
         """The initial value of a parameter: float32, a tensor of its own, on the base's device."""
         return self._files.read(name, self._bases[name])
 
-    def pull(self, name: str, value: torch.Tensor, decay: float) -> None:
-        """Move a parameter's value by `decay` of the way towards the initial one."""
-        pull_towards(self.initial(name), value, decay)
+    def pulling(self, decay: float) -> Pull:
+        """Moves a parameter's value by `decay` of the way towards the initial one."""
+        return lambda name, value: pull_towards(self.initial(name), value, decay)
 
 
 def pull_towards(initial: torch.Tensor, value: torch.Tensor, decay: float) -> None:

@@ -56,6 +56,7 @@ def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTo
     transformers.utils.logging.set_verbosity_error()
     place = locate(path)
     options = {"trust_remote_code": False, "local_files_only": not allow_download}
+    _configuration(path, **options)
     tokenizer = _attempt(path, "the tokenizer of ", AutoTokenizer.from_pretrained, place, **options)
     model, info = _attempt(
         path,
@@ -86,12 +87,31 @@ def outline(path: str, allow_download: bool) -> torch.nn.Module:
     """
     if not allow_download:
         _stay_offline()
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     options = {"trust_remote_code": False, "local_files_only": not allow_download}
-    config = _attempt(path, "the configuration of ", AutoConfig.from_pretrained, locate(path), **options)
+    config = _configuration(path, **options)
     with torch.device("meta"):
         return _attempt(path, "", AutoModelForCausalLM.from_config, config, trust_remote_code=False)
+
+
+def _configuration(path: str, **options: Any) -> Any:
+    """What config.json says. Raises InputError for models that write no text, or not by a decoder alone."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    config = _attempt(path, "the configuration of ", AutoConfig.from_pretrained, locate(path), **options)
+    if getattr(config, "is_encoder_decoder", False):
+        kind = "an encoder-decoder model"  # of some of them, transformers would load half
+    elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return config
+    elif hasattr(config, "vision_config"):
+        kind = "a vision model"
+    else:
+        kind = "no causal language model"
+    raise InputError(
+        f"model.path: cannot load {path}: {config.model_type} is {kind}; mpies tunes text decoders, such as"
+        " Llama and Qwen2"
+    )
 
 
 def folder_of(path: str) -> str:

@@ -1,10 +1,15 @@
-"""What stays while a run goes on, and when it is evaluated: its data, its rewards, its dtype."""
+"""What stays while a run goes on: its model, its data, its rewards, its dtype."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from mpies import config
 from mpies.errors import RefusedError
 from mpies.runfile import History
+
+if TYPE_CHECKING:
+    from mpies.replica import Facts, Setup
 
 FOR_OTHER_DATA = "for other data, begin a new run in another run.directory"
 FOR_OTHER_REWARDS = (
@@ -13,30 +18,38 @@ FOR_OTHER_REWARDS = (
 )
 
 
-def changed_rewards(history: History, rewards: dict[str, str]) -> dict[str, str]:
+def changed_rewards(history: History, digests: dict[str, str]) -> dict[str, str]:
     """Of the reward functions whose files have these SHA-256, by name: those that had another, and which.
 
     A file may lie elsewhere now. Of runs that earlier versions began, none is known.
     """
-    before = {config.short_reward(name): digest for name, digest in history.rewards.items()}
-    known = {name: before.get(config.short_reward(name), digest) for name, digest in rewards.items()}
-    return {name: known[name] for name, digest in rewards.items() if known[name] != digest}
+    before = {config.short_reward(name): digest for name, digest in history.reward_digests.items()}
+    known = {name: before.get(config.short_reward(name), digest) for name, digest in digests.items()}
+    return {name: known[name] for name, digest in digests.items() if known[name] != digest}
 
 
-def refuse_other_files(
-    history: History, settings: config.Settings, data: str, rewards: dict[str, str]
-) -> None:
-    """Raise RefusedError if a run cannot go on with these data and rewards, by their SHA-256."""
-    refuse_other_data(history, data)
+def refuse_other_run(history: History, settings: config.Settings, setup: Setup) -> None:
+    """Raise RefusedError if a run cannot go on with what is settled before the model is loaded."""
+    refuse_other_data(history, setup.task.digest)
     if settings.run.changed_reward == "refuse":
-        refuse_other_rewards(history, rewards)
+        refuse_other_rewards(history, setup.reward_digests)
+    refuse_other_dtype(history, str(setup.dtype).removeprefix("torch."))
 
 
-def refuse_other_rewards(history: History, rewards: dict[str, str], remedy: str = FOR_OTHER_REWARDS) -> None:
-    """Raise RefusedError if a reward function's file is not what the run went on with last."""
-    for name, known in changed_rewards(history, rewards).items():
+def refuse_other_model(history: History, facts: Facts) -> None:
+    """Raise RefusedError if the weights that were loaded are not the run's initial ones."""
+    if facts.model_digest != history.model_digest:
         raise RefusedError(
-            f"task.reward: the file of {name} has SHA-256 {rewards[name][:16]}, but that of the run had"
+            f"model.path: {facts.model_path} has digest {facts.model_digest:016x}, but the run"
+            f" began with {history.model_digest:016x}: another model, or a changed one"
+        )
+
+
+def refuse_other_rewards(history: History, digests: dict[str, str], remedy: str = FOR_OTHER_REWARDS) -> None:
+    """Raise RefusedError if a reward function's file is not what the run went on with last."""
+    for name, known in changed_rewards(history, digests).items():
+        raise RefusedError(
+            f"task.reward: the file of {name} has SHA-256 {digests[name][:16]}, but that of the run had"
             f" {known[:16]}: {remedy}"
         )
 

@@ -39,8 +39,8 @@ class Evaluated:
 def exchange_rewards(comm: Comm, phases: Phases, plan: Plan, mine: list[Evaluated]) -> np.ndarray:
     """All members' rewards, float64 (N,), in member order. Collective.
 
-    Raises OutOfTimeError on all ranks if any had to leave members unevaluated, and RefusedError if no
-    member could be scored.
+    Raises OutOfTimeError on all ranks if any had to leave members unevaluated, DivergedError if a rank
+    evaluated others than the plan's, and RefusedError if no member could be scored.
     """
     pairs = np.array([(one.member.seed, one.reward) for one in mine], dtype=PAIR)
     with phases("wait"):
@@ -49,7 +49,12 @@ def exchange_rewards(comm: Comm, phases: Phases, plan: Plan, mine: list[Evaluate
         raise OutOfTimeError
     with phases("communicate"):
         pairs = allgather_rows(comm, pairs, plan.counts)[plan.order]
-    assert np.array_equal(pairs["seed"], plan.seeds), "rewards of other members than the plan's"
+    differing = np.unique(plan.rank_of[pairs["seed"] != plan.seeds]).tolist()
+    if differing:
+        raise DivergedError(
+            f"{named(comm, differing)} evaluated other members than those of the plan; this generation is not"
+            " committed. Memory errors or mixed software do this"
+        )
     rewards = pairs["reward"].copy()
     if np.isnan(rewards).all():
         raise RefusedError("no answer of this generation could be scored; see the reward function")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,16 +16,17 @@ from mpies.config import Settings
 from mpies.errors import RefusedError
 from mpies.es.population import Population
 from mpies.model.saving import save
-from mpies.model.weights import Pull
 from mpies.phases import Phases
 from mpies.ranks.agreement import on_root
 from mpies.ranks.collectives import allgather_objects, barrier, named
 from mpies.replica import InitialUse, Replica, Setup, load, settle
 from mpies.run import checkpoint, continuity, milestones, resume
 from mpies.run.advice import Advisor
+from mpies.run.milestones import Milestone
 from mpies.run.screen import Screen
-from mpies.run.stopping import Stop, announce
-from mpies.runfile import RUN_FILE, RunFile
+from mpies.run.stopping import RECENT, Stop, announce
+from mpies.runfile import RUN_FILE, History, RunFile
+from mpies.splits import TRAIN, spoken
 from mpies.tasks.base import Task
 from mpies.time_limit import seconds_of
 
@@ -50,8 +51,9 @@ class Job:
     """Generations that were committed when this job began."""
     evaluated: set[tuple[int, str]] = field(default_factory=set)
     """(generation, split) of the evaluations in the run file when this job began."""
-    generation_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5))
-    """Of the run's latest generations."""
+    generation_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """Of the run's latest generations, up to the comparison of the replicas, in which the ranks agree on
+    whether to stop. Of those that another job made: as in the run file, with that comparison."""
     block_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=32))
     """Of this rank's latest blocks."""
     longest_batch: float = 0.0
@@ -84,16 +86,31 @@ class Job:
         self.longest_batch = max(seconds, self.longest_batch)
         return self.stop.fits(known * batches)
 
-    def pull(self, decay: float) -> Pull | None:
-        """What pulls every parameter to its initial value after an update."""
-        return partial(self.replica.anchor.pull, decay=decay) if self.replica.anchor else None
-
     def evaluate_if_due(self, generation: int) -> bool:
-        """Evaluate the unperturbed model and log it, where `milestones.is_due` says so. Collective.
+        """Evaluate and log what is due and not in the run file yet. Collective.
 
-        Have the ranks agreed to stop after it? It may have taken minutes.
+        Was anything? It may have taken minutes. Raises OutOfTimeError on all ranks if there is no time: the
+        next start makes up for it.
         """
-        return milestones.evaluate(self, generation) and self.agree_to_stop()
+        if not milestones.is_due(generation, self.settings.run.evaluate_every, self.settings.es.generations):
+            return False
+        missing = [split for split in self.task.splits if (generation, split) not in self.evaluated]
+        for milestone in milestones.evaluate(
+            self.comm, self.replica, self.settings, generation, missing, self.has_time_for_batches
+        ):
+            self._note(milestone)
+        return bool(missing)
+
+    def _note(self, milestone: Milestone) -> None:
+        """Into the run file."""
+        split, mean = milestone.split, milestone.evaluation.reward_mean
+        if math.isnan(mean):  # a reward function that is mended will have its say
+            self.screen.say(f"warning: no answer to the {spoken(split)} prompts could be scored")
+            return
+        if split == TRAIN:
+            self.advisor.unperturbed = mean
+        if self.log:
+            self.log.add_evaluation(*milestone.table_rows(self.settings.run.keep_samples))
 
     def refuse_unfit_weights(self, generation: int, alpha: float) -> None:
         """Raise RefusedError, on all ranks, if an update has made weights that none can compute with."""
@@ -140,14 +157,21 @@ class Job:
 
 def set_up(comm: Comm, settings: Settings) -> Job:
     """Everything before the first generation. Bad input is refused before the model is loaded. Collective."""
-    es, run = settings.es, settings.run
-    stop = Stop(on_root(comm, seconds_of, run.time_limit), run.grace)
+    stop = Stop(on_root(comm, seconds_of, settings.run.time_limit), settings.run.grace)
     stop.listen()
-    path = Path(run.directory) / RUN_FILE
-    log, history = resume.find(comm, settings, path)
+    screen = Screen(comm.rank != 0, settings.run.progress)
+    log, history = _open_run(comm, settings, screen)
+    setup, replica = _bring_replica(comm, settings, history, screen)
+    job = _make_job(comm, settings, replica, stop, screen, log, history)
+    job.evaluated = on_root(comm, open_log, job, setup)
+    return job
+
+
+def _open_run(comm: Comm, settings: Settings, screen: Screen) -> tuple[RunFile | None, History | None]:
+    """The run file that is there, on rank 0, and its history. What is odd in it or the settings is said."""
+    log, history = resume.find(comm, settings, Path(settings.run.directory) / RUN_FILE)
     if comm.rank == 0:
         announce()  # all ranks listen, since they have come to what `find` exchanges
-    screen = Screen(comm.rank != 0, run.progress)
     for line in config.remark(settings):
         screen.say(f"warning: {line}")
     if history and history.damage.uncounted:
@@ -155,15 +179,35 @@ def set_up(comm: Comm, settings: Settings) -> Job:
             f"generation {history.generations + 1} was written, but not counted, when the job ended: it is"
             " made again"
         )
+    return log, history
+
+
+def _bring_replica(
+    comm: Comm, settings: Settings, history: History | None, screen: Screen
+) -> tuple[Setup, Replica]:
+    """The replica, its base brought to the history's last generation. What is not the run's is refused."""
+    folder = Path(settings.run.directory)
     screen.say(f"loading {settings.model.path} ...")
     setup = settle(comm, settings)
     if history:
-        continuity.refuse_other_files(history, settings, setup.task.digest, setup.rewards)
+        continuity.refuse_other_run(history, settings, setup)
     replica = load(comm, settings, setup, InitialUse.of_training(settings))
-    screen.banner(settings, replica.facts, setup, path)
+    screen.banner(settings, replica.facts, setup, folder / RUN_FILE)
     if history:
-        continuity.refuse_other_dtype(history, replica.facts.dtype)
-        resume.restore(comm, replica, history, path.parent, screen.say)
+        resume.restore(comm, replica, history, folder, screen.say)
+    return setup, replica
+
+
+def _make_job(
+    comm: Comm,
+    settings: Settings,
+    replica: Replica,
+    stop: Stop,
+    screen: Screen,
+    log: RunFile | None,
+    history: History | None,
+) -> Job:
+    es = settings.es
     job = Job(
         comm=comm,
         settings=settings,
@@ -177,13 +221,12 @@ def set_up(comm: Comm, settings: Settings) -> Job:
     )
     if history:
         job.first = history.generations
-        job.generation_seconds.extend(history.seconds[-5:].tolist())
+        job.generation_seconds.extend(history.seconds.tolist())
         job.advisor.unperturbed = history.unperturbed
-    job.evaluated = on_root(comm, open_log, job, path, setup)
     return job
 
 
-def open_log(job: Job, path: Path, setup: Setup) -> set[tuple[int, str]]:
+def open_log(job: Job, setup: Setup) -> set[tuple[int, str]]:
     """On rank 0: create the run file, if there is none, and note this start. Returns what is evaluated."""
     facts = job.replica.facts
     row = {
@@ -192,14 +235,14 @@ def open_log(job: Job, path: Path, setup: Setup) -> set[tuple[int, str]]:
         "devices": ",".join(place.device for place in setup.places),
         "versions": json.dumps(setup.versions),
         "reason": "resumed" if job.log else "new",
-        "rewards": json.dumps(setup.rewards),
+        "rewards": json.dumps(setup.reward_digests),
     }
     settings = job.settings.to_yaml()
     if job.log:
         job.log.start(settings, row)
     else:
         job.log = RunFile.create(
-            path,
+            job.folder / RUN_FILE,
             settings,
             row,
             population=job.population.size,

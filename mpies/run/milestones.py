@@ -1,18 +1,37 @@
-"""Evaluations between the generations: of the unperturbed model, on all ranks, into the run file."""
+"""Evaluations between the generations: when, and of what; of the unperturbed model, on all ranks."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mpies.config import Settings
 from mpies.measure.drift import measure_drift
-from mpies.measure.evaluation import FIRST_HELD_OUT, Sampling, evaluate_rows
-from mpies.measure.kl import estimate_kl
-from mpies.splits import HELD_OUT, TRAIN, spoken
-from mpies.tasks.base import Row, TrainerState
+from mpies.measure.evaluation import Evaluation, HasTime, Sampling, evaluate_rows
+from mpies.measure.kl import estimate_kl_beside
+from mpies.replica import Replica
+from mpies.tasks.base import TrainerState
 
 if TYPE_CHECKING:
-    from mpies.run.job import Job
+    from mpi4py.MPI import Comm
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """A split's evaluation after so many generations."""
+
+    generation: int
+    split: str
+    evaluation: Evaluation
+    kl: float
+    """From the initial model, nat/token; NaN: not measured."""
+    drift: dict[str, float] | None
+
+    def table_rows(self, keep: int):
+        """For `RunFile.add_evaluation`, with the answers to the first `keep` prompts."""
+        return self.evaluation.table_rows(self.generation, self.split, keep, self.kl, self.drift)
 
 
 def is_due(generation: int, every: int, last: int) -> bool:
@@ -20,44 +39,30 @@ def is_due(generation: int, every: int, last: int) -> bool:
     return generation in (0, last) or bool(every and generation % every == 0)
 
 
-def evaluate(job: Job, generation: int) -> bool:
-    """Evaluate training and held-out prompts where that is due and not in the run file yet. Collective.
+def evaluate(
+    comm: Comm, replica: Replica, settings: Settings, generation: int, splits: list[str], has_time: HasTime
+) -> Iterator[Milestone]:
+    """Evaluate one split after another; each is yielded before the next one begins. Collective.
 
-    Returns whether anything was. Raises OutOfTimeError on all ranks if there is no time for it: the next
-    start makes up for it.
+    Raises OutOfTimeError on all ranks if `has_time` denied any rank a batch.
     """
-    run, last = job.settings.run, job.settings.es.generations
-    if not is_due(generation, run.evaluate_every, last):
-        return False
-    missing = {s: rows for s, rows in job.task.splits.items() if (generation, s) not in job.evaluated}
-    if not missing:
-        return False
-    job.replica.perturbation.clear()
-    initial = job.replica.initial
-    drift = measure_drift(job.comm, job.replica, initial) if run.measure_drift and initial else None
-    state = TrainerState(generation, last)
-    for split, rows in missing.items():
-        batch = job.settings.engine.batch_size
-        found = evaluate_rows(
-            job.comm, job.replica.engine, job.task, rows, batch, state, has_time=job.has_time_for_batches
-        )
-        if math.isnan(found.reward_mean):  # a reward function that is mended will have its say
-            job.screen.say(f"warning: no answer to the {spoken(split)} prompts could be scored")
-            continue
-        if split == TRAIN:
-            job.advisor.unperturbed = found.reward_mean
-        kl = _kl(job, split, rows)
-        if job.log:
-            job.log.add_evaluation(*found.table_rows(generation, split, run.keep_samples, kl, drift))
-    return True
+    if not splits:
+        return
+    replica.perturbation.clear()
+    initial, run = replica.initial, settings.run
+    drift = measure_drift(comm, replica, initial) if run.measure_drift and initial else None
+    state = TrainerState(generation, settings.es.generations)
+    for split in splits:
+        rows, batch = replica.task.splits[split], settings.engine.batch_size
+        found = evaluate_rows(comm, replica.engine, replica.task, rows, batch, state, has_time=has_time)
+        kl = math.nan if math.isnan(found.reward_mean) else _measure_kl(comm, replica, settings, split)
+        yield Milestone(generation, split, found, kl, drift)
 
 
-def _kl(job: Job, split: str, rows: list[Row]) -> float:
-    """The KL divergence from the initial model, nat/token, if it is measured on these rows; else NaN."""
-    run, initial = job.settings.run, job.replica.initial
-    if not run.kl_samples or initial is None or split != list(job.task.splits)[-1]:
+def _measure_kl(comm: Comm, replica: Replica, settings: Settings, split: str) -> float:
+    """The KL divergence from the initial model, if it is measured on this split; else NaN."""
+    samples, initial = settings.run.kl_samples, replica.initial
+    if not samples or initial is None or split != list(replica.task.splits)[-1]:
         return math.nan
-    first = FIRST_HELD_OUT if split == HELD_OUT else 0
-    sampling = Sampling(run.kl_samples, 1.0, job.settings.es.seed, first)
-    batch, some = job.settings.engine.batch_size, rows[: run.kl_prompts]
-    return estimate_kl(job.comm, job.replica, initial, some, batch, sampling).mean
+    sampling = Sampling.of(split, samples, settings.es.seed)
+    return estimate_kl_beside(comm, replica, initial, settings, split, sampling).mean

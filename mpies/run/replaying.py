@@ -62,9 +62,9 @@ def needs_anchor(history: History, first: int, last: int) -> bool:
     return bool(history.anchor_decay[first:last].any())
 
 
-def which_generation(text: str, history: History) -> int:
-    """The generation that --generation means: a number, last, or best (by held-out reward)."""
-    if text == "last":
+def which_generation(text: str | None, history: History) -> int:
+    """The generation that --generation means: a number, last, or best (by held-out reward); None: last."""
+    if text is None or text == "last":
         return history.generations
     if text == "best":
         if not history.held_out:

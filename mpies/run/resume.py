@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpies import config
-from mpies.errors import InputError, RefusedError, reason
+from mpies.errors import InputError, reason
 from mpies.model.saving import refuse_overwriting
 from mpies.ranks.agreement import Brought, agree, on_root
 from mpies.ranks.collectives import named
 from mpies.replica import Replica
-from mpies.run import checkpoint
+from mpies.run import checkpoint, continuity
 from mpies.run.replaying import replay
 from mpies.runfile import History, RunFile
 from mpies.text import clip
@@ -80,12 +80,8 @@ def restore(
     Raises RefusedError when the initial model is not the run's, or when the result is not what the run
     file's digest says.
     """
-    start, facts, last = time.perf_counter(), replica.facts, history.generations
-    if facts.model_digest != history.model_digest:
-        raise RefusedError(
-            f"model.path: {facts.model_path} has digest {facts.model_digest:016x}, but the run"
-            f" began with {history.model_digest:016x}: another model, or a changed one"
-        )
+    start, last = time.perf_counter(), history.generations
+    continuity.refuse_other_model(history, replica.facts)
     if last == 0:
         return
 

@@ -27,11 +27,11 @@ from mpies.config import Settings
 from mpies.phases import PHASES
 from mpies.ranks.devices import Place
 from mpies.replica import Facts, Setup
+from mpies.run.stopping import RECENT
 from mpies.runfile import open_for_reading
 from mpies.splits import HELD_OUT, spoken
 from mpies.text import clip, count, duration
 
-RECENT = 5  # generations that the time left is estimated from
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
 # What starts ranks on other nodes; the launcher's terminal cannot be seen from there.
 DAEMONS = ("prted", "orted")
@@ -66,7 +66,7 @@ class Screen:
             f" digest {facts.model_digest:016x}",
             "weights": f"base {facts.base_dtype}, live {facts.dtype} ({facts.dtype_reason})",
             "task": f"{task.name}: {len(task.train)} training, {len(task.held_out)} held-out prompts",
-            **({"reward": "\n".join(rewards_shown(setup.rewards))} if setup.rewards else {}),
+            **({"reward": "\n".join(rewards_shown(setup.reward_digests))} if setup.reward_digests else {}),
             "population": f"{es.population} members{pairs}, sigma {es.sigma:g}, alpha {es.alpha:g},"
             f" seed {es.seed}",
             "perturbation": f"low rank {es.rank}, {es.block} members in a batch"

@@ -21,6 +21,7 @@ ECHO = 0.1
 
 # What a prediction of a generation's time is multiplied with, plus seconds to write and leave.
 SAFETY, LEAVE = 1.2, 5.0
+RECENT = 5  # latest generations that such a prediction, and the time left, come from
 
 
 class Stop:
@@ -31,6 +32,8 @@ class Stop:
         self._deadline = None if limit is None else clock() + limit
         self._grace = grace
         self._signalled: float | None = None
+        self._number: int | None = None
+        """Of the signal that asked first."""
         self._urgent = False
         self.reason = ""
 

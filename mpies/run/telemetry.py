@@ -47,9 +47,8 @@ def record(job: Job, outcome: Outcome, mine: list[Evaluated]) -> None:
     costs = gather_costs(job.comm, outcome.plan, job.phases, mine)
     if costs is None or job.log is None:
         return
-    row, members = make_rows(outcome, costs)
-    row["seconds"] = job.phases.elapsed
-    row["bytes_communicated"] = bytes_received(job.comm, len(outcome.rewards))
+    received = bytes_received(job.comm, len(outcome.rewards))
+    row, members = make_rows(outcome, costs, job.phases.elapsed, received)
     with job.phases("log"):
         job.log.append(row, members)
     job.screen.generation(row)
@@ -66,8 +65,13 @@ def gather_costs(comm: Comm, plan: Plan, phases: Phases, mine: list[Evaluated]) 
     return Costs(gathered[plan.order], spent.reshape(comm.size, -1))
 
 
-def make_rows(outcome: Outcome, costs: Costs) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The generation's row and its members' rows for the run file."""
+def make_rows(
+    outcome: Outcome, costs: Costs, seconds: float, received: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The generation's row and its members' rows for the run file.
+
+    `seconds`: of the whole generation; `received`: bytes, by each rank.
+    """
     scored = outcome.rewards[~np.isnan(outcome.rewards)].tolist()
     mean = math.fsum(scored) / len(scored)
     evaluation = costs.phases[:, : PHASES.index("reward") + 1].sum(axis=1)
@@ -81,10 +85,12 @@ def make_rows(outcome: Outcome, costs: Costs) -> tuple[dict[str, Any], dict[str,
         "alpha": outcome.step.alpha,
         "anchor_decay": outcome.step.anchor_decay,
         "digest": outcome.digest,
-        **{f"seconds_{p}": seconds for p, seconds in zip(PHASES, costs.phases.mean(axis=0), strict=True)},
+        "seconds": seconds,
+        **{f"seconds_{p}": spent for p, spent in zip(PHASES, costs.phases.mean(axis=0), strict=True)},
         "seconds_log": costs.phases[0, PHASES.index("log")],
         "imbalance": evaluation.max() / evaluation.mean(),
         "tokens": int(costs.members["tokens"].sum()),
+        "bytes_communicated": received,
     }
     members = {
         "seed": outcome.plan.seeds,

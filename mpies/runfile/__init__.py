@@ -1,4 +1,4 @@
-"""The run file, `run.h5`: schema 1. Rank 0 writes it; anybody reads it while the job runs.
+"""The run file, `run.h5`. Rank 0 writes it; anybody reads it while the job runs.
 
     / attributes      schema_version, program, program_version, run_uuid, created_utc, model_path,
                       model_digest, parameters, dtype (of the live weights), data_digest (of the

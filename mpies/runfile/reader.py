@@ -57,7 +57,7 @@ class History:
     """How rewards became coefficients; see fitness.py."""
     data_digest: str = ""
     """SHA-256 of the task's rows; empty in files of versions that did not write it."""
-    rewards: dict[str, str] = field(default_factory=dict)
+    reward_digests: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the reward functions' files at the latest start, by name; empty in earlier files."""
     damage: Damage = field(default_factory=Damage)
     """What of the file is not as it was written."""
@@ -154,14 +154,14 @@ def history_of(file: h5py.File, evaluations: bool = True) -> History:
         anchor_decay=_anchor_decay(file, committed),
         fitness=str(file.attrs.get("fitness", "zscore")),
         data_digest=str(file.attrs.get("data_digest", "")),
-        rewards=_rewards(file),
+        reward_digests=_reward_digests(file),
         evaluated=_evaluated(file, committed) if evaluations else {},
         **{row: file[f"member/{row}"][:committed] for row in ("seed", "sign", "reward", "coefficient")},
         **{row: file[f"generation/{row}"][:committed] for row in ("alpha", "digest", "seconds")},
     )
 
 
-def _rewards(file: h5py.File) -> dict[str, str]:
+def _reward_digests(file: h5py.File) -> dict[str, str]:
     """Of the latest start; versions before 0.2.0 did not note them."""
     table = file["start"]
     text = table["rewards"].asstr()[-1] if "rewards" in table else ""

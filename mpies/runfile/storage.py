@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -41,11 +42,45 @@ def replace_file(path: Path, image: io.BytesIO) -> None:
         os.close(folder)
 
 
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """With the folder, made if it is not there; what was made goes again if that within fails."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for made in missing:
+            with contextlib.suppress(OSError):  # another job's files are in it
+                made.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def lock_given_back(path: Path, lock: int) -> Iterator[None]:
+    """No trace of the lock stays if that within fails; only for who has found no run file."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.with_name(LOCK).unlink()
+        os.close(lock)
+        raise
+
+
 def lock_folder(path: Path, patience: float = 10.0) -> int:
     """Take the run directory for this job until it ends: a descriptor that holds the lock.
 
     A job that was just killed may hold it for some seconds more.
     """
+    descriptor = _lock(path, patience)
+    if path.with_name(LOCK).exists():
+        return descriptor
+    os.close(descriptor)  # of a job that could not begin, and took it away meanwhile
+    return _lock(path, patience)
+
+
+def _lock(path: Path, patience: float) -> int:
     try:
         descriptor = os.open(path.with_name(LOCK), os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:

@@ -34,7 +34,7 @@ from mpies.runfile.layout import (
 )
 from mpies.runfile.reader import History, checked_history, damage_told, open_for_reading
 from mpies.runfile.schema import CHECKSUM, COMMAND_TABLES, TABLES
-from mpies.runfile.storage import commit, lock_folder, replace_file
+from mpies.runfile.storage import commit, lock_folder, lock_given_back, made_folder, replace_file
 
 
 class RunFile:
@@ -67,19 +67,21 @@ class RunFile:
         Raises InputError if there is a run file already, or the place cannot be written to.
         """
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = lock_folder(path)
-            if path.exists():
-                raise InputError(f"run.directory: another job began a run in {path.parent} meanwhile")
-            image = io.BytesIO()
-            with h5py.File(image, "w") as file:
-                lay_out(file, population, attributes)
-                add_start(file, settings_yaml, start)
-                allocate_rows(file, generations)
-                name_dimensions(file)
-            replace_file(path, image)
-            return cls(path, h5py.File(path, "r+", locking=False), generations, lock)
-        except (OSError, RuntimeError) as error:
+            with made_folder(path.parent):
+                lock = lock_folder(path)
+                if path.exists():
+                    os.close(lock)
+                    raise InputError(f"run.directory: another job began a run in {path.parent} meanwhile")
+                with lock_given_back(path, lock):
+                    image = io.BytesIO()
+                    with h5py.File(image, "w") as file:
+                        lay_out(file, population, attributes)
+                        add_start(file, settings_yaml, start)
+                        allocate_rows(file, generations)
+                        name_dimensions(file)
+                    replace_file(path, image)
+                return cls(path, h5py.File(path, "r+", locking=False), generations, lock)
+        except (OSError, RuntimeError, MemoryError) as error:
             raise InputError(f"run.directory: cannot write {path} ({reason(error)})") from None
 
     @classmethod

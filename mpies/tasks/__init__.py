@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from mpies import config
+from mpies.engines.base import Prompt
 from mpies.errors import InputError
 from mpies.tasks import rewards
 from mpies.tasks.base import Task
 
+Load = Callable[[dict[str, float]], rewards.Weighted]
 
-def make(settings: config.TaskSettings, seed: int = 0) -> Task:
+
+def make(settings: config.TaskSettings, seed: int = 0, load: Load = rewards.load) -> Task:
     """The task that the settings describe; `seed` (es.seed) orders its prompts.
 
-    Raises InputError for bad data and for reward functions that cannot be loaded.
+    `load` imports the user's reward functions. Raises InputError for bad data and for reward functions that
+    cannot be loaded.
     """
-    own = rewards.load(settings.reward) if settings.reward else None
+    own = load(settings.reward) if settings.reward else None
     task = _make(settings, own)
     size = settings.prompts_per_generation
     if size > len(task.train):
@@ -35,6 +40,27 @@ def refuse_messages_without_template(task: Task, tokenizer) -> None:
             "task.train_data: its prompts are chat messages, but this model's tokenizer has no chat"
             " template; use prompts that are text, or a model that was trained for chats"
         )
+
+
+def refuse_long_prompts(task: Task, tokens_of: Callable[[Prompt], list[int]], most: int, new: int) -> None:
+    """Raise InputError for a prompt that leaves no room for an answer of `new` tokens before position `most`.
+
+    A model computes on beyond what it was trained on, and its answers are nonsense; or it fails then.
+    """
+    parts = (("task.train_data", "training", task.train), ("task.eval_data", "held-out", task.held_out))
+    for setting, name, rows in parts:
+        for number, row in enumerate(rows, 1):
+            tokens = len(tokens_of(row["prompt"]))
+            if tokens + new > most:
+                room = (
+                    f"use an engine.max_new_tokens of {most - tokens} or less, or leave the row out"
+                    if tokens < most
+                    else "leave the row out"
+                )
+                raise InputError(
+                    f"{setting}: {name} prompt {number} has {tokens} tokens and its answer up to {new},"
+                    f" but the model knows {most} positions; {room}"
+                )
 
 
 def _make(settings: config.TaskSettings, own: rewards.Weighted | None) -> Task:

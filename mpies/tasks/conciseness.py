@@ -61,7 +61,8 @@ def holds(completion: str, answer: str) -> bool:
 def make_task(settings: config.TaskSettings) -> Task:
     """The paper's prompts, or the files that are set, with a column `answer`. Raises InputError."""
     if not settings.train_data:
-        return Task("conciseness", _rows(TRAIN), _rows(HELD_OUT), reward, metrics)
+        own = data.first_of_each(settings, _rows(TRAIN), _rows(HELD_OUT))
+        return Task("conciseness", *own, reward, metrics)
 
     def check_row(given: Row) -> Row:
         answer = given.get("answer")

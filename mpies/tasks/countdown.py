@@ -17,7 +17,7 @@ import numpy as np
 from mpies import config
 from mpies.errors import InputError
 from mpies.noise.definition import STREAM_PROBLEMS, philox
-from mpies.tasks import data
+from mpies.tasks import custom, data
 from mpies.tasks.arithmetic import BINARY, value_using
 from mpies.tasks.base import Row, Task, answer_text
 
@@ -26,6 +26,7 @@ TOLERANCE = Fraction(1, 100_000)
 FORMAT_WEIGHT = 0.1
 
 TRAIN_SIZE, EVAL_SIZE = 200, 2000  # made-up problems, as many as the paper has
+MOST_MADE = 100_000  # which takes a minute, and hours for more
 LARGEST_NUMBER, LARGEST_TARGET = 99, 999
 TARGET = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 
@@ -55,9 +56,9 @@ def metrics(rows: list[Row], completions: list[str]) -> dict[str, list[float]]:
 def format_score(completion: str) -> float:
     """1 for exactly `<think>...</think>\\n<answer>...</answer>`, the prompt's `<think>` included.
 
-    Otherwise 0.1 for a think block plus 0.5 for an answer block.
+    A line break may follow. Otherwise 0.1 for a think block plus 0.5 for an answer block.
     """
-    text = THINK + completion
+    text = (THINK + completion).removesuffix("\n")
     between = f"{END_THINK}\n{ANSWER}"
     # Not a regular expression, of which some answers would take quadratic time.
     if text.endswith(END_ANSWER) and between in text[len(THINK) : -len(END_ANSWER)]:
@@ -66,10 +67,13 @@ def format_score(completion: str) -> float:
 
 
 def answer_score(completion: str, numbers: list[int], target: str) -> float:
-    """1 if the last answer block uses every number exactly once and equals the target within 1e-5, else 0."""
+    """1 if the last answer block uses every number once and is less than 1e-5 from the target, else 0.
+
+    White space at the block's ends is none of its expression.
+    """
     expression = last_answer(completion)
-    value = None if expression is None else value_using(expression, numbers)
-    return float(value is not None and abs(value - Fraction(target)) <= TOLERANCE)
+    value = None if expression is None else value_using(expression.strip(), numbers)
+    return float(value is not None and abs(value - Fraction(target)) < TOLERANCE)
 
 
 def last_answer(text: str) -> str | None:
@@ -89,11 +93,19 @@ def make_task(settings: config.TaskSettings) -> Task:
     if settings.train_data:
         train, held_out = data.read_splits(settings, check_row)
         return Task("countdown", train, held_out, reward, metrics)
+    for key in ("train_size", "eval_size"):
+        size = getattr(settings, key)
+        if size > MOST_MADE:
+            raise InputError(
+                f"task.{key}: given {size}, but countdown makes up to {MOST_MADE} problems; for more, set"
+                " task.train_data"
+            )
     made = make_problems(settings.seed, settings.numbers)
     # The held-out problems first, so that they stay the same for any number of training problems.
     held_out = [next(made) for _ in range(settings.eval_size or EVAL_SIZE)]
     if settings.eval_data:
-        held_out = data.read_rows(settings.eval_data, "task.eval_data", check_row, settings.eval_size)
+        rows = data.read_rows(settings.eval_data, "task.eval_data", check_row, settings.eval_size)
+        held_out = data.first("task.eval_size", rows, settings.eval_size, settings.eval_data)
     train = [next(made) for _ in range(settings.train_size or TRAIN_SIZE)]
     return Task("countdown", train, held_out, reward, metrics)
 
@@ -112,7 +124,12 @@ def check_row(given: Row) -> Row:
     if not isinstance(prompt, str):
         raise InputError(f"context: given {prompt!r:.80}, needed is text")
     known = {"id": given.get("id"), "solution": given.get("solution")}
-    return {"prompt": prompt, "numbers": numbers, "target": str(target), **known}
+    return {
+        "prompt": custom.check_prompt(prompt, "context"),
+        "numbers": numbers,
+        "target": str(target),
+        **known,
+    }
 
 
 def prompt_of(numbers: list[int], target: str) -> str:

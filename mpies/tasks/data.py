@@ -6,6 +6,7 @@ What is wrong with them is told in one line: the setting, the file, the line, wh
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,11 +18,19 @@ from mpies.tasks.base import Row
 
 KINDS = "a .json, .jsonl or .parquet file, or a folder written by datasets.save_to_disk"
 
+# NAME or ORGANISATION/NAME, without the end of a file's name.
+HUB_ID = re.compile(r"[\w-]+(/[\w.-]+)?(?<!\.json)(?<!\.jsonl)(?<!\.parquet)")
+
 Placed = Iterator[tuple[str, Any]]
 """(where it is in the file: "line 3", what is there)"""
 
+Review = Callable[[list[Row]], tuple[int, str] | None]
+"""What can only be said of all checked rows at once: the index of a bad one, and what is wrong with it."""
 
-def read_splits(settings: config.TaskSettings, check: Callable[[Row], Row]) -> tuple[list[Row], list[Row]]:
+
+def read_splits(
+    settings: config.TaskSettings, check: Callable[[Row], Row], review: Review | None = None
+) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows from the files that are set.
 
     Without a file of their own, `task.eval_size` held-out rows are those that follow the
@@ -29,16 +38,55 @@ def read_splits(settings: config.TaskSettings, check: Callable[[Row], Row]) -> t
     """
     size, held_out = settings.train_size, settings.eval_size
     wanted = size and size + (0 if settings.eval_data else held_out)
-    train = read_rows(settings.train_data, "task.train_data", check, wanted)
-    if len(train) < size:
-        raise InputError(f"task.train_size: given {size}, but {settings.train_data} has {len(train)} rows")
-    if settings.eval_data:
-        return train, read_rows(settings.eval_data, "task.eval_data", check, held_out)
-    return (train[:size], train[size:]) if size else (train, [])
+    rows = read_rows(settings.train_data, "task.train_data", check, wanted, review)
+    if not settings.eval_data:
+        return split(rows, size, held_out, settings.train_data)
+    train = first("task.train_size", rows, size, settings.train_data)
+    rows = read_rows(settings.eval_data, "task.eval_data", check, held_out, review)
+    return train, first("task.eval_size", rows, held_out, settings.eval_data)
 
 
-def read_rows(path: str, setting: str, check: Callable[[Row], Row], wanted: int = 0) -> list[Row]:
-    """The first `wanted` rows of a data file, or all, each passed through `check`.
+def split(rows: list[Row], size: int, held_out: int, source: str) -> tuple[list[Row], list[Row]]:
+    """The first `size` rows, or all, and the `held_out` that follow. Raises InputError if there are fewer."""
+    train = first("task.train_size", rows, size, source)
+    if held_out and not size:
+        raise InputError(
+            f"task.eval_size: given {held_out}, but without task.train_size all rows of {source} are for"
+            " training; set it, or task.eval_data"
+        )
+    rest = f"{source}, behind the {len(train)} for training,"
+    return train, first("task.eval_size", rows[len(train) :], held_out, rest) if size else []
+
+
+def first(setting: str, rows: list[Row], size: int, source: str) -> list[Row]:
+    """The first `size` rows; 0: all. Raises InputError if there are fewer."""
+    if size > len(rows):
+        raise InputError(f"{setting}: given {size}, but {source} has {len(rows)} rows")
+    return rows[:size] if size else rows
+
+
+def first_of_each(
+    settings: config.TaskSettings, train: list[Row], held_out: list[Row]
+) -> tuple[list[Row], list[Row]]:
+    """Of a task's own rows: as many as are set. Raises InputError if there are fewer."""
+    return (
+        first(
+            "task.train_size", train, settings.train_size, f"task {settings.name}, without task.train_data,"
+        ),
+        first(
+            "task.eval_size", held_out, settings.eval_size, f"task {settings.name}, without task.eval_data,"
+        ),
+    )
+
+
+def read_rows(
+    path: str,
+    setting: str,
+    check: Callable[[Row], Row],
+    wanted: int = 0,
+    review: Review | None = None,
+) -> list[Row]:
+    """The first `wanted` rows of a data file, or all, each passed through `check`, then all to `review`.
 
     `check` raises InputError for a bad one.
 
@@ -46,9 +94,12 @@ def read_rows(path: str, setting: str, check: Callable[[Row], Row], wanted: int 
     """
     try:
         given = islice(_read(Path(path).expanduser()), wanted or None)
-        found = [_check_row(check, place, row) for place, row in given]
+        placed = [(place, _check_row(check, place, row)) for place, row in given]
+        found = [row for _, row in placed]
         if not found:
             raise InputError("it has no rows")
+        if review and (bad := review(found)):
+            raise InputError(f"{placed[bad[0]][0]}: {bad[1]}")
     except InputError as error:
         raise InputError(f"{setting}: {path}: {error}") from None
     except (OSError, ValueError) as error:
@@ -68,13 +119,24 @@ def _check_row(check: Callable[[Row], Row], place: str, given: Any) -> Row:
 
 def _read(path: Path) -> Placed:
     if not path.exists():
-        raise InputError(f"there is no such file or folder; needed is {KINDS}")
+        raise InputError(absence(path))
     if path.is_dir():
         return _saved_dataset(path)
     readers = {".jsonl": _json, ".json": _json, ".parquet": _parquet}
     if path.suffix not in readers:
         raise InputError(f"cannot tell its kind; needed is {KINDS}")
     return readers[path.suffix](path)
+
+
+def absence(path: str | Path) -> str:
+    """What is said of a path where nothing is."""
+    words = f"there is no such file or folder; needed is {KINDS}"
+    if not HUB_ID.fullmatch(str(path)):
+        return words
+    return (
+        f"{words}; if it is a data set of a hub, download it first:"
+        f" datasets.load_dataset('{path}', split='train').save_to_disk(FOLDER)"
+    )
 
 
 def _json(path: Path) -> Placed:

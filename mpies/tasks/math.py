@@ -1,8 +1,9 @@
 """Mathematics with a final answer that can be checked: 1 if it is right, else 0 (paper, section 4.4).
 
 Rows as in GSM8K (`question`, `answer` with the final answer after ####) or MATH (`problem`, `solution`
-with it in \\boxed{}), or `prompt` and `answer`. math-verify compares them, in a process of its own (see
-math_worker.py). An answer that it cannot compare in time counts as wrong.
+with it in \\boxed{}), or `prompt` and `answer`. A list of answers holds alternatives: any of them is
+right. math-verify compares them, in a process of its own (see math_worker.py). An answer that it cannot
+compare in time counts as wrong.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
+import reprlib
 import select
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -37,8 +41,17 @@ INSTRUCTION = "\n\nReason step by step, and put the final answer in \\boxed{}."
 # for a machine that stands still.
 PATIENCE = 120
 
+# Golds that math-verify is known to parse: most of those in GSM8K and MATH.
+PLAIN = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?|-?\\frac\{[0-9]{1,15}\}\{[0-9]{1,15}\}")
 
-def reward(prompts, completions, answer: list[str], **_) -> list[float | None]:
+# Starting a checker takes as long as parsing so many golds.
+GOLDS_A_CHECKER = 100
+CHECKERS = 4
+
+Gold = str | list[str]
+
+
+def reward(prompts, completions, answer: list[Gold], **_) -> list[float | None]:
     """1 for a right final answer, else 0; None if the machine failed to compare it."""
     return [_score(answer_text(c), gold) for c, gold in zip(completions, answer, strict=True)]
 
@@ -59,11 +72,10 @@ def make_task(settings: config.TaskSettings) -> Task:
 
     check = partial(check_row, prompt_column=settings.prompt_column)
     if settings.train_data:
-        return Task("math", *data.read_splits(settings, check), reward, metrics)
+        return Task("math", *data.read_splits(settings, check, find_incomparable), reward, metrics)
     rows = data.read_rows(str(SAMPLE), "task.train_data", check)
     train, held_out = rows[:SAMPLE_TRAIN_SIZE], rows[SAMPLE_TRAIN_SIZE:]
-    train, held_out = train[: settings.train_size or None], held_out[: settings.eval_size or None]
-    return Task("math", train, held_out, reward, metrics)
+    return Task("math", *data.first_of_each(settings, train, held_out), reward, metrics)
 
 
 def check_row(given: Row, prompt_column: str) -> Row:
@@ -73,28 +85,93 @@ def check_row(given: Row, prompt_column: str) -> Row:
     if column != prompt_column and isinstance(kept["prompt"], str):
         kept["prompt"] += INSTRUCTION
     gold = _gold(given)
-    if gold is None:
+    if not gold:
         raise InputError(
             "no final answer; needed is a column `answer`, with it alone or after ####, or `solution`, with"
             " it in \\boxed{}"
         )
-    if not _checker.ask(gold=gold):
-        raise InputError(f"answer: {gold!r:.60} cannot be compared, not even with itself")
     return {**kept, "answer": gold}
 
 
-def _gold(given: Row) -> str | None:
-    if given.get("answer") is not None:
-        text = str(given["answer"])
-        return final_answer(text) or text.strip() or None
-    return final_answer(str(given.get("solution", ""))) or None
+def find_incomparable(rows: list[Row]) -> tuple[int, str] | None:
+    """The first row with a gold answer that nothing can be compared with, and what to say of it.
+
+    Parsing takes milliseconds, which sum up: each gold is parsed once, by several checkers at a time.
+    """
+    places: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        for gold in _alternatives(row["answer"]):
+            if not PLAIN.fullmatch(gold):
+                places.setdefault(gold, number)
+    good = _are_answers(list(places))
+    for gold, number in places.items():
+        if not good[gold]:
+            return number, (
+                f"answer: {gold!r:.60} cannot be compared, not even with itself; write it as LaTeX, such as"
+                " \\frac{1}{2}, or leave the row out"
+            )
+    return None
 
 
-def _score(text: str, gold: str) -> float | None:
+def _are_answers(golds: list[str]) -> dict[str, bool]:
+    """Of each gold answer: can answers be compared with it?"""
+    size = max(1, min(CHECKERS, _cores(), len(golds) // GOLDS_A_CHECKER))
+    checkers = [_checker, *(_Checker() for _ in range(size - 1))]
     try:
-        return _compared(text, gold)
-    except _WorkerFailedError:
-        return None
+        with ThreadPoolExecutor(size) as pool:
+            shares = [golds[first::size] for first in range(size)]
+            made = pool.map(lambda c, share: {gold: c.ask(gold=gold) for gold in share}, checkers, shares)
+            return {gold: good for share in made for gold, good in share.items()}
+    finally:
+        for checker in checkers[1:]:
+            checker.stop()
+
+
+def _cores() -> int:
+    """Cores that this rank may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def _gold(given: Row) -> Gold | None:
+    """What `answer` gives, each of a list; without one, what `solution` ends in."""
+    answer = given.get("answer")
+    if answer is None:
+        solution = given.get("solution", "")
+        return final_answer(solution) if isinstance(solution, str) else None
+    if not isinstance(answer, list):
+        return _one_gold(answer)
+    if not answer:
+        raise InputError("answer: given [], needed is at least one of the right answers")
+    golds = [_one_gold(item) for item in answer]
+    if not all(golds):
+        raise InputError(f"answer: given {reprlib.repr(answer)}, of which one is empty")
+    return [gold for gold in golds if gold]
+
+
+def _one_gold(given: object) -> str | None:
+    if not isinstance(given, str | int | float):
+        raise InputError(
+            f"answer: given {reprlib.repr(given)}, needed is text or a number, or a list of those of which"
+            " any is right"
+        )
+    text = str(given)
+    return final_answer(text) or text.strip() or None
+
+
+def _alternatives(gold: Gold) -> list[str]:
+    return gold if isinstance(gold, list) else [gold]
+
+
+def _score(text: str, gold: Gold) -> float | None:
+    """1 if the text's answer is one of the alternatives, else 0; None if one could not be compared."""
+    unknown = False
+    for alternative in _alternatives(gold):
+        try:
+            if _compared(text, alternative):
+                return 1.0
+        except _WorkerFailedError:
+            unknown = True
+    return None if unknown else 0.0
 
 
 @lru_cache(maxsize=10_000)

@@ -22,6 +22,9 @@ SECONDS = 3  # of CPU time for one answer, until it counts as wrong
 KILL_AFTER = 3  # more of them, where the signal does not get through
 MEMORY = 4 * 2**30  # bytes of address space
 
+STOPS = (".", ",", ";", ":")
+BLANKS = ("\\,", "\\;", "\\:", "\\!", "\\quad", "\\qquad")
+
 
 class _TimeIsUp(BaseException):
     """Not an Exception, all of which math-verify catches."""
@@ -55,7 +58,9 @@ def right(gold: str, text: str) -> bool:
 
 def is_answer(gold: str) -> bool:
     """Can answers be compared with this gold answer? If not, it does not even equal itself."""
-    return _equal(gold, _boxed(gold))
+    from math_verify import verify
+
+    return verify(_parsed(gold), _parsed(gold), timeout_seconds=None)
 
 
 def final_answer(text: str) -> str | None:
@@ -85,7 +90,33 @@ def _parsed(gold: str) -> list:
 
 
 def _boxed(answer: str) -> str:
-    return f"\\boxed{{{answer.strip()}}}"
+    return f"\\boxed{{{_without_end(answer)}}}"
+
+
+def _without_end(answer: str) -> str:
+    """The answer without blanks at its end, and without one full stop, comma, colon or semicolon.
+
+    They end a sentence, and math-verify would compare the whole as text. An ellipsis and `2!` say
+    something. What else stands beside numbers (`\\$`, `\\%`, units in \\text) math-verify knows itself.
+    """
+    text = _without_blanks(answer.strip())
+    body = text.rstrip("}$")  # "$204.$", "\\text{Evelyn.}"
+    shorter, ended = body[:-1], body.endswith(STOPS)
+    if ended and not shorter.endswith((".", "\\", "\\right", "\\left")):
+        return _without_blanks(shorter) + text[len(body) :]
+    return text
+
+
+def _without_blanks(text: str) -> str:
+    """The text without white space and LaTeX's blanks at its end."""
+    while True:
+        shorter = text.rstrip().rstrip("~")
+        blank = next((blank for blank in BLANKS if shorter.endswith(blank)), "")
+        # A backslash that is left over was one before a blank; "\\{1, 2\\}" ends otherwise.
+        shorter = shorter[: len(shorter) - len(blank)].rstrip("\\")
+        if shorter == text:
+            return text
+        text = shorter
 
 
 def _in_time(function, **arguments) -> bool:

@@ -7,6 +7,7 @@ that do not return None for an answer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import hashlib
 import importlib.util
@@ -14,7 +15,7 @@ import inspect
 import math
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -85,19 +86,30 @@ async def _awaited(made: Awaitable[Any]) -> Any:
 def _function(name: str) -> Callable[..., Any]:
     place, _, attribute = name.rpartition(":")
     module = _module(place)
-    function = getattr(module, attribute, None)
+    with _users_code(place):
+        function = getattr(module, attribute, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         near = difflib.get_close_matches(attribute, known, n=1) or known[:1]
         hint = f"; did you mean {place}:{near[0]}?" if near else ""
         raise InputError(f"task.reward: {place} has no function {attribute!r}{hint}")
-    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
-    if inspect.Parameter.VAR_KEYWORD not in kinds:
+    _refuse_signature(function, name, attribute)
+    return function
+
+
+def _refuse_signature(function: Callable[..., Any], name: str, attribute: str) -> None:
+    wanted = f"as in TRL: def {attribute}(prompts, completions, **columns)"
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of some that are built in
+        raise InputError(
+            f"task.reward: {name} tells no signature; write a function that calls it, {wanted}"
+        ) from None
+    if inspect.Parameter.VAR_KEYWORD not in [parameter.kind for parameter in parameters]:
         raise InputError(
             f"task.reward: {name} does not take every column; its signature has to end with **columns,"
-            f" as in TRL: def {attribute}(prompts, completions, **columns)"
+            f" {wanted}"
         )
-    return function
 
 
 def _module(place: str) -> ModuleType:
@@ -105,17 +117,24 @@ def _module(place: str) -> ModuleType:
     path = Path(place).expanduser()
     if path.suffix == ".py" and not path.is_file():
         raise InputError(f"task.reward: there is no file {place}")
+    with _users_code(place):
+        return importlib.import_module(place) if path.suffix != ".py" else _from_file(path.resolve())
+
+
+@contextlib.contextmanager
+def _users_code(place: str) -> Iterator[None]:
+    """Whatever ends the user's code within, sys.exit included, is bad input; Ctrl-C is not."""
     try:
-        if path.suffix != ".py":
-            return importlib.import_module(place)
-        return _from_file(path.resolve())
+        yield
+    except KeyboardInterrupt:
+        raise
     except ModuleNotFoundError as error:
         raise InputError(f"task.reward: {place}: no module named {error.name!r}") from None
-    except Exception as error:
+    except BaseException as error:
         raise InputError(f"task.reward: {place} cannot be imported: {_told(error)}") from None
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """An error of the user's code in one line, with the place where it happened."""
     if isinstance(error, SyntaxError):
         text, file, line = error.msg, error.filename, error.lineno

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -255,10 +256,38 @@ def test_csv_and_parquet_come_back(run, tmp_path):
                 again = again.set_index(frame.index.names)
             for name in frame:
                 left, right = frame[name].tolist(), again[name].astype(frame[name].dtype).tolist()
+                if form == "csv":
+                    right = [re.sub(r"^'(?=[=+@\t\r-])", "", r) if isinstance(r, str) else r for r in right]
                 kind = frame[name].dtype.kind
                 same = np.array_equal(left, right, equal_nan=True) if kind == "f" else left == right
                 assert same, f"{form}: {table}.{name}"
         assert (tmp_path / form / "settings.yaml").read_text() == original.configs[-1]
+
+
+def test_what_a_model_wrote_is_no_formula_of_a_spreadsheet(run, tmp_path):
+    """A cell that begins with one of these is run, or sent somewhere, when the file is opened."""
+    pandas = pytest.importorskip("pandas")
+    texts = ["=HYPERLINK(0)", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "1 = 1", "'=1", "", "plain"]
+    path = made_up.write_run(tmp_path / "run", generations=0)
+    with h5py.File(path, "r+") as file:
+        for table in ("sample", "metric"):
+            for column in file[table].values():
+                column.resize(len(texts), axis=0)
+        file["sample/completion"][:] = file["metric/name"][:] = texts
+        file["sample/prompt"][:] = file["sample/split"][:] = file["metric/split"][:] = "train"
+        file["sample/reward"][:] = file["metric/mean"][:] = -5.0
+        file["sample/generation"][:] = file["metric/generation"][:] = 0
+        made_up.seal_all(file)
+    for form, quote in (("csv", "'"), ("parquet", "")):
+        status, _, err = run("export", path, "--format", form, "--output", tmp_path / form)
+        assert status == 0, err
+        read = {"csv": lambda p: pandas.read_csv(p, keep_default_na=False), "parquet": pandas.read_parquet}[
+            form
+        ]
+        samples, metrics = (read(tmp_path / form / f"{table}.{form}") for table in ("samples", "metrics"))
+        expected = [quote + text for text in texts[:6]] + texts[6:]
+        assert samples.completion.tolist() == expected == metrics.name.tolist()
+        assert samples.reward.tolist() == [-5.0] * len(texts), "numbers stay numbers"
 
 
 def test_tables_of_later_evaluations_are_exported(run, later, tmp_path):

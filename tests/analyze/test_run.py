@@ -386,3 +386,30 @@ def test_json_of_attributes(reference):
 
 def test_frames_carry_their_origin(reference):
     assert open_run(reference).generations.attrs["run_uuid"]
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (
+            "model: !!python/object/apply:os.system ['echo hi']",
+            "not valid YAML (could not determine a constructor",
+        ),
+        ("a: &a [" + "x, " * 200 + "]\nb: [" + "*a, " * 200 + "]", "it holds more than 10,000 values"),
+        ("[" * 3000, "not valid YAML (brackets within brackets"),
+        ("hello", "its settings are not sections"),
+    ],
+    ids=["code", "bomb", "deep", "text"],
+)
+def test_settings_that_others_have_written_are_one_line(tmp_path, capfd, text, words):
+    path = made_up.write_run(tmp_path / "run", generations=1)
+    with h5py.File(path, "r+") as file:
+        del file["config/000"]
+        file["config/000"] = text
+    assert main(["summary", str(path)]) == 2
+    (line,) = launching.problems(capfd.readouterr().err)
+    assert (
+        line.startswith(f"{path}: a damaged run file (")
+        and words in line
+        and len(line) < 400 + len(str(path))
+    )

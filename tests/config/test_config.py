@@ -426,6 +426,74 @@ def test_file_without_sections(write, text):
     assert line.startswith(f"{path}: ") and "model, task, es, engine, run" in line
 
 
+NINE = ", ".join(["x"] * 9)
+BOMB = f"a: &a [{NINE}]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefg", "bcdefgh")
+)
+HOSTILE = {
+    "code": (
+        "model: !!python/object/apply:os.system ['echo hi']\n",
+        "line 1 not valid YAML (could not determine",
+    ),
+    "name": ("model: {path: !!python/name:os.system ''}\n", "line 1 not valid YAML (could not determine"),
+    "tag": ("model: !mine {path: x}\n", "line 1 not valid YAML"),
+    "bomb": (BOMB, "it holds more than 10,000 values, those that aliases repeat included"),
+    "bomb in a setting": (BOMB.replace("h:", "model:"), "it holds more than 10,000 values"),
+    "itself": ("model: &a\n  path: *a\n", "it holds more than 10,000 values"),
+    "deep": ("[" * 3000, "not valid YAML (brackets within brackets, too deep)"),
+    "deep mapping": ("{a: " * 3000, "not valid YAML (brackets within brackets, too deep)"),
+    "long": ("# " + "x" * 1_000_000, "it has more than 1,000,000 characters"),
+    "digits": (f"es: {{seed: 1{'0' * 5000}}}\n", "not valid YAML (Exceeds the limit"),
+    "twice": ("model: {path: x}\nmodel: {path: y}\n", "line 2 not valid YAML (found duplicate key"),
+    "documents": ("model: {path: x}\n---\nmodel: {path: y}\n", "line 2 not valid YAML"),
+    "version": ("%YAML 3.0\n---\nmodel: {path: x}\n", "line 1 not valid YAML"),
+    "list": ("[model, task]\n", "expected sections (model, task, es, engine, run) with settings"),
+    "nothing": ("", "expected sections"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_yaml_that_is_none_or_hostile_is_one_short_line(write, kind):
+    """In a configuration as in the settings that a run file holds, which others may have written."""
+    text, words = HOSTILE[kind]
+    path = write(text)
+    with pytest.raises(InputError) as error:
+        config.from_yaml(text)
+    for line, what in ((the_line(path), path), (str(error.value), "the settings in the run file")):
+        assert line.startswith(f"{what}: {words}"), line
+        assert len(line) < 400 + len(path) and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "es.sigma=[" + "a, " * 5000 + "]",
+        "es.sigma=" + "7" * 5000,
+        "es.sigma=" + "x" * 5000,
+        "es.sigma=0b1" + "1" * 70_000,
+        "es.sigma={" + ", ".join(f"a{i}: {{b: [1, 2, 3, 4, 5, 6, 7, 8, 9]}}" for i in range(500)) + "}",
+        "es.sigma=" + "[" * 3000,
+        "task.reward=[" + "5, " * 5000 + "]",
+        "run.time_limit=" + "x" * 5000,
+        f"es.{'x' * 5000}=1",
+    ],
+    ids=lambda given: given[:20],
+)
+def test_what_was_given_is_shortened(given):
+    line = the_line(given)
+    assert line.startswith(given.split("=")[0][:100]) and len(line) < 600
+
+
+@pytest.mark.parametrize("text", ["\\0", "\\ud800"])
+def test_text_that_names_no_file(write, text):
+    line = the_line(write(f'model: {{path: "a{text}"}}\nrun: {{directory: x}}\n'))
+    assert line.startswith("model.path: given 'a\\") and line.endswith(
+        "text in UTF-8 without null characters"
+    )
+    line = the_line(write(FILE), "run.directory=a" + {"\\0": "\0"}.get(text, "\udc80"))
+    assert line.startswith("run.directory: given 'a\\")
+
+
 @pytest.mark.parametrize("text", ["1: 2\n", "es: {1: 2}\n", "~: 3\n", "[a, b]: 3\n"])
 def test_keys_that_are_no_words(write, text):
     assert "no such setting" in the_line(write(FILE + text))

@@ -128,6 +128,14 @@ def test_the_same_twice(load):
     assert engine.generate(PROMPTS) == engine.generate(PROMPTS)
 
 
+def test_a_window_that_the_model_does_not_have(load):
+    """A Llama's config.json may tell of a Mistral's; the cache must not forget what a Llama reads."""
+    model, tokenizer = load()
+    model.config.sliding_window = 8
+    assert max(len(tokenizer(prompt)["input_ids"]) for prompt in PROMPTS) > 2 * 8
+    assert_answers(engine_of(model, tokenizer), answers(model, tokenizer))
+
+
 # The end of a sequence
 
 
@@ -286,3 +294,18 @@ def test_a_tokenizer_without_padding_token(load):
     expected = answers(model, tokenizer)
     tokenizer.pad_token = None
     assert_answers(engine_of(model, tokenizer), expected)
+
+
+@pytest.mark.parametrize(
+    "rope, positions",
+    [
+        ({"rope_type": "default"}, 512),
+        ({"rope_type": "yarn", "factor": 4.0}, 2048),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}, 512),
+    ],
+)
+def test_positions_that_a_model_knows(load, rope, positions):
+    model, tokenizer = load()
+    model.config.rope_parameters = {"rope_theta": 10000.0, **rope}
+    assert Text(model, tokenizer, False).positions == positions

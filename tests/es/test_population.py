@@ -79,7 +79,7 @@ def test_blocks_cut_the_population_in_order(size, block):
 def test_ranks_share_the_blocks(size, block, ranks):
     population = Population(size, 42, block=block)
     for generation in (0, 1, 5, 12):
-        shares = [population.blocks_of(rank, ranks, generation) for rank in range(ranks)]
+        shares = population.plan(generation, ranks).blocks
         taken = sorted((one for share in shares for one in share), key=lambda one: one[0].index)
         assert taken == population.blocks(generation), "each block is evaluated once, as it is"
         counts = [len(share) for share in shares]
@@ -89,7 +89,8 @@ def test_ranks_share_the_blocks(size, block, ranks):
 @pytest.mark.parametrize("size, ranks", [(30, 4), (16, 3), (5, 4), (2, 7)])
 def test_ranks_take_turns_with_the_extra_block(size, ranks):
     population = Population(size, 42)
-    totals = [sum(len(population.blocks_of(r, ranks, g)) for g in range(ranks)) for r in range(ranks)]
+    plans = [population.plan(generation, ranks) for generation in range(ranks)]
+    totals = [sum(len(plan.blocks[rank]) for plan in plans) for rank in range(ranks)]
     assert totals == [size] * ranks
 
 
@@ -104,10 +105,7 @@ def test_plan_leads_from_rank_order_to_member_order(size, antithetic, ranks):
         assert plan.seeds.dtype == np.uint64 and plan.seeds.tolist() == [m.seed for m in members]
         assert plan.signs.dtype == np.int8 and plan.signs.tolist() == [m.sign for m in members]
         # Each rank sends the numbers of its members, after one another.
-        sent = [
-            [member.index for block in population.blocks_of(rank, ranks, generation) for member in block]
-            for rank in range(ranks)
-        ]
+        sent = [[member.index for block in blocks for member in block] for blocks in plan.blocks]
         assert plan.counts == [len(indices) for indices in sent]
         gathered = np.array([index for indices in sent for index in indices])
         assert gathered[plan.order].tolist() == list(range(size))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from functools import partial
 from pathlib import Path
 
 import h5py
@@ -82,7 +81,7 @@ def loaded(tiny_model):
 def pull(anchor: Anchor, weights: Weights, decay: float) -> None:
     """An update by the anchor alone, without any member."""
     nothing = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.float32)
-    weights.update(*nothing, partial(anchor.pull, decay=decay))
+    weights.update(*nothing, anchor.pulling(decay))
 
 
 @pytest.mark.parametrize("options", [{}, {"tied": False}, {"kind": "qwen2", "dtype": torch.bfloat16}])

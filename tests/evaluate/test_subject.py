@@ -74,7 +74,7 @@ def test_the_best_is_by_held_out_reward(run, history):
     assert subject.generation == rewards.index(max(rewards))
 
 
-@pytest.mark.parametrize("given", ["4", "-1", "frist"])
+@pytest.mark.parametrize("given", ["4", "-1", "frist", ""])
 def test_a_generation_that_is_not_there_is_refused(run, given):
     with pytest.raises(RefusedError, match=r"^--generation: given .*, allowed is 0 to 3, last or best"):
         open_subject(run.comm, parse([str(run.folder), f"--generation={given}"]))
@@ -217,7 +217,7 @@ def test_figures_stand_beside_the_runs_own_if_answers_are_found_as_in_training(r
 
 def test_figures_of_another_reward_do_not_stand_beside_the_runs_own(run, history):
     settings = settings_of(parse([str(run.folder)]), history)
-    assert answers_as_trained(settings, history, history.rewards)
+    assert answers_as_trained(settings, history, history.reward_digests)
     assert not answers_as_trained(settings, history, {"small:reward": "f" * 64})
 
 

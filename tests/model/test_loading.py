@@ -106,6 +106,32 @@ def test_a_tokenizer_without_padding_token_pads_with_the_end(folder):
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
 
 
+# Models of other kinds
+
+SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+OTHER_KINDS = {
+    "t5": ({"is_encoder_decoder": True}, "an encoder-decoder model"),
+    "bart": ({"is_encoder_decoder": True}, "an encoder-decoder model"),
+    "whisper": ({"is_encoder_decoder": True}, "an encoder-decoder model"),
+    "llava": ({}, "a vision model"),
+    "qwen2_vl": ({}, "a vision model"),
+    "vit": (SIZES, "no causal language model"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+@pytest.mark.parametrize("load", [loading.load, loading.outline])
+def test_models_of_other_kinds(folder, kind, load):
+    changes, words = OTHER_KINDS[kind]
+    (folder / CONFIG).write_text(json.dumps({"model_type": kind, **changes}))
+    with pytest.raises(InputError) as error:
+        load(str(folder), False)
+    assert str(error.value) == (
+        f"model.path: cannot load {folder}: {kind} is {words}; mpies tunes text decoders, such as Llama and"
+        " Qwen2"
+    )
+
+
 # What is not there
 
 
@@ -207,7 +233,7 @@ def test_damaged_config(folder, text):
     "changes, named",
     [
         ({"model_type": "martian"}, "martian"),
-        ({"model_type": "t5"}, "CausalLM"),
+        ({"model_type": "t5"}, "encoder-decoder"),
         ({"hidden_size": "big"}, "hidden_size"),
         ({"dtype": "float7"}, "float7"),
         ({"dtype": "int8"}, "int8"),

@@ -53,7 +53,7 @@ def test_replicas_stay_equal_although_each_rank_perturbs_its_own(world, shared_m
     population = Population(size=5, seed=7)
     seen = [mine.weights.digest()]
     for generation in range(3):
-        for block in population.blocks_of(world.rank, world.size, generation):
+        for block in population.plan(generation, world.size).blocks[world.rank]:
             for member in block:
                 mine.weights.perturb(member.seed, 0.05)
                 mine.engine.generate(PROMPTS)

@@ -82,6 +82,6 @@ def test_another_function_or_weight_is_another_setting(runs, rewards):
 
 def test_of_a_run_that_an_earlier_version_began_no_reward_is_known(finished):
     history = read_history(finished / "run.h5")
-    assert changed_rewards(history, {"small:reward": "f" * 64}) == history.rewards != {}
-    history.rewards.clear()
+    assert changed_rewards(history, {"small:reward": "f" * 64}) == history.reward_digests != {}
+    history.reward_digests.clear()
     assert changed_rewards(history, {"small:reward": "f" * 64}) == {}

@@ -84,15 +84,24 @@ def test_if_a_rank_has_left_members_out_all_are_out_of_time(missing):
     assert [type(error) for error in threads.run(3, exchange)] == [OutOfTimeError] * 3
 
 
-def test_rewards_of_other_members_than_the_plans_are_an_error(alone):
+@pytest.mark.parametrize(
+    "wrong, named", [([2], "rank 2 on gamma"), ([1, 2], "rank 1 on beta, rank 2 on gamma")]
+)
+@pytest.mark.parametrize("other", ["generation", "order"])
+def test_rewards_of_other_members_than_the_plans_stop_all_ranks(wrong, named, other):
     """A rank that counts generations differently would send such."""
-    plan = Population(4, seed=3).plan(0, 1)
-    other = evaluated(Population(4, seed=3).blocks(1))
-    with pytest.raises(AssertionError, match="other members"):
-        exchange_rewards(alone, Phases(), plan, other)
-    swapped = evaluated(plan.blocks[0])[::-1]
-    with pytest.raises(AssertionError, match="other members"):
-        exchange_rewards(alone, Phases(), plan, swapped)
+    population = Population(6, seed=3)
+    plan = population.plan(0, 3)
+
+    def exchange(comm):
+        mine = evaluated(plan.blocks[comm.rank])
+        if comm.rank in wrong:
+            mine = mine[::-1] if other == "order" else evaluated(population.plan(3, 3).blocks[comm.rank])
+        exchange_rewards(comm, Phases(), plan, mine)
+
+    for error in threads.run(3, exchange, hosts=HOSTS):
+        assert type(error) is DivergedError
+        assert str(error).startswith(f"{named} evaluated other members than those of the plan; ")
 
 
 @pytest.mark.parametrize("words", [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 1, 1)])

@@ -188,13 +188,13 @@ def test_checkpoints_are_written_every_so_many_generations(runs):
 
 
 def test_a_pull_brings_every_parameter_nearer_to_its_initial_value(runs):
-    assert runs.begin(1).pull(0.25) is None
+    assert runs.begin(1).replica.anchor is None
     job = runs.begin(2, run__directory=runs.folder.with_name("anchored"), es__anchor_decay=0.25)
     weights = job.replica.weights
     initial = {name: base.clone() for name, base in weights.base.items()}
     weights.update(*UINT)
     moved = {name: base.clone() for name, base in weights.base.items()}
-    weights.update(np.empty(0, np.uint64), np.empty(0, np.float32), job.pull(0.25))
+    weights.update(np.empty(0, np.uint64), np.empty(0, np.float32), job.replica.anchor.pulling(0.25))
     for name, base in weights.base.items():
         assert torch.equal(base, moved[name] + 0.25 * (initial[name] - moved[name])), name
 

@@ -129,6 +129,7 @@ def test_a_disk_that_is_full_at_the_start_is_bad_input(disk, tiny_model):
     (line,) = refused(*arguments(tiny_model(), disk.folder / "run", GENERATIONS))
     assert line.startswith("run.directory: ")
     assert str(disk.folder / "run") in line and "No space left on device" in line
+    assert not (disk.folder / "run").exists()
 
 
 def test_a_checkpoint_that_does_not_fit_costs_no_generation(disk, tiny_model, uninterrupted):

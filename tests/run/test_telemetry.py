@@ -32,7 +32,7 @@ def costs() -> Costs:
 
 
 def test_rewards_of_a_generation_are_those_of_its_scored_members():
-    row, _ = make_rows(outcome(), costs())
+    row, _ = make_rows(outcome(), costs(), 1.5, 112)
     assert row["reward_mean"] == pytest.approx(np.nanmean(REWARDS))
     assert row["reward_std"] == pytest.approx(np.nanstd(REWARDS))
     assert (row["reward_min"], row["reward_max"], row["unscored"]) == (-3.5, 2.25, 2)
@@ -40,14 +40,14 @@ def test_rewards_of_a_generation_are_those_of_its_scored_members():
 
 def test_rewards_are_summed_exactly():
     """So that the file has the same numbers for any number of ranks and any machine."""
-    row, _ = make_rows(outcome(np.array([1e16, 1.0, -1e16, 1.0, 1.0, 3.0])), costs())
+    row, _ = make_rows(outcome(np.array([1e16, 1.0, -1e16, 1.0, 1.0, 3.0])), costs(), 1.5, 112)
     assert row["reward_mean"] == 1
-    row, _ = make_rows(outcome(np.full(MEMBERS, 0.25)), costs())
+    row, _ = make_rows(outcome(np.full(MEMBERS, 0.25)), costs(), 1.5, 112)
     assert (row["reward_mean"], row["reward_std"], row["unscored"]) == (0.25, 0, 0)
 
 
 def test_what_made_the_step_is_noted():
-    row, _ = make_rows(outcome(), costs())
+    row, _ = make_rows(outcome(), costs(), 1.5, 112)
     assert {name: row[name] for name in ("sigma", "alpha", "anchor_decay", "digest")} == {
         "sigma": 0.25,
         "alpha": 0.5,
@@ -58,7 +58,7 @@ def test_what_made_the_step_is_noted():
 
 def test_phases_are_means_over_the_ranks():
     spent = costs()
-    row, _ = make_rows(outcome(), spent)
+    row, _ = make_rows(outcome(), spent, 1.5, 112)
     for i, phase in enumerate(PHASES):
         only = sum(spent.phases[:, i]) / RANKS if phase != "log" else spent.phases[0, i]
         assert row[f"seconds_{phase}"] == pytest.approx(only)
@@ -70,13 +70,13 @@ def test_imbalance_is_the_slowest_ranks_evaluation_over_the_mean():
     for rank, (perturb, generate, reward) in enumerate([(1, 4, 1), (0, 2, 0), (0.5, 0, 1.5)]):
         rows[rank] |= {"perturb": perturb, "generate": generate, "reward": reward}
     spent = np.array([[rows[rank][phase] for phase in PHASES] for rank in range(RANKS)])
-    row, _ = make_rows(outcome(), Costs(costs().members, spent))
+    row, _ = make_rows(outcome(), Costs(costs().members, spent), 1.5, 112)
     assert row["imbalance"] == pytest.approx(6 / (10 / 3))
 
 
 def test_every_member_has_its_row_in_member_order():
     made = outcome()
-    row, members = make_rows(made, costs())
+    row, members = make_rows(made, costs(), 1.5, 112)
     everyone = Population(MEMBERS, seed=9, antithetic=True).members(4)
     assert members["seed"].tolist() == [member.seed for member in everyone]
     assert members["sign"].tolist() == [1, -1] * 3
@@ -89,10 +89,9 @@ def test_every_member_has_its_row_in_member_order():
 
 
 def test_the_rows_are_what_the_run_file_has_columns_for():
-    row, members = make_rows(outcome(), costs())
-    # Known when the row is written.
-    added = {"seconds", "bytes_communicated", "checksum"}
-    assert {column.name for column in TABLES["generation"]} == set(row) | added
+    row, members = make_rows(outcome(), costs(), 1.5, 112)
+    assert {column.name for column in TABLES["generation"]} == {*row, "checksum"}
+    assert (row["seconds"], row["bytes_communicated"]) == (1.5, 112)
     assert {column.name for column in TABLES["member"]} == set(members)
 
 

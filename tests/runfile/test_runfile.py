@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import random
+import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -544,6 +545,25 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
     with pytest.raises(InputError, match=rf"run\.directory: cannot write {path} \(\w") as error:
         new_run(path)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_file_that_cannot_be_begun_leaves_nothing(tmp_path, path, there):
+    """As on a disk that is full."""
+    if there:
+        path.parent.mkdir(parents=True)
+        (path.parent / "mine").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(InputError, match=rf"^run.directory: cannot write {path} \(File too large\)$"):
+            new_run(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(tmp_path.rglob("*")) == before
+    log = new_run(path)  # and no lock is held
+    log.close()
 
 
 def test_a_file_that_was_removed_is_not_written_on(create, path):

@@ -115,6 +115,13 @@ def test_every_number_as_often_as_given():
         (block("44/19+35"), "37.3158", 0),
         (block("44/19+35"), "37.31580", 0),
         (block("19-44-35"), "-60", 1),
+        (block("\n(44 - 19) + 35\n"), "60", 1),  # any white space at the block's ends
+        (block(" \t\r\n44-19+35\u00a0\x0b\n\n"), "60", 1),
+        (block("44 -\n19 + 35"), "60", 0),  # but only spaces within
+        (block("44 -\t19 + 35"), "60", 0),
+        (block("\n \n"), "60", 0),
+        (block("44-19+35"), "60.00001", 0),  # less than 1e-5 away
+        (block("44-19+35"), "60.000009", 1),
     ],
 )
 def test_answer(completion, target, expected):
@@ -132,7 +139,11 @@ def test_answer(completion, target, expected):
         ("a</think> b</think>\n<answer>1</answer> <answer>2</answer>", 1),
         ("so</think>\n\n<answer>1</answer>", 0.6),
         ("so</think><answer>1</answer>", 0.6),
-        ("so</think>\n<answer>1</answer>\n", 0.6),
+        ("so</think>\n<answer>1</answer>\n", 1),
+        ("so</think>\n<answer>\n1\n</answer>\n", 1),
+        ("so</think>\n<answer>1</answer>\n\n", 0.6),
+        ("so</think>\n<answer>1</answer>\r\n", 0.6),
+        ("so</think>\n<answer>1</answer> ", 0.6),
         ("so</think>\n<answer>1</answer>.", 0.6),
         ("so</think>", 0.1),
         ("so<answer>1</answer>", 0.5),

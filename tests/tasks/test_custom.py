@@ -276,6 +276,13 @@ def test_what_a_task_of_ones_own_needs(key):
         ("def reward(:", "cannot be imported: SyntaxError: "),
         ("x = 1\ny = z", "cannot be imported: NameError: name 'z' is not defined"),
         ("import no_such_module", "no module named 'no_such_module'"),
+        ("import sys\nsys.exit(0)", "cannot be imported: SystemExit: 0 ("),
+        ("import sys\nsys.exit()", "cannot be imported: SystemExit: SystemExit ("),
+        ("class Own(BaseException): ...\nraise Own('x\\ny')", "cannot be imported: Own: x ("),
+        ("from builtins import dict as reward", "reward tells no signature"),
+        ("reward = 'a'.join", "does not take every column"),
+        ("x = '\0'", "cannot be imported: SyntaxError: source code string cannot contain null bytes"),
+        ("def __getattr__(name):\n    raise OSError('no')", "cannot be imported: OSError: no"),
     ],
 )
 def test_reward_files(make, code, words):
@@ -422,6 +429,34 @@ def test_a_reward_that_returns_no_list_of_rewards_on_one_rank_ends_all(job, retu
     (line,) = launching.problems(running.output)
     assert line.startswith("rank 1: task.reward: ") and f"rewards.py:reward returned {why}; needed is" in line
     assert "Traceback" not in running.output
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("program", ["train", "check"])
+def test_a_reward_file_that_never_ends_to_be_imported_is_given_up(job, tmp_path, program):
+    settings = job("x = 1\nwhile x:\n    x += 1\n" + LENGTH, run__collective_timeout=3)
+    ended = launching.python("-m", f"mpies.{program}", *settings)
+    assert ended.returncode == 2, ended
+    (line,) = launching.problems(ended.stderr)
+    assert line.startswith(
+        "task.reward: the import of its functions has not returned after 3 s; it is in <module> (rewards.py"
+    )
+    assert line.endswith("If it only needs longer, set a larger run.collective_timeout")
+    assert "Traceback" not in ended.stderr and not list(tmp_path.glob("run/*"))
+
+
+@pytest.mark.launch
+def test_a_reward_that_changes_the_folder_does_not_end_the_run(job, tmp_path):
+    """Where the paths of the settings, the reward's own among them, are relative."""
+    code = f"import os\n{LENGTH}    ".replace("    return", "    os.chdir('/')\n    return")
+    changes = {"task__reward": "rewards.py:reward", "task__train_data": "train.jsonl"}
+    changes |= {"run__directory": "run", "run__checkpoint_every": 1, "run__measure_drift": True}
+    settings = job(code, **changes, es__anchor_decay=0.01)
+    for generations in (2, 3):
+        given = [*settings, f"es.generations={generations}"]
+        ended = launching.python("-m", "mpies.train", *given, cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        assert committed(tmp_path / "run") == generations
 
 
 @pytest.mark.launch

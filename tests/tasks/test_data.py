@@ -85,6 +85,42 @@ def test_chat_messages(make, tmp_path, name):
     assert [row["prompt"] for row in task.train] == [CHAT, CHAT[1:]]
 
 
+def text_parts(*texts: str) -> list[dict]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_content_in_parts_is_joined(make, tmp_path, name):
+    """As chat templates join them; a parquet file has a column for every key of every part."""
+    user = {"role": "user", "content": text_parts("Say ", "hello.")}
+    rows = [{"prompt": [user]}, {"prompt": [{"role": "system", "content": text_parts("Be brief.")}, user]}]
+    task = make(FORMATS[name](tmp_path / name, rows))
+    assert [row["prompt"] for row in task.train] == [CHAT[1:], CHAT]
+
+
+def test_parts_may_have_keys_without_values(make, tmp_path):
+    part = {"type": "text", "text": "Say hello.", "image": None, "cache_control": {"type": "ephemeral"}}
+    user = {"role": "user", "content": [part], "tool_calls": None}
+    (row,) = make(jsonl(tmp_path / "train.jsonl", [{"prompt": [user]}])).train
+    assert row["prompt"] == [{"role": "user", "content": "Say hello.", "tool_calls": None}]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_prompt_without_end_is_refused_before_it_becomes_tokens(make, tmp_path, chat):
+    def rows(size: int) -> list[dict]:
+        content = "a" * size
+        return [{"prompt": "a"}, {"prompt": [{"role": "user", "content": content}] if chat else content}][
+            chat:
+        ]
+
+    path = tmp_path / "train.jsonl"
+    line = told(make, jsonl(path, rows(10_000_000)))
+    assert (
+        f"line {2 - chat}: prompt: given 10,000,000 characters, allowed are up to 1,000,000; shorten" in line
+    )
+    assert make(jsonl(path, rows(1_000_000))).train
+
+
 def test_missing_values_are_none(make, tmp_path):
     task = make(jsonl(tmp_path / "train.jsonl", [{"prompt": "a"}, {"prompt": "b", "answer": "c"}]))
     assert task.train == [{"prompt": "a", "answer": None}, {"prompt": "b", "answer": "c"}]
@@ -157,7 +193,39 @@ GOOD = '{"prompt": "a"}\n'
         (
             "d.jsonl",
             GOOD + '{"prompt": [{"role": "user", "content": ["a"]}]}',
-            "line 2: prompt: given [{'role'",
+            'line 2: prompt[0].content[0]: given \'a\', needed is a part such as {"type": "text"',
+        ),
+        (
+            "d.jsonl",
+            GOOD + '{"prompt": [{"role": "user", "content": [{"type": "text"}]}]}',
+            "line 2: prompt[0].content[0]: given {'type': 'text'}, needed is a part",
+        ),
+        (
+            "d.jsonl",
+            GOOD
+            + '{"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}]}',
+            "line 2: prompt[0].content[1]: given a part of type 'image'; models are given text only",
+        ),
+        (
+            "d.jsonl",
+            GOOD + '{"prompt": [{"role": "user", "content": []}]}',
+            "line 2: prompt[0].content: given [], needed is text",
+        ),
+        (
+            "d.jsonl",
+            GOOD + '{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null,'
+            ' "tool_calls": [{"type": "function"}]}]}',
+            "line 2: prompt[1].content: given None, needed is text; write what the message's tool_calls say",
+        ),
+        (
+            "d.jsonl",
+            GOOD + '{"prompt": [{"role": "user", "content": null}]}',
+            "line 2: prompt[0].content: given None, needed is text, or parts such as",
+        ),
+        (
+            "d.jsonl",
+            GOOD + '{"prompt": [{"content": "a"}]}',
+            "line 2: prompt: given [{'content': 'a'}], needed is text, or chat messages",
         ),
         ("d.jsonl", GOOD + '{"prompt": "b", "completions": 1}', "line 2: column 'completions'"),
         ("d.jsonl", "", "it has no rows"),
@@ -182,6 +250,17 @@ def test_one_line_says_what_and_where(make, tmp_path, name, text, words):
 
 def test_what_is_not_there(make, tmp_path):
     assert "there is no such file or folder" in told(make, tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("name", ["openai/gsm8k", "imdb"])
+def test_a_data_set_of_a_hub_is_told_how_it_is_taken(make, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    line = told(make, Path(name))
+    assert "there is no such file or folder" in line
+    assert line.endswith(
+        "; if it is a data set of a hub, download it first:"
+        f" datasets.load_dataset('{name}', split='train').save_to_disk(FOLDER)"
+    )
 
 
 def test_what_is_not_text(make, tmp_path):
@@ -227,6 +306,57 @@ def test_too_few_rows(make, tmp_path):
     assert "task.train_size: given 3, but" in told(make, path, train_size=3)
     with pytest.raises(InputError, match=r"^task.prompts_per_generation: given 3, but there are 2 training"):
         make(path, prompts_per_generation=3)
+
+
+@pytest.mark.parametrize(
+    "sizes, words",
+    [
+        (
+            {"train_size": 2, "eval_size": 1},
+            "task.eval_size: given 1, but {path}, behind the 2 for training, has 0",
+        ),
+        (
+            {"train_size": 1, "eval_size": 5},
+            "task.eval_size: given 5, but {path}, behind the 1 for training, has 1",
+        ),
+        (
+            {"eval_size": 1},
+            "task.eval_size: given 1, but without task.train_size all rows of {path} are for training",
+        ),
+        ({"eval_size": 3, "eval_data": "{path}"}, "task.eval_size: given 3, but {path} has 2 rows"),
+        ({"train_size": 3, "eval_data": "{path}"}, "task.train_size: given 3, but {path} has 2 rows"),
+    ],
+)
+def test_more_rows_than_there_are(make, tmp_path, sizes, words):
+    path = jsonl(tmp_path / "train.jsonl", ROWS)
+    sizes = {key: str(path) if value == "{path}" else value for key, value in sizes.items()}
+    assert told(make, path, **sizes).startswith(words.format(path=path))
+
+
+@pytest.mark.parametrize("name", ["conciseness", "countdown", "math"])
+@pytest.mark.parametrize("key", ["train_size", "eval_size"])
+def test_more_rows_than_a_task_of_ours_has(name, key):
+    size = 100_001 if name == "countdown" else 29
+    with pytest.raises(InputError, match=rf"^task\.{key}: given {size}, but [^\n]*$"):
+        tasks.make(config.TaskSettings(name=name, **{key: size}))
+
+
+def test_rows_of_our_own_are_the_first():
+    task = tasks.make(config.TaskSettings(train_size=1, eval_size=3))
+    whole = tasks.make(config.TaskSettings())
+    assert (task.train, task.held_out) == (whole.train[:1], whole.held_out[:3])
+
+
+@pytest.mark.parametrize("key", ["prompts", "chat", "parts"])
+def test_half_a_character_is_no_text(make, tmp_path, key):
+    content = {"parts": text_parts("a", "b\ud800")}.get(key, "b\ud800")
+    prompt = content if key == "prompts" else [{"role": "user", "content": content}]
+    place = {"prompts": "prompt", "chat": "prompt[0].content", "parts": "prompt[0].content[1]"}[key]
+    line = told(make, jsonl(tmp_path / "train.jsonl", [{"prompt": prompt}]))
+    assert line.endswith(
+        f"line 1: {place}: character 2 is '\\ud800', half of a character; correct the text,"
+        " or leave the row out"
+    )
 
 
 def test_text_and_chat_messages_do_not_mix(make, tmp_path):

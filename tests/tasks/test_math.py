@@ -15,8 +15,8 @@ import pytest
 
 from mpies import config, tasks
 from mpies.errors import InputError
-from mpies.tasks.math import SAMPLE, reward
-from mpies.tasks.math_worker import final_answer
+from mpies.tasks.math import PLAIN, SAMPLE, reward
+from mpies.tasks.math_worker import final_answer, is_answer, right
 
 pytest.importorskip("math_verify")
 
@@ -95,6 +95,7 @@ ROWS = {
     "MATH": ({"problem": "3 * 4?", "solution": "It is $\\boxed{12}$.", "level": "Level 3"}, "12"),
     "MATH-500": ({"problem": "3 * 4?", "solution": "\\boxed{12}", "answer": "12"}, "12"),
     "own": ({"prompt": "3 * 4?", "answer": 12}, "12"),
+    "alternatives": ({"problem": "3 * 4?", "answer": ["12", "#### 12.0", 12]}, ["12", "12.0", "12"]),
     "chat": ({"prompt": [{"role": "user", "content": "3 * 4?"}], "answer": "\\frac{1}{2}"}, "\\frac{1}{2}"),
 }
 
@@ -118,7 +119,20 @@ def test_rows(tmp_path, kind):
         ({"problem": "3 * 4?", "solution": "twelve"}, "no final answer"),
         ({"problem": "3 * 4?", "solution": "\\boxed{}"}, "no final answer"),
         ({"answer": "12"}, "no column 'prompt', only answer"),
-        ({"question": "?", "answer": "#### }{"}, "answer: '}{' cannot be compared"),
+        (
+            {"question": "?", "answer": "#### }{"},
+            "answer: '}{' cannot be compared, not even with itself; write it as LaTeX",
+        ),
+        ({"question": "?", "answer": ["12", "}{"]}, "answer: '}{' cannot be compared"),
+        ({"question": "?", "answer": []}, "answer: given [], needed is at least one of the right answers"),
+        ({"question": "?", "answer": ["12", " "]}, "answer: given ['12', ' '], of which one is empty"),
+        ({"question": "?", "answer": ["12", None]}, "answer: given None, needed is text or a number"),
+        ({"question": "?", "answer": [["12"]]}, "answer: given ['12'], needed is text or a number"),
+        (
+            {"question": "?", "answer": {"value": 12}},
+            "answer: given {'value': 12}, needed is text or a number",
+        ),
+        ({"problem": "?", "solution": ["\\boxed{12}"]}, "no final answer"),
     ],
 )
 def test_rows_that_are_wrong(tmp_path, row, words):
@@ -128,6 +142,69 @@ def test_rows_that_are_wrong(tmp_path, row, words):
         tasks.make(config.TaskSettings(name="math", train_data=str(tmp_path / "data.jsonl")))
     (line,) = str(error.value).splitlines()
     assert "data.jsonl: line 3: " in line and words in line
+
+
+def test_any_of_several_golds_is_right(tmp_path):
+    """A list became its own text in Python, which no answer equals."""
+    row = {"problem": "Solve x^2 = 4 for one x.", "answer": ["2", "$-2$"]}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row))
+    task = tasks.make(config.TaskSettings(name="math", train_data=str(tmp_path / "data.jsonl")))
+    for text, expected in {"\\boxed{2}": 1, "\\boxed{-2}": 1, "\\boxed{3}": 0, "\\boxed{2, -2}": 0}.items():
+        assert task.score(task.train, [text]).tolist() == [expected], text
+
+
+def test_golds_are_looked_at_by_several_checkers_and_the_first_bad_row_is_named(tmp_path):
+    golds = [f"{i}\\pi" for i in range(450)]
+    rows = [{"problem": "?", "answer": [gold, "7"]} for gold in golds]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = config.TaskSettings(name="math", train_data=str(tmp_path / "data.jsonl"))
+    before = workers()
+    assert [row["answer"] for row in tasks.make(settings).train] == [[gold, "7"] for gold in golds]
+    assert set(before) <= set(workers()) and len(workers()) == 1
+    for bad in (300, 302):
+        rows[bad]["answer"][1] = "}{"
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match=r"data.jsonl: line 301: answer: '}{' cannot be compared"):
+        tasks.make(settings)
+
+
+def test_golds_that_are_not_looked_at_can_be_compared():
+    golds = ["0", "-3", "007", "3.50", "-0.5", "9" * 15, "\\frac{1}{2}", "-\\frac{12}{7}", "\\frac{1}{0}"]
+    assert all(PLAIN.fullmatch(gold) and is_answer(gold) for gold in golds)
+    assert not any(PLAIN.fullmatch(gold) for gold in ["", "-", "9" * 16, "1\n", "１", "1.", "1,000"])
+
+
+@pytest.mark.parametrize(
+    "gold", ["204", "\\frac{1}{2}", "(2, 3)", "\\{1,2\\}", "x^2", "\\text{Evelyn}", "1,080"]
+)
+@pytest.mark.parametrize(
+    "end", [".", ",", ";", ":", " .", ". ", "\\,", "\\ ", "~", "\\\\", ".\\,", "\\;.", "\\quad", "\n.\n"]
+)
+def test_what_ends_a_sentence_is_no_part_of_the_answer(gold, end):
+    assert right(gold, f"so \\boxed{{{gold}{end}}}")
+    assert right(gold + end, f"so \\boxed{{{gold}}}")
+
+
+@pytest.mark.parametrize(
+    "text, gold, expected",
+    [
+        ("$204.$", "204", True),
+        ("\\text{Evelyn.}", "\\text{Evelyn}", True),
+        ("\\$204.", "204", True),
+        ("204\\%.", "204", True),
+        ("2, 4.", "2, 4", True),
+        ("\\left\\{1, 2\\right\\}.", "\\{1, 2\\}", True),
+        # These say something.
+        ("204!", "204", False),
+        ("0.333...", "0.333", False),
+        ("1, 2, ..", "1, 2", False),
+        ("204.5", "204", False),
+        ("2.04.", "204", False),
+        ("20,4", "204", False),
+    ],
+)
+def test_what_else_ends_an_answer(text, gold, expected):
+    assert right(gold, f"\\boxed{{{text}}}") is expected
 
 
 def test_without_math_verify_a_line_says_what_to_install(monkeypatch):

@@ -70,7 +70,7 @@ class Executor(UniProcExecutor):
 
 
 class CounterBased(LogitsProcessor):
-    """Chooses the tokens of requests that come with draws, as `engines/sampling.py` defines them.
+    """Chooses the tokens of requests that come with draws, as `engines/sampler.py` defines them.
 
     What is not chosen is made impossible, so that greedy decoding takes what is.
     """

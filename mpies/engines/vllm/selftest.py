@@ -54,7 +54,7 @@ def check_members(model: PreTrainedModel, weights: Weights, lowrank: LowRank, en
     model: transformers', on the same live weights. Base and live weights are afterwards what they were.
     """
     tolerance, prompts = TOLERANCES[weights.dtype], Probe.of(model).prompts
-    for names in packs_of_kinds(weights.base):
+    for names in packs_of_kinds(model, weights.base):
         sigmas = {name: SHARE * typical(weights.base[name]) for name in names}
         lowrank.set_each(MEMBERS, dict.fromkeys(weights.base, 0.0) | sigmas)
         try:

@@ -1,4 +1,4 @@
-"""Are the files there that the settings name? Looked at before torch is imported, which takes seconds."""
+"""A job's settings, with files that are there: looked at before torch is imported, which takes seconds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pathlib import Path
 from mpies import config
 from mpies.errors import InputError
 from mpies.model.folder import refuse_unusable
-from mpies.tasks.data import KINDS
+from mpies.tasks.data import absence
 
 
-def load(arguments: list[str]) -> config.Settings:
+def load_settings(arguments: list[str]) -> config.Settings:
     """The settings of a command line. Raises InputError, also where files are missing on this rank."""
-    settings = config.load(arguments)
+    return require(config.load(arguments))
+
+
+def require(settings: config.Settings) -> config.Settings:
+    """The settings, whose files are there. Raises InputError with a line for each that is missing."""
     problems = [*_missing_files(settings.task)]
     try:
         refuse_unusable(settings.model.path)
@@ -28,7 +32,7 @@ def _missing_files(task: config.TaskSettings) -> Iterator[str]:
     for key in ("train_data", "eval_data"):
         path = getattr(task, key)
         if path and not Path(path).expanduser().exists():
-            yield f"task.{key}: {path}: there is no such file or folder; needed is {KINDS}"
-    for place in dict.fromkeys(name.rpartition(":")[0] for name in task.reward):
-        if place.endswith(".py") and not Path(place).expanduser().is_file():
-            yield f"task.reward: there is no file {place}"
+            yield f"task.{key}: {path}: {absence(path)}"
+    for file in dict.fromkeys(name.rpartition(":")[0] for name in task.reward):
+        if file.endswith(".py") and not Path(file).expanduser().is_file():
+            yield f"task.reward: there is no file {file}"
