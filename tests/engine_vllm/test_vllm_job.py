@@ -27,8 +27,11 @@ def model(tiny_model):
     return tiny_model(kind="llama", tied=True, hidden=128)
 
 
-def train(ranks: int, model, directory, generations: int):
-    given = [f"model.path={model}", f"run.directory={directory}", f"es.generations={generations}"]
+LOW_RANK = ["es.perturbation=lowrank", "es.block=2", "es.rank=2"]
+
+
+def train(ranks: int, model, directory, generations: int, *changes: str):
+    given = [f"model.path={model}", f"run.directory={directory}", f"es.generations={generations}", *changes]
     ended = launching.mpirun(ranks, "-m", "mpies.train", *SETTINGS, *given, timeout=280)
     assert ended.returncode == 0, ended.stderr
     assert not ended.stderr, "vLLM is quiet"
@@ -38,12 +41,13 @@ def train(ranks: int, model, directory, generations: int):
         return file["generation/digest"][:].tolist(), file["member/reward"][:].tolist(), versions
 
 
-def test_runs_are_the_same_on_any_number_of_ranks_resumed_and_replayed(model, tmp_path):
-    digests, rewards, versions = train(2, model, tmp_path / "two", 3)
+@pytest.mark.parametrize("changes", [[], LOW_RANK], ids=["full", "lowrank"])
+def test_runs_are_the_same_on_any_number_of_ranks_resumed_and_replayed(model, tmp_path, changes):
+    digests, rewards, versions = train(2, model, tmp_path / "two", 3, *changes)
     assert len(set(digests)) == 3 and len({str(row) for row in rewards}) == 3, "it moves"
     assert json.loads(versions)["vllm"]
-    train(1, model, tmp_path / "one", 1)
-    assert train(1, model, tmp_path / "one", 3)[:2] == (digests, rewards)
+    train(1, model, tmp_path / "one", 1, *changes)
+    assert train(1, model, tmp_path / "one", 3, *changes)[:2] == (digests, rewards)
     replayed = launching.python("-m", "mpies.replay", tmp_path / "two" / "run.h5", "--verify", timeout=200)
     assert replayed.returncode == 0, replayed.stderr
     assert "3 of 3 generations' digests agree" in replayed.stdout

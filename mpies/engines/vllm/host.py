@@ -152,7 +152,13 @@ class Host:
         self.cache = cache_bytes(self.room, config, dtype, device.type, parameters, left, noise)
         self.llm = start(folder, dtype, device, self.room, self.cache, local_rank, self.packing, self.noise)
         (self.runner,) = self.llm.collective_rpc(lambda worker: worker.model_runner)
-        return mapping.find_views(self.runner.get_model(), base, dtype)
+        model = self.runner.get_model()
+        if ".models.transformers." in type(model).__module__:
+            # It computes with transformers' own classes, which it changes: the model beside it, too.
+            raise InputError(
+                f"engine.name: vllm has no {config.model_type} of its own, only transformers'; {INSTEAD}"
+            )
+        return mapping.find_views(model, base, dtype)
 
     def perturb_in_blocks(self, weights: Weights) -> LowRank:
         """The perturbation of a block of members: vLLM was started for it, and holds these weights."""
