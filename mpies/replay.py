@@ -71,8 +71,11 @@ def _check(options: argparse.Namespace) -> None:
     if options.output:
         from mpies.model.saving import refuse_overwriting
 
+        folder = Path(options.output)
+        # A folder that would be made below a file is told after the replay otherwise.
+        nearest = next((each for each in (folder, *folder.parents) if each.exists()), folder)
         try:
-            refuse_overwriting(Path(options.output))
+            refuse_overwriting(nearest if nearest.is_file() else folder)
         except InputError as error:
             raise InputError(f"--output: {error}") from None
 

@@ -52,8 +52,7 @@ def save(
 
 def refuse_overwriting(folder: Path) -> None:
     """Raise InputError if the folder holds anything that `save` did not write."""
-    there = next((each for each in (folder, *folder.parents) if each.exists()), folder)
-    if not there.is_dir():
-        raise InputError(f"{there}: is a file; name another folder for the model")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name another folder for the model")
     if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
         raise InputError(f"{folder}: holds other things already; name another folder for the model")
