@@ -216,9 +216,8 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     model, tokenizer = loading.load(path, settings.model.allow_download)
     tasks.refuse_messages_without_template(setup.task, tokenizer)
     text = Text(model, tokenizer, settings.task.chat_template)
-    if text.positions:
-        new = settings.engine.max_new_tokens
-        tasks.refuse_long_prompts(setup.task, text.encode, text.positions, new)
+    new = settings.engine.max_new_tokens
+    tasks.refuse_prompts_of_wrong_length(setup.task, text.encode, text.positions, new)
     host = _host(settings, setup, model, text, local) if settings.engine.name == "vllm" else None
     master = loading.base_dtype(settings.model.master, dtype)
     kernels = kernels_for(device, settings.run.threads)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
 
+MOST_SAMPLES = 10**6  # of a prompt
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; --help shows what there is")
@@ -70,8 +73,10 @@ def parser() -> argparse.ArgumentParser:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Raises InputError for what cannot be."""
     options = parser().parse_intermixed_args(arguments)
-    if options.samples is not None and options.samples < 1:
-        raise InputError(f"--samples: given {options.samples}, allowed is 1 or more; leave it out for greedy")
+    if options.samples is not None and not 1 <= options.samples <= MOST_SAMPLES:
+        raise InputError(
+            f"--samples: given {options.samples}, allowed is 1 to {MOST_SAMPLES}; leave it out for greedy"
+        )
     if options.temperature is not None and not 0 < options.temperature < float("inf"):
         raise InputError(
             f"--temperature: given {options.temperature:g}, allowed is more than 0; leave it out for greedy"
@@ -115,5 +120,10 @@ def refuse_unwritable(json: str | None) -> None:
     """Raise InputError now if the JSON file could not be written at the end."""
     if json:
         path = Path(json).absolute()
-        if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        special = path.exists() and not path.is_file()  # a device or a pipe is written to as it is
+        if (
+            path.is_dir()
+            or not path.parent.is_dir()
+            or not os.access(path if special else path.parent, os.W_OK)
+        ):
             raise InputError(f"--json: cannot write {json}; name a file in a folder that is there")

@@ -74,10 +74,13 @@ class Report:
             for s in self.splits
         }
         content = {**self.facts, "drift_l2": self.drift or None, "splits": splits}
-        partial = path.with_name(path.name + ".partial")
+        # A device or a pipe is written to, not replaced by a file: /dev/stdout, and /dev/null for root.
+        plain = path.is_file() or not path.exists()
+        partial = path.with_name(path.name + ".partial") if plain else path
         try:
             partial.write_text(json.dumps(json_ready(content), indent=1, allow_nan=False) + "\n")
-            os.replace(partial, path)
+            if plain:
+                os.replace(partial, path)
         except OSError as error:
             raise StorageError(f"--json: cannot write {path} ({reason(error)})") from None
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpies import config
-from mpies.errors import InputError
+from mpies.errors import InputError, reason
 from mpies.ranks.agreement import agree_on_settings, on_root
 from mpies.run import inputs
 from mpies.run.continuity import changed_rewards
 from mpies.run.replaying import which_generation
-from mpies.runfile import RUN_FILE, History, RunFile, read_history
+from mpies.runfile import RUN_FILE, History, RunFile, read_history, refuse_unknown
+from mpies.text import clip
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -44,6 +45,7 @@ def open_subject(comm: Comm, options: argparse.Namespace) -> tuple[RunFile | Non
         if path is None:
             return None, None
         history = read_history(path)
+        refuse_unknown(path, history)
         if options.log:
             log = open_locked(path, history)
             history = log.history()
@@ -57,8 +59,11 @@ def open_subject(comm: Comm, options: argparse.Namespace) -> tuple[RunFile | Non
 def find_run_file(subject: str) -> Path | None:
     """The run file that is meant; None if it is a model."""
     path = Path(subject).expanduser()
-    if (path / RUN_FILE).is_file() and not (path / "config.json").exists():
-        return path / RUN_FILE
+    try:
+        if (path / RUN_FILE).is_file() and not (path / "config.json").exists():
+            return path / RUN_FILE
+    except OSError as error:  # a name that is too long
+        raise InputError(f"{clip(subject)}: cannot be ({reason(error)})") from None
     # What is called so must be there; a hub id is called otherwise.
     return path if path.is_file() or path.suffix in (".h5", ".hdf5") else None
 
