@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mpies.errors import StorageError, reason
+from mpies.files import written_whole
 from mpies.measure.evaluation import Evaluation, Sampling
 from mpies.measure.statistics import Figure, over_prompts, pass_at, pass_ks
 from mpies.splits import spoken
@@ -74,10 +74,10 @@ class Report:
             for s in self.splits
         }
         content = {**self.facts, "drift_l2": self.drift or None, "splits": splits}
-        partial = path.with_name(path.name + ".partial")
+        text = json.dumps(json_ready(content), indent=1, allow_nan=False) + "\n"
         try:
-            partial.write_text(json.dumps(json_ready(content), indent=1, allow_nan=False) + "\n")
-            os.replace(partial, path)
+            with written_whole(path) as file:
+                file.write(text.encode())
         except OSError as error:
             raise StorageError(f"--json: cannot write {path} ({reason(error)})") from None
 

@@ -9,7 +9,7 @@ import pytest
 import small
 import torch
 
-from mpies.errors import RefusedError
+from mpies.errors import RefusedError, StorageError
 from mpies.evaluate.command import parse
 from mpies.evaluate.measuring import PAPER_KL_SAMPLES, Measurement, assemble, measure
 from mpies.evaluate.report import Report
@@ -205,3 +205,11 @@ def test_the_live_dtype_may_be_another_unless_the_base_is_kept_in_it(alone, tiny
         else:
             with pytest.raises(RefusedError, match=r"^model\.dtype: given float32, but the run's base"):
                 report_of(run, "model.dtype=float32")
+
+
+def test_figures_that_cannot_be_written_leave_nothing_behind(run, tmp_path):
+    report = report_of(run, "--split", "held_out")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(StorageError, match=r"^--json: cannot write .*taken \("):
+        report.write_json(tmp_path / "taken")
+    assert not list(tmp_path.glob("taken?*"))
