@@ -99,7 +99,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
         report.show(screen.console, keep)
         if log and run:
             as_trained = answers_as_trained(subject.settings, run.history, measurement.reward_digests)
-            log.add_command(**report.tables(keep, as_trained))
+            log.add_command(**report.tables(run.history.generations, keep, as_trained))
             log.close()
             screen.say(f"wrote to {run.path}")
             if not as_trained:

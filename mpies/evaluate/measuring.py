@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mpies.errors import InputError, RefusedError
-from mpies.evaluate.report import Report
+from mpies.evaluate.report import Evaluand, Report
 from mpies.evaluate.subject import Subject
 from mpies.measure.drift import measure_drift
 from mpies.measure.evaluation import Sampling, evaluate_rows
@@ -91,18 +91,18 @@ def measure(measurement: Measurement) -> Report:
     subject, replica = measurement.subject, measurement.replica
     run, path = subject.run, subject.settings.model.path
     report = Report(
-        facts={
-            "model": path,
-            "run_file": str(run.path) if run else None,
-            "run_uuid": run.history.run_uuid if run else None,
-            "generation": subject.generation,
-            "digest": f"{replica.weights.digest():016x}",
-            "dtype": replica.facts.dtype,
-            "task": replica.task.name,
-            "data_digest": replica.task.digest,
-            "max_new_tokens": subject.settings.engine.max_new_tokens,
-            "initial": (measurement.options.initial or path) if replica.initial else None,
-        }
+        Evaluand(
+            model=path,
+            run_file=str(run.path) if run else None,
+            run_uuid=run.history.run_uuid if run else None,
+            generation=subject.generation,
+            digest=f"{replica.weights.digest():016x}",
+            dtype=replica.facts.dtype,
+            task=replica.task.name,
+            data_digest=replica.task.digest,
+            max_new_tokens=subject.settings.engine.max_new_tokens,
+            initial=(measurement.options.initial or path) if replica.initial else None,
+        )
     )
     for split in measurement.rows:
         _measure_split(measurement, split, report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import h5py
 import pytest
@@ -53,7 +54,7 @@ def test_a_generations_figures_are_those_that_training_noted(run, generation):
     report = report_of(run, "--generation", str(generation), "--kl", "--drift")
     digests = read_history(run.folder / "run.h5")
     digest = int(digests.digest[generation - 1]) if generation else digests.model_digest
-    assert report.facts["digest"] == f"{digest:016x}"
+    assert report.subject.digest == f"{digest:016x}"
     for split, noted in logged(run, generation).items():
         found = figures(report)[split]
         assert (found["reward"], found["answer_tokens"]) == (noted["reward_mean"], noted["answer_tokens"])
@@ -66,7 +67,7 @@ def test_a_generations_figures_are_those_that_training_noted(run, generation):
 
 def test_facts_of_a_run(run):
     measurement = measurement_of(run, "--generation", "1")
-    facts, history = measure(measurement).facts, read_history(run.folder / "run.h5")
+    facts, history = asdict(measure(measurement).subject), read_history(run.folder / "run.h5")
     assert facts == {
         "model": str(run.model),
         "run_file": str(run.folder / "run.h5"),
@@ -89,9 +90,9 @@ def test_a_model_gets_the_settings_figures(run):
     model = str(run.folder / "model")
     report = report_of(run, *own, subject=model)
     assert figures(report)["train"]["reward"] == logged(run, 3)["train"]["reward_mean"]
-    assert report.facts["model"] == model
+    assert report.subject.model == model
     assert {
-        name: report.facts[name] for name in ("run_file", "run_uuid", "generation", "initial")
+        name: getattr(report.subject, name) for name in ("run_file", "run_uuid", "generation", "initial")
     } == dict.fromkeys(("run_file", "run_uuid", "generation", "initial"))
 
 
@@ -99,8 +100,8 @@ def test_a_model_is_compared_with_the_one_that_is_named(run):
     own = [word for word in run.arguments(1) if not word.startswith(("model.path", "run.directory"))]
     report = report_of(run, *own, "--drift", "--initial", str(run.model), subject=str(run.folder / "model"))
     assert report.drift["all"] == pytest.approx(logged(run, 3)["train"]["drift_l2"])
-    assert report.facts["initial"] == str(run.model)
-    assert report_of(run, "--drift", "--generation", "3").facts["initial"] == str(run.model)
+    assert report.subject.initial == str(run.model)
+    assert report_of(run, "--drift", "--generation", "3").subject.initial == str(run.model)
 
 
 @pytest.mark.parametrize(
@@ -198,10 +199,10 @@ def test_the_live_dtype_may_be_another_unless_the_base_is_kept_in_it(alone, tiny
     with small.Runs(alone, tiny_model(), tmp_path) as run:
         assert run.train(1, model__dtype="bfloat16", model__master=master, es__anchor_decay=0.1) == 0
         digest = int(read_history(run.folder / "run.h5").digest[0])
-        assert report_of(run).facts["digest"] == f"{digest:016x}", "the anchor's pull was replayed"
+        assert report_of(run).subject.digest == f"{digest:016x}", "the anchor's pull was replayed"
         if master == "float32":
             report = report_of(run, "model.dtype=float32")
-            assert (report.facts["dtype"], report.facts["digest"]) == ("float32", f"{digest:016x}")
+            assert (report.subject.dtype, report.subject.digest) == ("float32", f"{digest:016x}")
         else:
             with pytest.raises(RefusedError, match=r"^model\.dtype: given float32, but the run's base"):
                 report_of(run, "model.dtype=float32")
