@@ -171,11 +171,12 @@ def load_model(
 ) -> LoadedModel:
     """A model with live weights of `dtype` over a base of `master`; noise of matrices of rank `rank`.
 
-    Raises InputError when it cannot be loaded.
+    Raises InputError when it cannot be loaded, or not computed with.
     """
     model, tokenizer = loading.load(path, allow_download)
-    kernels = kernels_for(device, threads)
-    return LoadedModel(model, tokenizer, take_over(model, dtype, device, kernels, rank, master))
+    weights = take_over(model, dtype, device, kernels_for(device, threads), rank, master)
+    _refuse_unfit(path, weights)
+    return LoadedModel(model, tokenizer, weights)
 
 
 def versions(engine: str) -> dict[str, str]:
@@ -224,24 +225,13 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     base = take_base(model, device, master)
     live = host.hold(base) if host else room_for(base, dtype)
     weights = Weights(model, base, live, kernels, settings.es.noise_rank)
-    unfit = weights.find_unfit()
-    if unfit:
-        raise InputError(f"model.path: {path}: {unfit}")
+    _refuse_unfit(path, weights)
     if device.type == "cpu":
         linear_cpu.install(model)
     digest = weights.digest()
     perturbed = perturbation.make(settings.es, model, weights)
     engine = _engine(settings, setup.task, model, text, perturbed, host)
     selftest.check(model, weights, perturbed, engine)
-    facts = Facts(
-        model_path=path,
-        model_name=Path(loading.locate(path)).name,
-        parameters=weights.size,
-        model_digest=digest,
-        dtype=str(dtype).removeprefix("torch."),
-        dtype_reason=setup.dtype_reason,
-        base_dtype=str(master).removeprefix("torch."),
-    )
     return Replica(
         model=model,
         tokenizer=tokenizer,
@@ -250,9 +240,28 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         perturbation=perturbed,
         engine=engine,
         device=device,
-        facts=facts,
+        facts=_facts_of(path, setup, weights, digest, master),
         anchor=Anchor(path, weights, digest) if use.anchored else None,
         initial=_initial(path, weights, digest, use.compared_with),
+    )
+
+
+def _refuse_unfit(path: str, weights: Weights) -> None:
+    """Raise InputError if the weights that were loaded cannot be computed with."""
+    unfit = weights.find_unfit()
+    if unfit:
+        raise InputError(f"model.path: {path}: {unfit}")
+
+
+def _facts_of(path: str, setup: Setup, weights: Weights, digest: int, master: torch.dtype) -> Facts:
+    return Facts(
+        model_path=path,
+        model_name=Path(loading.locate(path)).name,
+        parameters=weights.size,
+        model_digest=digest,
+        dtype=str(setup.dtype).removeprefix("torch."),
+        dtype_reason=setup.dtype_reason,
+        base_dtype=str(master).removeprefix("torch."),
     )
 
 

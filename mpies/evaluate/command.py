@@ -94,19 +94,19 @@ def main(comm: Comm, arguments: list[str]) -> int:
     from mpies.evaluate.measuring import assemble, measure
     from mpies.run.screen import Screen
 
-    run = subject.settings.run
-    screen = Screen(comm.rank != 0, run.progress)
-    if subject.history and subject.history.damage.damaged:
-        screen.say(f"warning: {subject.path}: {subject.history.damage}")
-    bench = assemble(comm, options, subject, screen.say)
-    report = measure(bench)
+    run, keep = subject.run, subject.settings.run.keep_samples
+    screen = Screen(comm.rank != 0, subject.settings.run.progress)
+    if run and run.history.damage.damaged:
+        screen.say(f"warning: {run.path}: {run.history.damage}")
+    measurement = assemble(comm, options, subject, screen.say)
+    report = measure(measurement)
     if comm.rank == 0:
-        report.show(screen.console, run.keep_samples)
-        if log and subject.history:
-            as_trained = answers_as_trained(subject.settings, subject.history, bench.reward_digests)
-            log.add_command(**report.tables(run.keep_samples, as_trained))
+        report.show(screen.console, keep)
+        if log and run:
+            as_trained = answers_as_trained(subject.settings, run.history, measurement.reward_digests)
+            log.add_command(**report.tables(run.history.generations, keep, as_trained))
             log.close()
-            screen.say(f"wrote to {subject.path}")
+            screen.say(f"wrote to {run.path}")
             if not as_trained:
                 screen.say("not into its /evaluation: that is for the run's own settings of task and engine")
         if options.json:
