@@ -53,7 +53,8 @@ class StuckError(OrderlyError):
 def reason(error: BaseException) -> str:
     """What went wrong, in a few words: 'No space left on device'."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.strip().splitlines()[0]
+    lines = [line.strip() for line in text.strip().splitlines()]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def show_traceback(error: BaseException) -> None:

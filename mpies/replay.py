@@ -23,17 +23,20 @@ from mpies import config, extras
 from mpies.command_line import EXIT_CODES, HelpFormatter, conduct_alone
 from mpies.errors import InputError, OrderlyError
 from mpies.run.replaying import needs_anchor, replay, which_generation
-from mpies.runfile import History, TruncatedError, read_history, salvage_history
+from mpies.runfile import History, TruncatedError, read_history, refuse_unknown, salvage_history
 
 if TYPE_CHECKING:
     from mpies.model.weights import Weights
     from mpies.replica import LoadedModel
+
+MOST_THREADS = 4096  # OpenMP ends the process where it cannot have them
 
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
     history = _read(options.run_file)
+    refuse_unknown(options.run_file, history)
     if options.verify:
         loaded = _load_initial(options, history)
         return _report(history, _replay(options, loaded.weights, history, 0, history.generations))
@@ -63,15 +66,18 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError("--verify writes no model: leave out --output, or --verify")
     if options.verify and options.generation is not None:
         raise InputError("--verify recomputes all generations: leave out --generation, or --verify")
-    if options.threads < 1:
-        raise InputError(f"--threads: given {options.threads}, allowed is 1 or more")
+    if not 1 <= options.threads <= MOST_THREADS:
+        raise InputError(f"--threads: given {options.threads}, allowed is 1 to {MOST_THREADS}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device: no GPU is visible here; leave it out to replay on the CPU")
     if options.output:
         from mpies.model.saving import refuse_overwriting
 
+        folder = Path(options.output)
+        # A folder that would be made below a file is told after the replay otherwise.
+        nearest = next((each for each in (folder, *folder.parents) if each.exists()), folder)
         try:
-            refuse_overwriting(Path(options.output))
+            refuse_overwriting(nearest if nearest.is_file() else folder)
         except InputError as error:
             raise InputError(f"--output: {error}") from None
 

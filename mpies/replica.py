@@ -171,11 +171,12 @@ def load_model(
 ) -> LoadedModel:
     """A model with live weights of `dtype` over a base of `master`; noise of matrices of rank `rank`.
 
-    Raises InputError when it cannot be loaded.
+    Raises InputError when it cannot be loaded, or not computed with.
     """
     model, tokenizer = loading.load(path, allow_download)
-    kernels = kernels_for(device, threads)
-    return LoadedModel(model, tokenizer, take_over(model, dtype, device, kernels, rank, master))
+    weights = take_over(model, dtype, device, kernels_for(device, threads), rank, master)
+    _refuse_unfit(path, weights)
+    return LoadedModel(model, tokenizer, weights)
 
 
 def versions(engine: str) -> dict[str, str]:
@@ -216,38 +217,28 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     model, tokenizer = loading.load(path, settings.model.allow_download)
     tasks.refuse_messages_without_template(setup.task, tokenizer)
     text = Text(model, tokenizer, settings.task.chat_template)
-    if text.positions:
-        new = settings.engine.max_new_tokens
-        tasks.refuse_long_prompts(setup.task, text.encode, text.positions, new)
+    new = settings.engine.max_new_tokens
+    tasks.refuse_prompts_of_wrong_length(setup.task, text.encode, text.positions, new)
     host = _host(settings, setup, model, text, local) if settings.engine.name == "vllm" else None
     master = loading.base_dtype(settings.model.master, dtype)
     kernels = kernels_for(device, settings.run.threads)
     base = take_base(model, device, master)
     live = host.hold(base) if host else room_for(base, dtype)
     weights = Weights(model, base, live, kernels, settings.es.noise_rank)
-    unfit = weights.find_unfit()
-    if unfit:
-        raise InputError(f"model.path: {path}: {unfit}")
+    _refuse_unfit(path, weights)
     if device.type == "cpu":
         linear_cpu.install(model)
     digest = weights.digest()
-    if host and host.noise:
-        perturbed: Perturbation = host.perturb_in_blocks(weights)
-    else:
-        perturbed = perturbation.make(settings.es, model, weights)
+    in_vllm = host is not None and host.noise is not None
+    perturbed: Perturbation = (
+        host.perturb_in_blocks(weights)
+        if host and in_vllm
+        else perturbation.make(settings.es, model, weights)
+    )
     engine = _engine(settings, setup.task, model, text, perturbed, host)
     selftest.check(model, weights, perturbed, engine)
-    if host and host.noise:
+    if in_vllm:
         _check_members_in_vllm(model, weights, perturbed, engine)
-    facts = Facts(
-        model_path=path,
-        model_name=Path(loading.locate(path)).name,
-        parameters=weights.size,
-        model_digest=digest,
-        dtype=str(dtype).removeprefix("torch."),
-        dtype_reason=setup.dtype_reason,
-        base_dtype=str(master).removeprefix("torch."),
-    )
     return Replica(
         model=model,
         tokenizer=tokenizer,
@@ -256,7 +247,7 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         perturbation=perturbed,
         engine=engine,
         device=device,
-        facts=facts,
+        facts=_facts_of(path, setup, weights, digest, master),
         anchor=Anchor(path, weights, digest) if use.anchored else None,
         initial=_initial(path, weights, digest, use.compared_with),
     )
@@ -266,6 +257,25 @@ def _check_members_in_vllm(model: Any, weights: Weights, perturbed: Any, engine:
     from mpies.engines.vllm.selftest import check_members
 
     check_members(model, weights, perturbed, engine)
+
+
+def _refuse_unfit(path: str, weights: Weights) -> None:
+    """Raise InputError if the weights that were loaded cannot be computed with."""
+    unfit = weights.find_unfit()
+    if unfit:
+        raise InputError(f"model.path: {path}: {unfit}")
+
+
+def _facts_of(path: str, setup: Setup, weights: Weights, digest: int, master: torch.dtype) -> Facts:
+    return Facts(
+        model_path=path,
+        model_name=Path(loading.locate(path)).name,
+        parameters=weights.size,
+        model_digest=digest,
+        dtype=str(setup.dtype).removeprefix("torch."),
+        dtype_reason=setup.dtype_reason,
+        base_dtype=str(master).removeprefix("torch."),
+    )
 
 
 def _initial(path: str, weights: Weights, digest: int, compared_with: str | None) -> InitialWeights | None:

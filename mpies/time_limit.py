@@ -14,7 +14,7 @@ class OutOfTimeError(Exception):
     """Some rank has no time for what is left of its work. Raised by all ranks; the job is resumable."""
 
 
-TIME_LIMIT = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
+TIME_LIMIT = re.compile(r"(?:(?P<days>\d{1,9})-)?(?P<parts>\d{1,9}(?::\d{1,9}){0,2})")
 
 
 def seconds_of(limit: str) -> float | None:

@@ -7,7 +7,6 @@ Without a configuration file, the embedded quickstart. --help lists all settings
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,10 +18,11 @@ from mpies.es.population import Member, directions
 from mpies.es.schedule import Step
 from mpies.ranks import launch
 from mpies.ranks.agreement import agree_on_settings
+from mpies.run.block import evaluate_block
 from mpies.run.exchange import Evaluated, compare_replicas, exchange_rewards
 from mpies.run.inputs import load_settings
 from mpies.run.telemetry import Outcome, record
-from mpies.tasks.base import TrainerState, member_reward
+from mpies.tasks.base import TrainerState
 from mpies.time_limit import OutOfTimeError
 
 if TYPE_CHECKING:
@@ -88,26 +88,15 @@ def make_generation(job: Job, generation: int) -> bool:
 
 def evaluate_members(job: Job, blocks: list[list[Member]], generation: int, sigma: float) -> list[Evaluated]:
     """Perturb, generate, score each block of members, as long as there is time for those that are left."""
-    rows, replica, phases = job.task.rows(generation), job.replica, job.phases
-    prompts = [row["prompt"] for row in rows]
+    rows = job.task.rows(generation)
     state = TrainerState(generation, job.settings.es.generations)
     evaluated: list[Evaluated] = []
     for done, block in enumerate(blocks):
         if not job.has_time_for(len(blocks) - done):
             break
-        start = time.perf_counter()
-        with phases("perturb"):  # the model computes with base + sigma * sign * noise(seed)
-            replica.perturbation.set(block, sigma)
-        with phases("generate"):
-            answers = replica.engine.generate_block(prompts, len(block))
-        with phases("reward"):
-            scores = [job.task.score(rows, answer.texts, answer.ids, state) for answer in answers]
-        seconds = time.perf_counter() - start
-        job.block_seconds.append(seconds)
-        for member, score, answer in zip(block, scores, answers, strict=True):
-            evaluated.append(
-                Evaluated(member, member_reward(score), sum(answer.tokens), seconds / len(block))
-            )
+        members = evaluate_block(job.replica, rows, block, sigma, state, job.phases)
+        job.block_seconds.append(sum(member.seconds for member in members))
+        evaluated += members
     return evaluated
 
 

@@ -367,7 +367,7 @@ def hdf5(**attributes):
     "make, words",
     [
         pytest.param(lambda path: None, ["no such file"], id="missing"),
-        pytest.param(Path.mkdir, ["not a readable HDF5 file"], id="a directory"),
+        pytest.param(Path.mkdir, ["a folder, not a run file"], id="a directory"),
         pytest.param(Path.touch, ["not a readable HDF5 file"], id="empty"),
         pytest.param(lambda path: path.write_text("1, 2\n"), ["not a readable HDF5 file"], id="text"),
         pytest.param(lambda path: path.write_bytes(bytes(5000)), ["not a readable HDF5 file"], id="zeros"),

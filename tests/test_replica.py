@@ -17,11 +17,12 @@ import threads
 import tiny
 import torch
 import zoo
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mpies
 from mpies import config, replica
 from mpies.engines.hf import HfEngine
-from mpies.errors import RefusedError
+from mpies.errors import InputError, RefusedError
 from mpies.model import loading
 from mpies.model.lowrank import LowRank
 from mpies.model.perturbation import Full
@@ -336,3 +337,18 @@ def test_prompts_that_would_depend_on_one_another_are_refused_before_any_is_answ
     setup = settle(alone, beyond)
     with pytest.raises(RefusedError, match=f"may have {first + 1} tokens, but beyond {first} what Phi3"):
         load(alone, beyond, setup, InitialUse())
+
+
+def test_a_model_that_cannot_be_computed_with_is_refused_without_a_job(tiny_model, tmp_path):
+    """As by a job: what is exported of it would be infinite."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model())
+    model.get_parameter("model.norm.weight").data[0] = 7e4
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model()).save_pretrained(tmp_path)
+    options = {"device": torch.device("cpu"), "master": torch.float32, "rank": 0, "threads": 1}
+    load_model(str(tmp_path), dtype=torch.float32, **options)
+    with pytest.raises(InputError) as refused:
+        load_model(str(tmp_path), dtype=torch.float16, **options)
+    assert str(refused.value) == (
+        f"model.path: {tmp_path}: model.norm.weight has values up to 7e+04, and float16 ends at 6.55e+04"
+    )

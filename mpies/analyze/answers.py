@@ -40,7 +40,7 @@ def choose_prompt(run: Run, wanted: str | None) -> tuple[str, str]:
         raise InputError(f"{run.path}: no answers were kept (run.keep_samples)")
     if wanted is None:
         return known[0]
-    if wanted.isascii() and wanted.isdecimal() and 1 <= int(wanted) <= len(known):
+    if wanted.isascii() and wanted.isdecimal() and len(wanted) < 10 and 1 <= int(wanted) <= len(known):
         return known[int(wanted) - 1]
     found = [pair for pair in known if wanted.lower() in pair[1].lower()]
     if not found:

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from mpies.errors import InputError
-from mpies.plain_yaml import parse
+from mpies.plain_yaml import given, parse
 from mpies.runfile import ALL_TABLES, COMMAND_TABLES, RUN_FILE, path_of
 from mpies.runfile.checksum import find_damage
 from mpies.runfile.reader import damage_told, open_for_reading
@@ -240,9 +240,15 @@ def _settings(text: str) -> dict[str, dict[str, Any]]:
         raise ValueError(f"its settings: {error}") from None
     if not isinstance(settings, dict):
         raise ValueError("its settings are not sections")
-    return {name: section for name, section in settings.items() if isinstance(section, dict)}
+    sections = {name: section for name, section in settings.items() if isinstance(section, dict)}
+    generations = sections.get("es", {}).get("generations", 0)
+    if not isinstance(generations, int):
+        raise ValueError(f"its es.generations is {given(generations)}, no whole number")
+    return sections
 
 
 def _python(value: Any) -> Any:
     """Attributes as what JSON, YAML and people know."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
     return value.item() if isinstance(value, np.generic) else value

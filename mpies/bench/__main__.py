@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 
 from mpies import bench
 from mpies.command_line import EXIT_CODES, HelpFormatter
+from mpies.errors import InputError
 from mpies.ranks import launch
+from mpies.ranks.agreement import together
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
 PARTS = ("kernels", "vllm", "generation", "share", "memory", "scaling")
+MOST = {"threads": 4096, "repeats": 10**6, "members": 10**7, "prompts": 10**6, "tokens": 10**6, "size": 2**40}
 PATIENCE = float("inf")  # a part of one rank, which the others wait for, takes as long as its model needs
 
 
@@ -42,11 +45,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    return parser().parse_args(arguments)
+    """The command line. Raises InputError for what cannot be."""
+    given = parser().parse_args(arguments)
+    for name, most in MOST.items():
+        if not 1 <= getattr(given, name) <= most:
+            raise InputError(f"--{name}: given {getattr(given, name)}, allowed is 1 to {most}")
+    if given.json and (given.json.is_dir() or not given.json.absolute().parent.is_dir()):
+        raise InputError(f"--json: cannot write {given.json}; name a file in a folder that is there")
+    return given
 
 
 def main(comm: Comm, arguments: list[str]) -> int:
-    given = parse(arguments)
+    given = together(comm, parse, arguments)
     # torch comes along: only once the command line is good.
     from rich.console import Console
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpies.check.rehearsal import Cost
+from mpies.check.rehearsal import Trial
 from mpies.check.report import Finding
 from mpies.config import Settings
 from mpies.es.population import Population
@@ -37,7 +37,7 @@ class Forecast:
         return self.generation + (self.evaluation / self.every if self.every else 0.0)
 
 
-def forecast(settings: Settings, cost: Cost, task: Task, ranks: int, start: float) -> Forecast:
+def forecast(settings: Settings, cost: Trial, task: Task, ranks: int, start: float) -> Forecast:
     es, batch = settings.es, settings.engine.batch_size
     plan = Population(es.population, es.seed, es.antithetic, es.block_size).plan(0, ranks)
     blocks = tuple(len(mine) for mine in plan.blocks)
@@ -56,7 +56,7 @@ def forecast(settings: Settings, cost: Cost, task: Task, ranks: int, start: floa
     )
 
 
-def describe_memory(cost: Cost, replica: Replica, there: int) -> list[Finding]:
+def describe_memory(cost: Trial, replica: Replica, there: int) -> list[Finding]:
     """The engine's cache and all else that an evaluation needs beyond the weights; `there`: bytes."""
     weights, held = replica.weights, replica.engine.held
     if cost.memory is None:

@@ -15,11 +15,14 @@ from mpies.config import Settings
 from mpies.errors import InputError, OrderlyError, reason
 from mpies.es.population import Member, Population
 from mpies.model.weights import Pull
+from mpies.phases import Phases
 from mpies.ranks.agreement import together
 from mpies.ranks.collectives import allgather_objects
 from mpies.ranks.memory import measure_peak
 from mpies.replica import Replica
-from mpies.tasks.base import Row
+from mpies.run.block import evaluate_block
+from mpies.run.exchange import Evaluated
+from mpies.tasks.base import Row, TrainerState
 from mpies.text import duration
 
 if TYPE_CHECKING:
@@ -29,33 +32,23 @@ SEEDS = 4  # that an update is timed with
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Seconds of a block on the slowest rank, of an update per seed, of its pull, of a digest."""
-
-    block: float
-    seed: float
-    pull: float
-    digest: float
-    memory: int | None
-    """Bytes beyond the weights at the peak, on the rank that needs most; None: nobody counts them."""
-
-
-@dataclass(frozen=True)
 class Trial:
-    """What one rank measured; as `Cost`, and the tokens that its block generated."""
+    """Seconds of a block, of an update per seed, of its pull, of a digest; a rank's, or the most of any."""
 
     block: float
     tokens: int
+    """That the block generated; of all ranks, their sum."""
     memory: int | None
+    """Bytes beyond the weights at the peak; None: nobody counts them."""
     seed: float
     pull: float
     digest: float
 
 
-def rehearse(comm: Comm, settings: Settings, replica: Replica) -> tuple[Cost, list[Finding]]:
+def rehearse(comm: Comm, settings: Settings, replica: Replica) -> tuple[Trial, list[Finding]]:
     """Evaluate a block on every rank, then replay some seeds. Raises RefusedError if that fails.
 
-    Collective. The base weights are others afterwards.
+    What is returned is the most that any rank needed. Collective. The base weights are others afterwards.
     """
     es = settings.es
     members = min(es.block_size, es.population)
@@ -63,47 +56,38 @@ def rehearse(comm: Comm, settings: Settings, replica: Replica) -> tuple[Cost, li
     (block,) = plan.blocks[comm.rank]
     trial = together(comm, _refuse_errors, comm, lambda: _try_out(settings, replica, block))
     trials: list[Trial] = allgather_objects(comm, trial)
-    cost = Cost(
+    most = Trial(
         block=max(one.block for one in trials),
+        tokens=sum(one.tokens for one in trials),
         seed=max(one.seed for one in trials),
         pull=max(one.pull for one in trials),
         digest=max(one.digest for one in trials),
         memory=max((one.memory for one in trials if one.memory is not None), default=None),
     )
     speed = sum(one.tokens / one.block for one in trials)
-    value = f"{duration(cost.block)} for {members} member(s) on the slowest rank, {speed:.0f} tokens/s in all"
-    return cost, [Finding("evaluation", value)]
+    value = f"{duration(most.block)} for {members} member(s) on the slowest rank, {speed:.0f} tokens/s in all"
+    return most, [Finding("evaluation", value)]
 
 
 def _try_out(settings: Settings, replica: Replica, block: list[Member]) -> Trial:
     es, rows = settings.es, replica.task.rows(0)
+    evaluated: list[Evaluated] = []
+
+    def evaluate(some: list[Row]) -> None:
+        nonlocal evaluated
+        phases, state = Phases(replica.synchronize), TrainerState(0, es.generations)
+        evaluated = evaluate_block(replica, some, block, es.sigma, state, phases)
+
     # What is compiled and loaded at the first call is no part of a generation.
-    _evaluate(replica, rows[:1], block, es.sigma)
-    tokens = 0
-
-    def evaluate() -> None:
-        nonlocal tokens
-        tokens = _evaluate(replica, rows, block, es.sigma)
-
-    start = time.perf_counter()
-    memory = measure_peak(replica.device, evaluate)
-    seconds = time.perf_counter() - start
+    evaluate(rows[:1])
+    memory = measure_peak(replica.device, lambda: evaluate(rows))
+    seconds, tokens = sum(one.seconds for one in evaluated), sum(one.tokens for one in evaluated)
     _update(replica, 1)
     update, digest = _update(replica, SEEDS)
     pulling = 0.0
     if replica.anchor:
         pulling, _ = _update(replica, 0, replica.anchor.pulling(es.anchor_decay))
     return Trial(seconds, tokens, memory, update / SEEDS, pulling, digest)
-
-
-def _evaluate(replica: Replica, rows: list[Row], block: list[Member], sigma: float) -> int:
-    """Perturb, generate and score as a generation does; the tokens that were generated."""
-    replica.perturbation.set(block, sigma)
-    answers = replica.engine.generate_block([row["prompt"] for row in rows], len(block))
-    for answer in answers:
-        replica.task.score(rows, answer.texts, answer.ids)
-    replica.synchronize()
-    return sum(sum(answer.tokens) for answer in answers)
 
 
 def _update(replica: Replica, seeds: int, pull: Pull | None = None) -> tuple[float, float]:

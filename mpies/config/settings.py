@@ -142,8 +142,8 @@ class EsSettings(Section):
     generations: Annotated[int, Role.JOB] = Field(
         500, ge=0, le=MOST, description="T, updates in the whole run"
     )
-    sigma: float = Field(0.001, gt=0, description="standard deviation of the perturbations")
-    alpha: float = Field(0.0005, ge=0, description="learning rate, the estimator's 1/sigma absorbed")
+    sigma: float = Field(0.001, gt=0, le=1e30, description="standard deviation of the perturbations")
+    alpha: float = Field(0.0005, ge=0, le=1e30, description="learning rate, the estimator's 1/sigma absorbed")
     seed: int = Field(42, ge=0, lt=2**64, description="all randomness of the run follows from it")
     antithetic: bool = Field(False, description="members 2j and 2j+1 share a seed, with signs + and -")
     perturbation: Literal["full", "lowrank"] = Field(
@@ -219,7 +219,7 @@ class RunSettings(Section):
         min_length=1, description="where run.h5 and the tuned model go"
     )
     threads: Annotated[int, Role.RESULT] = Field(
-        1, ge=1, description="CPU threads of a rank; a model's answers may depend on it"
+        1, ge=1, le=4096, description="CPU threads of a rank; a model's answers may depend on it"
     )
     evaluate_every: int = Field(
         0,
@@ -230,6 +230,7 @@ class RunSettings(Section):
     kl_samples: int = Field(
         0,
         ge=0,
+        le=10**6,
         description="answers sampled per prompt at every evaluation, to estimate the KL divergence from the"
         " initial model (the paper: 20); 0: it is not measured",
     )

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
 
+MOST_SAMPLES = 10**6  # of a prompt
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; --help shows what there is")
@@ -70,8 +73,10 @@ def parser() -> argparse.ArgumentParser:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Raises InputError for what cannot be."""
     options = parser().parse_intermixed_args(arguments)
-    if options.samples is not None and options.samples < 1:
-        raise InputError(f"--samples: given {options.samples}, allowed is 1 or more; leave it out for greedy")
+    if options.samples is not None and not 1 <= options.samples <= MOST_SAMPLES:
+        raise InputError(
+            f"--samples: given {options.samples}, allowed is 1 to {MOST_SAMPLES}; leave it out for greedy"
+        )
     if options.temperature is not None and not 0 < options.temperature < float("inf"):
         raise InputError(
             f"--temperature: given {options.temperature:g}, allowed is more than 0; leave it out for greedy"
@@ -89,19 +94,19 @@ def main(comm: Comm, arguments: list[str]) -> int:
     from mpies.evaluate.measuring import assemble, measure
     from mpies.run.screen import Screen
 
-    run = subject.settings.run
-    screen = Screen(comm.rank != 0, run.progress)
-    if subject.history and subject.history.damage.damaged:
-        screen.say(f"warning: {subject.path}: {subject.history.damage}")
-    bench = assemble(comm, options, subject, screen.say)
-    report = measure(bench)
+    run, keep = subject.run, subject.settings.run.keep_samples
+    screen = Screen(comm.rank != 0, subject.settings.run.progress)
+    if run and run.history.damage.damaged:
+        screen.say(f"warning: {run.path}: {run.history.damage}")
+    measurement = assemble(comm, options, subject, screen.say)
+    report = measure(measurement)
     if comm.rank == 0:
-        report.show(screen.console, run.keep_samples)
-        if log and subject.history:
-            as_trained = answers_as_trained(subject.settings, subject.history, bench.reward_digests)
-            log.add_command(**report.tables(run.keep_samples, as_trained))
+        report.show(screen.console, keep)
+        if log and run:
+            as_trained = answers_as_trained(subject.settings, run.history, measurement.reward_digests)
+            log.add_command(**report.tables(run.history.generations, keep, as_trained))
             log.close()
-            screen.say(f"wrote to {subject.path}")
+            screen.say(f"wrote to {run.path}")
             if not as_trained:
                 screen.say("not into its /evaluation: that is for the run's own settings of task and engine")
         if options.json:
@@ -115,5 +120,10 @@ def refuse_unwritable(json: str | None) -> None:
     """Raise InputError now if the JSON file could not be written at the end."""
     if json:
         path = Path(json).absolute()
-        if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        special = path.exists() and not path.is_file()  # a device or a pipe is written to as it is
+        if (
+            path.is_dir()
+            or not path.parent.is_dir()
+            or not os.access(path if special else path.parent, os.W_OK)
+        ):
             raise InputError(f"--json: cannot write {json}; name a file in a folder that is there")

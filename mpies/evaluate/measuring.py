@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mpies.errors import InputError, RefusedError
-from mpies.evaluate.report import Report
+from mpies.evaluate.report import Evaluand, Report
 from mpies.evaluate.subject import Subject
 from mpies.measure.drift import measure_drift
 from mpies.measure.evaluation import Sampling, evaluate_rows
@@ -29,7 +29,7 @@ PAPER_KL_SAMPLES = 20
 
 
 @dataclass(frozen=True)
-class Workbench:
+class Measurement:
     """What is measured on, on every rank."""
 
     comm: Comm
@@ -45,29 +45,29 @@ class Workbench:
 
 def assemble(
     comm: Comm, options: argparse.Namespace, subject: Subject, say: Callable[[str], None]
-) -> Workbench:
+) -> Measurement:
     """The task, and the model with the weights that are meant. Collective; raises RefusedError."""
-    settings, history = subject.settings, subject.history
+    settings, run = subject.settings, subject.run
     setup = settle(comm, settings)
-    if history:
-        refuse_unasked_changes(history, setup, options)
+    if run:
+        refuse_unasked_changes(run.history, setup, options)
     for line in rewards_shown(setup.reward_digests):
         say(f"reward {line}")
     rows = together(comm, _choose_rows, setup.task, options.split)
     say(f"loading {settings.model.path} ...")
     compared = (options.initial or settings.model.path) if options.kl or options.drift else None
-    anchored = bool(history and needs_anchor(history, 0, history.generations))
+    anchored = bool(run and needs_anchor(run.history, 0, run.history.generations))
     replica = load(comm, settings, setup, InitialUse(anchored, compared))
-    if history and subject.path:
-        if settings.model.master == "live" and replica.facts.dtype != history.dtype:
+    if run:
+        if settings.model.master == "live" and replica.facts.dtype != run.history.dtype:
             raise RefusedError(
                 f"model.dtype: given {replica.facts.dtype}, but the run's base weights are kept in that of"
-                f" its live weights (model.master=live), {history.dtype}: leave it out"
+                f" its live weights (model.master=live), {run.history.dtype}: leave it out"
             )
-        resume.restore(comm, replica, history, subject.path.parent)
+        resume.restore(comm, replica, run.history, run.path.parent)
     replica.perturbation.clear()
     replica.weights.show_base()
-    return Workbench(comm, options, subject, replica, setup.reward_digests, rows, say)
+    return Measurement(comm, options, subject, replica, setup.reward_digests, rows, say)
 
 
 def refuse_unasked_changes(history: History, setup: Setup, options: argparse.Namespace) -> None:
@@ -86,63 +86,63 @@ def refuse_unasked_changes(history: History, setup: Setup, options: argparse.Nam
         )
 
 
-def measure(bench: Workbench) -> Report:
+def measure(measurement: Measurement) -> Report:
     """Everything that was asked for, the same on every rank. Collective."""
-    subject, replica = bench.subject, bench.replica
-    path = subject.settings.model.path
+    subject, replica = measurement.subject, measurement.replica
+    run, path = subject.run, subject.settings.model.path
     report = Report(
-        facts={
-            "model": path,
-            "run_file": str(subject.path) if subject.path else None,
-            "run_uuid": subject.history.run_uuid if subject.history else None,
-            "generation": subject.generation,
-            "digest": f"{replica.weights.digest():016x}",
-            "dtype": replica.facts.dtype,
-            "task": replica.task.name,
-            "data_digest": replica.task.digest,
-            "max_new_tokens": subject.settings.engine.max_new_tokens,
-            "initial": (bench.options.initial or path) if replica.initial else None,
-        }
+        Evaluand(
+            model=path,
+            run_file=str(run.path) if run else None,
+            run_uuid=run.history.run_uuid if run else None,
+            generation=subject.generation,
+            digest=f"{replica.weights.digest():016x}",
+            dtype=replica.facts.dtype,
+            task=replica.task.name,
+            data_digest=replica.task.digest,
+            max_new_tokens=subject.settings.engine.max_new_tokens,
+            initial=(measurement.options.initial or path) if replica.initial else None,
+        )
     )
-    for split in bench.rows:
-        _measure_split(bench, split, report)
-    if bench.options.drift and replica.initial:
-        report.drift = measure_drift(bench.comm, replica, replica.initial)
+    for split in measurement.rows:
+        _measure_split(measurement, split, report)
+    if measurement.options.drift and replica.initial:
+        report.drift = measure_drift(measurement.comm, replica, replica.initial)
     return report
 
 
-def _measure_split(bench: Workbench, split: str, report: Report) -> None:
+def _measure_split(measurement: Measurement, split: str, report: Report) -> None:
     """Let the model answer a split's prompts, and score the answers."""
-    rows, sampling = bench.rows[split], _sampling(bench, split)
+    rows, sampling = measurement.rows[split], _sampling(measurement, split)
     each = f"{sampling.samples} x " if sampling else ""
-    bench.say(f"answering {each}{len(rows)} {spoken(split)} prompts ...")
-    settings = bench.subject.settings
-    state = TrainerState(bench.subject.generation or 0, settings.es.generations)
-    engine, batch = bench.replica.engine, settings.engine.batch_size
-    found = evaluate_rows(bench.comm, engine, bench.replica.task, rows, batch, state, sampling)
-    kl, initial = None, bench.replica.initial
-    if bench.options.kl and initial and sampling:
-        kl = divergence(bench.comm, bench.replica, initial, rows, batch, sampling, found.mine)
-    elif bench.options.kl and initial:
+    measurement.say(f"answering {each}{len(rows)} {spoken(split)} prompts ...")
+    settings = measurement.subject.settings
+    state = TrainerState(measurement.subject.generation or 0, settings.es.generations)
+    engine, batch = measurement.replica.engine, settings.engine.batch_size
+    found = evaluate_rows(measurement.comm, engine, measurement.replica.task, rows, batch, state, sampling)
+    kl, initial = None, measurement.replica.initial
+    if measurement.options.kl and initial and sampling:
+        kl = divergence(measurement.comm, measurement.replica, initial, rows, batch, sampling, found.mine)
+    elif measurement.options.kl and initial:
         # As training does it, with as many samples as the paper if training does not.
         samples = settings.run.kl_samples or PAPER_KL_SAMPLES
-        sampled = Sampling.of(split, samples, _seed(bench))
-        kl = estimate_kl_beside(bench.comm, bench.replica, initial, settings, split, sampled)
+        sampled = Sampling.of(split, samples, _seed(measurement))
+        kl = estimate_kl_beside(measurement.comm, measurement.replica, initial, settings, split, sampled)
     report.add(split, found, sampling, kl)
 
 
-def _sampling(bench: Workbench, split: str) -> Sampling | None:
+def _sampling(measurement: Measurement, split: str) -> Sampling | None:
     """How answers are sampled; None: greedy."""
-    samples, temperature = bench.options.samples, bench.options.temperature
+    samples, temperature = measurement.options.samples, measurement.options.temperature
     if samples is None and temperature is None:
         return None
-    return replace(Sampling.of(split, samples or 1, _seed(bench)), temperature=temperature or 1.0)
+    return replace(Sampling.of(split, samples or 1, _seed(measurement)), temperature=temperature or 1.0)
 
 
-def _seed(bench: Workbench) -> int:
+def _seed(measurement: Measurement) -> int:
     """Of the samples."""
-    given = bench.options.seed
-    return bench.subject.settings.es.seed if given is None else given
+    given = measurement.options.seed
+    return measurement.subject.settings.es.seed if given is None else given
 
 
 def _choose_rows(task: Task, split: str) -> dict[str, list[Row]]:

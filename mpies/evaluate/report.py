@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from mpies.errors import StorageError, reason
+from mpies.files import written_whole
 from mpies.measure.evaluation import Evaluation, Sampling
 from mpies.measure.statistics import Figure, over_prompts, pass_at, pass_ks
 from mpies.splits import spoken
 from mpies.text import clip, json_ready
+
+# Table of the run file -> rows for it.
+Tables = dict[str, list[dict[str, Any]]]
 
 LABELS = {"answer_tokens": "tokens an answer", "kl": "KL to the initial model, nat/token"}
 
@@ -36,16 +39,54 @@ class Split:
         sampling = self.sampling or Sampling(1, 0.0)
         return {name: getattr(sampling, name) for name in ("samples", "temperature", "seed")}
 
+    def command_rows(self, generation: int, keep: int, drift: dict[str, float]) -> Tables:
+        """Of the tables `figures` and `answers`."""
+        where = {"generation": generation, "split": self.name, **self.decoding}
+        prompts, found = len(self.evaluation.rows), self.figures
+        found = found | {_drift_name(group): Figure(far) for group, far in drift.items()}
+        figures = [
+            {**where, "prompts": prompts, "name": name, "mean": figure.mean, "error": figure.error}
+            for name, figure in found.items()
+        ]
+        return {"figures": figures, "answers": [{**where, **a} for a in self.evaluation.answers(keep)]}
+
+    def run_rows(self, generation: int, keep: int, drift: dict[str, float]) -> Tables:
+        """Of the tables of the run's own evaluations, whose answers are greedy."""
+        # The column tells of the model's own probabilities, at temperature 1.
+        plain = self.sampling is None or self.sampling.temperature == 1
+        kl = self.figures["kl"].mean if plain and "kl" in self.figures else math.nan
+        row, samples, metrics = self.evaluation.table_rows(generation, self.name, keep, kl, drift)
+        if self.sampling:
+            kept = {name: row[name] for name in ("generation", "split", "kl", "drift_l2")}
+            return {"evaluations": [kept]}
+        return {"evaluations": [row], "metrics": metrics, "samples": samples}
+
+
+@dataclass(frozen=True)
+class Evaluand:
+    """What was evaluated, and how, as the JSON file says it."""
+
+    model: str
+    run_file: str | None
+    run_uuid: str | None
+    generation: int | None
+    digest: str
+    dtype: str
+    task: str
+    data_digest: str
+    max_new_tokens: int
+    initial: str | None
+    """What it was compared with."""
+
 
 @dataclass
 class Report:
-    facts: dict[str, Any]
-    """What was evaluated: model, generation, digest, task, ..."""
+    subject: Evaluand
     splits: list[Split] = field(default_factory=list)
     drift: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, found: Evaluation, sampling: Sampling | None, kl: Figure | None) -> None:
-        self.splits.append(Split(name, found, sampling, figures(found) | ({"kl": kl} if kl else {})))
+        self.splits.append(Split(name, found, sampling, make_figures(found) | ({"kl": kl} if kl else {})))
 
     def show(self, console: Console, keep: int) -> None:
         """Figures of all splits, and the first answers to the first `keep` prompts of the last one."""
@@ -73,55 +114,30 @@ class Report:
             }
             for s in self.splits
         }
-        content = {**self.facts, "drift_l2": self.drift or None, "splits": splits}
-        partial = path.with_name(path.name + ".partial")
+        content = {**asdict(self.subject), "drift_l2": self.drift or None, "splits": splits}
+        text = json.dumps(json_ready(content), indent=1, allow_nan=False) + "\n"
         try:
-            partial.write_text(json.dumps(json_ready(content), indent=1, allow_nan=False) + "\n")
-            os.replace(partial, path)
+            with written_whole(path) as file:
+                file.write(text.encode())
         except OSError as error:
             raise StorageError(f"--json: cannot write {path} ({reason(error)})") from None
 
-    def tables(self, keep: int, as_trained: bool) -> dict[str, list[dict[str, Any]]]:
+    def tables(self, generation: int, keep: int, as_trained: bool) -> Tables:
         """Rows for `RunFile.add_command`, with the answers to the first `keep` prompts of each split.
 
         Unless it was measured `as_trained`, nothing is for the tables of the run's own evaluations.
         """
-        rows: dict[str, list[dict[str, Any]]] = {
-            name: [] for name in ("evaluations", "metrics", "samples", "figures", "answers")
-        }
-        generation = self.facts["generation"]
+        rows: Tables = {name: [] for name in ("evaluations", "metrics", "samples", "figures", "answers")}
         for split in self.splits:
-            where = {"generation": generation, "split": split.name}
-            greedy = split.sampling is None
-            # The column tells of the model's own probabilities, at temperature 1.
-            plain = split.sampling is None or split.sampling.temperature == 1
-            kl = split.figures["kl"].mean if plain and "kl" in split.figures else math.nan
-            row, samples, metrics = split.evaluation.table_rows(generation, split.name, keep, kl, self.drift)
-            if greedy:
-                rows["samples"] += samples
-                rows["metrics"] += metrics
-            else:
-                row = {**where, "kl": kl, "drift_l2": row["drift_l2"]}
-            rows["evaluations"].append(row)
-            found = split.figures | {_drift_name(g): Figure(far) for g, far in self.drift.items()}
-            rows["figures"] += [
-                {
-                    **where,
-                    **split.decoding,
-                    "prompts": len(split.evaluation.rows),
-                    "name": name,
-                    "mean": figure.mean,
-                    "error": figure.error,
-                }
-                for name, figure in found.items()
-            ]
-            rows["answers"] += [{**where, **split.decoding, **a} for a in split.evaluation.answers(keep)]
-        if not as_trained:
-            rows |= {name: [] for name in ("evaluations", "metrics", "samples")}
+            made = split.command_rows(generation, keep, self.drift)
+            if as_trained:
+                made |= split.run_rows(generation, keep, self.drift)
+            for name, more in made.items():
+                rows[name] += more
         return rows
 
 
-def figures(found: Evaluation) -> dict[str, Figure]:
+def make_figures(found: Evaluation) -> dict[str, Figure]:
     """Reward, the task's metrics, pass@k where answers are right or wrong, and length."""
     made = {"reward": over_prompts(found.by_prompt(found.rewards))}
     made |= {name: over_prompts(found.by_prompt(values)) for name, values in found.metrics.items()}

@@ -8,15 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpies import config
-from mpies.errors import InputError
+from mpies.errors import InputError, reason
 from mpies.ranks.agreement import agree_on_settings, on_root
 from mpies.run import inputs
 from mpies.run.continuity import changed_rewards
 from mpies.run.replaying import which_generation
-from mpies.runfile import RUN_FILE, History, RunFile, read_history
+from mpies.runfile import RUN_FILE, History, RunFile, read_history, refuse_unknown
+from mpies.text import clip
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """The run of which a generation is evaluated."""
+
+    path: Path
+    """The run file."""
+    history: History
+    """Up to the generation."""
 
 
 @dataclass(frozen=True)
@@ -24,41 +35,43 @@ class Subject:
     """What is evaluated: a model, or one generation of a run."""
 
     settings: config.Settings
-    path: Path | None = None
-    """The run file."""
-    history: History | None = None
-    """Up to the generation."""
+    run: EvaluatedRun | None = None
 
     @property
     def generation(self) -> int | None:
-        return self.history.generations if self.history else None
+        return self.run.history.generations if self.run else None
 
 
 def open_subject(comm: Comm, options: argparse.Namespace) -> tuple[RunFile | None, Subject]:
     """What is evaluated; with --log also the run file, on rank 0, locked against other jobs. Collective."""
     log: RunFile | None = None
 
-    def look() -> tuple[Path | None, History | None]:
+    def look() -> EvaluatedRun | None:
         nonlocal log
         path = find_run_file(options.subject)
         if path is None:
-            return None, None
+            return None
         history = read_history(path)
+        refuse_unknown(path, history)
         if options.log:
             log = open_locked(path, history)
             history = log.history()
-        return path, history.first(which_generation(options.generation, history))
+        return EvaluatedRun(path, history.first(which_generation(options.generation, history)))
 
-    path, history = on_root(comm, look)
+    run = on_root(comm, look)
+    history = run.history if run else None
     settings = agree_on_settings(comm, lambda: inputs.require(settings_of(options, history)))
-    return log, Subject(settings, path, history)
+    return log, Subject(settings, run)
 
 
 def find_run_file(subject: str) -> Path | None:
     """The run file that is meant; None if it is a model."""
     path = Path(subject).expanduser()
-    if (path / RUN_FILE).is_file() and not (path / "config.json").exists():
-        return path / RUN_FILE
+    try:
+        if (path / RUN_FILE).is_file() and not (path / "config.json").exists():
+            return path / RUN_FILE
+    except OSError as error:  # a name that is too long
+        raise InputError(f"{clip(subject)}: cannot be ({reason(error)})") from None
     # What is called so must be there; a hub id is called otherwise.
     return path if path.is_file() or path.suffix in (".h5", ".hdf5") else None
 

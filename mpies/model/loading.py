@@ -50,13 +50,16 @@ def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTo
     if not allow_download:
         _stay_offline()
     import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     place = locate(path)
     options = {"trust_remote_code": False, "local_files_only": not allow_download}
     _configuration(path, **options)
+    if (Path(place) / "generation_config.json").is_file():
+        # transformers would go on without it, and so without its stop tokens.
+        _attempt(path, "the generation_config.json of ", GenerationConfig.from_pretrained, place)
     tokenizer = _attempt(path, "the tokenizer of ", AutoTokenizer.from_pretrained, place, **options)
     model, info = _attempt(
         path,

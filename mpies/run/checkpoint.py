@@ -7,9 +7,7 @@ and its generation, and its digest is compared with the run file's before it is 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mpies.errors import StorageError, reason
+from mpies.files import written_whole
 from mpies.model.weights import Weights
 
 KEPT = 2
@@ -27,23 +26,17 @@ NAME = "checkpoint-{:06d}.safetensors"
 def write(folder: Path, weights: Weights, run_uuid: str, generation: int) -> None:
     """Write the base of `generation` to the folder, tensor by tensor, and keep the newest two."""
     path = folder / NAME.format(generation)
-    partial = path.with_suffix(".partial")
     try:
-        with open(partial, "wb") as file:
+        with written_whole(path) as file:
             file.write(_header(weights, {"run_uuid": run_uuid, "generation": str(generation)}))
             for base in weights.base.values():
                 file.write(base.cpu().view(-1).view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
         # Those of later generations are left from another run in this folder.
         numbers = _checkpoints(folder)
         kept = [number for number in numbers if number <= generation][:KEPT]
         for number in set(numbers) - set(kept):
             numbers[number].unlink()
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise StorageError(f"{path}: cannot write the checkpoint ({reason(error)})") from None
 
 

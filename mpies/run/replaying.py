@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mpies.errors import InputError
 from mpies.runfile import History
+from mpies.text import clip
 
 if TYPE_CHECKING:
     import torch
@@ -71,5 +72,7 @@ def which_generation(text: str | None, history: History) -> int:
             raise InputError("--generation best: the run file holds no evaluation on held-out prompts")
         return max(history.held_out, key=history.held_out.__getitem__)
     if not (text.isascii() and text.isdecimal() and len(text) < 10) or int(text) > history.generations:
-        raise InputError(f"--generation: given {text}, allowed is 0 to {history.generations}, last or best")
+        raise InputError(
+            f"--generation: given {clip(text, 40)}, allowed is 0 to {history.generations}, last or best"
+        )
     return int(text)

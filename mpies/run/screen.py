@@ -1,13 +1,12 @@
 """What rank 0 shows: the banner, the progress of generations, answers before and after.
 
 On a terminal, a progress bar; otherwise a plain line per generation, flushed. A launcher passes its
-ranks' output through a pipe, so the terminal is looked for at the launcher (`_terminal_behind`).
+ranks' output through a pipe, so the terminal is looked for at the launcher (terminal.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import sys
 from collections import Counter, deque
@@ -28,20 +27,17 @@ from mpies.phases import PHASES
 from mpies.ranks.devices import Place
 from mpies.replica import Facts, Setup
 from mpies.run.stopping import RECENT
+from mpies.run.terminal import width_behind
 from mpies.runfile import open_for_reading
 from mpies.splits import HELD_OUT, spoken
 from mpies.text import clip, count, duration
-
-LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
-# What starts ranks on other nodes; the launcher's terminal cannot be seen from there.
-DAEMONS = ("prted", "orted")
 
 
 class Screen:
     """Shows a run on rank 0; on other ranks (`quiet`) it shows nothing."""
 
     def __init__(self, quiet: bool, progress: str):
-        terminal = None if quiet or progress == "lines" else _terminal_behind()
+        terminal = None if quiet or progress == "lines" else width_behind()
         self.bar = not quiet and (progress == "bar" or (progress == "auto" and terminal is not None))
         self.console = Console(
             quiet=quiet,
@@ -50,7 +46,7 @@ class Screen:
             highlight=False,
             soft_wrap=not self.bar,
         )
-        self._progress: Progress | None = None
+        self._progress: ProgressOfRun | None = None
 
     def say(self, text: str) -> None:
         """One line, at once."""
@@ -84,50 +80,17 @@ class Screen:
     @contextlib.contextmanager
     def progress(self, done: int, total: int):
         """While generations are made, `done` of `total` being there already."""
-        self._done, self._total = done, total
-        self._seconds: deque[float] = deque(maxlen=RECENT)
-        self._warm = False
-        if self.bar:
-            self._progress = Progress(
-                TextColumn("generation {task.completed}/{task.total}"),
-                BarColumn(),
-                TextColumn("reward {task.fields[reward]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(elapsed_when_finished=False),
-                console=self.console,
-            )
-            self._task = self._progress.add_task("", completed=done, total=total, reward="...")
-            self._progress.start()
+        self._progress = ProgressOfRun(self, done, total)
         try:
             yield
         finally:  # a bar that is not stopped leaves the cursor hidden
-            if self._progress:
-                self._progress.stop()
-                self._progress = None
+            self._progress.stop()
+            self._progress = None
 
     def generation(self, row: dict[str, Any]) -> None:
-        """A generation is committed."""
-        self._done += 1
-        # The first generation warms up: kernels are compiled, caches filled.
-        if self._warm:
-            self._seconds.append(row["seconds"])
-        self._warm = True
+        """A generation is committed, within `progress`."""
         if self._progress:
-            self._progress.update(self._task, advance=1, reward=f"{row['reward_mean']:.4g}")
-            return
-        self.say(
-            f"generation {self._done}/{self._total}  reward {row['reward_mean']:.4g}"
-            f" +- {row['reward_std']:.3g}  best {row['reward_max']:.4g}  {row['seconds']:.1f} s"
-            f"  {row['tokens'] / row['seconds']:.0f} tokens/s"
-            f"  {self._left()}"
-        )
-
-    def _left(self) -> str:
-        """How many generations are left and, once it is known how long they take, how long that is."""
-        left = self._total - self._done
-        time_left = f", {duration(left * median(self._seconds))}" if self._seconds else ""
-        return f"{left} left{time_left}"
+            self._progress.advance(row)
 
     def result(self, path: Path) -> None:
         """From the run file: answers and rewards before and after, and where the time went."""
@@ -191,6 +154,54 @@ class Screen:
         self.say(f"  {python} -m mpies.train --help    # all settings")
 
 
+class ProgressOfRun:
+    """The generations of a run, as a bar or line by line, and how long those take that are left."""
+
+    def __init__(self, screen: Screen, done: int, total: int):
+        self._say = screen.say
+        self._done, self._total = done, total
+        self._seconds: deque[float] = deque(maxlen=RECENT)
+        self._warm = False
+        self._bar = Progress(
+            TextColumn("generation {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("reward {task.fields[reward]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=screen.console,
+            disable=not screen.bar,
+        )
+        self._task = self._bar.add_task("", completed=done, total=total, reward="...")
+        self._bar.start()
+
+    def stop(self) -> None:
+        if not self._bar.disable:  # earlier versions of rich end even those with an empty line
+            self._bar.stop()
+
+    def advance(self, row: dict[str, Any]) -> None:
+        """By a generation, of which this is the run file's row."""
+        self._done += 1
+        # The first generation warms up: kernels are compiled, caches filled.
+        if self._warm:
+            self._seconds.append(row["seconds"])
+        self._warm = True
+        self._bar.update(self._task, advance=1, reward=f"{row['reward_mean']:.4g}")
+        if self._bar.disable:
+            self._say(
+                f"generation {self._done}/{self._total}  reward {row['reward_mean']:.4g}"
+                f" +- {row['reward_std']:.3g}  best {row['reward_max']:.4g}  {row['seconds']:.1f} s"
+                f"  {row['tokens'] / row['seconds']:.0f} tokens/s"
+                f"  {self._left()}"
+            )
+
+    def _left(self) -> str:
+        """How many generations are left and, once it is known how long they take, how long that is."""
+        left = self._total - self._done
+        time_left = f", {duration(left * median(self._seconds))}" if self._seconds else ""
+        return f"{left} left{time_left}"
+
+
 def _as_typed(program: Path) -> str:
     """A program's path as one would type it here."""
     here = Path.cwd()
@@ -213,28 +224,3 @@ def _places(places: Sequence[Place]) -> str:
     ]
     more = f" and {len(hosts) - 4} more hosts" if len(hosts) > 4 else ""
     return ", ".join(shown) + more
-
-
-def _terminal_behind() -> int | None:
-    """The width of the terminal that shows our output, directly or through a launcher; else None.
-
-    The launcher is asked first: Open MPI gives every rank a terminal of its own, whatever mpirun's
-    output goes to.
-    """
-    pid = os.getppid()
-    while pid > 1:
-        try:
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
-            parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-            if name in LAUNCHERS:
-                terminal = os.open(f"/proc/{pid}/fd/1", os.O_WRONLY | os.O_NOCTTY)
-                try:
-                    return os.get_terminal_size(terminal).columns if os.isatty(terminal) else None
-                finally:
-                    os.close(terminal)
-        except (OSError, ValueError):
-            return None
-        if name in DAEMONS:
-            return None
-        pid = parent
-    return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None

@@ -25,6 +25,7 @@ from mpies.runfile.reader import (
     open_for_reading,
     path_of,
     read_history,
+    refuse_unknown,
     salvage_history,
 )
 from mpies.runfile.schema import ALL_TABLES, COMMAND_TABLES, RUN_FILE, SCHEMA_VERSION, TABLES
@@ -42,5 +43,6 @@ __all__ = [
     "open_for_reading",
     "path_of",
     "read_history",
+    "refuse_unknown",
     "salvage_history",
 ]

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from mpies.es.population import directions
 from mpies.runfile.checksum import Damage, find_damage, good_generations
 from mpies.runfile.schema import PER_GENERATION, RUN_FILE, SCHEMA_VERSION, TABLES
 from mpies.splits import HELD_OUT, TRAIN
+from mpies.text import clip
 
 # Where HDF5's version 0 superblock, the default, keeps the "end of file address".
 END_OF_FILE = 40
@@ -27,6 +29,9 @@ END_OF_FILE = 40
 # compressed copy is taken, a few bytes that claim to be terabytes are not.
 READ_AT_MOST = 2**30
 COMPRESSED = 1000
+
+# What attributes can say that decide what is computed.
+KNOWN = {"fitness": tuple(fitness.FITNESS), "dtype": ("float32", "bfloat16", "float16")}
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,21 @@ class History:
         return replace(self, evaluated=evaluated, **{row: getattr(self, row)[:generations] for row in rows})
 
 
+def refuse_unknown(path: Path | str, history: History) -> None:
+    """Raise InputError where a damaged file names what the program does not know."""
+    for name, known in KNOWN.items():
+        if getattr(history, name) not in known:
+            value = clip(getattr(history, name), 40)
+            raise InputError(f"{path}: a damaged run file ({name} is {value!r}, not {' or '.join(known)})")
+
+
 def path_of(place: Path | str) -> Path:
     """The run file that is meant: the file itself, or that of a run's folder."""
     path = Path(place).expanduser()
-    return path / RUN_FILE if path.is_dir() else path
+    try:
+        return path / RUN_FILE if path.is_dir() else path
+    except OSError as error:  # a name that is too long
+        raise InputError(f"{clip(str(place))}: cannot be ({reason(error)})") from None
 
 
 def read_history(path: Path | str) -> History:
@@ -197,12 +213,14 @@ def open_for_reading(path: Path | str) -> h5py.File:
     """Open a run file read-only, also while a job writes it. Raises InputError if it is none."""
     try:
         file = _open(path)
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder, not a run file") from None
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
     except OSError as error:
         if "truncated file" in str(error):
             raise TruncatedError(f"{path}: its end is missing; mpies.replay can salvage the rest") from None
-        raise InputError(f"{path}: not a readable HDF5 file ({reason(error)})") from None
+        raise InputError(f"{clip(str(path))}: not a readable HDF5 file ({clip(reason(error))})") from None
     try:
         with damage_told(path):
             _require_run_file(path, file)
@@ -213,6 +231,8 @@ def open_for_reading(path: Path | str) -> h5py.File:
 
 
 def _open(path: Path | str) -> h5py.File:
+    if os.path.isdir(path):
+        raise IsADirectoryError
     try:
         return h5py.File(path, "r", locking=False)
     except OSError as error:

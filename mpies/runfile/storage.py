@@ -12,6 +12,7 @@ from pathlib import Path
 import h5py
 
 from mpies.errors import InputError, reason
+from mpies.files import written_whole
 
 LOCK = "run.lock"  # its name beside the run file
 
@@ -23,18 +24,9 @@ def commit(file: h5py.File) -> None:
 
 
 def replace_file(path: Path, image: io.BytesIO) -> None:
-    """Write the file as a whole: under another name, to the disk, then renamed."""
-    partial = path.with_suffix(".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(image.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
+    """Write the file as a whole, its name to the disk as well."""
+    with written_whole(path) as file:
+        file.write(image.getbuffer())
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -42,16 +42,21 @@ def refuse_messages_without_template(task: Task, tokenizer) -> None:
         )
 
 
-def refuse_long_prompts(task: Task, tokens_of: Callable[[Prompt], list[int]], most: int, new: int) -> None:
-    """Raise InputError for a prompt that leaves no room for an answer of `new` tokens before position `most`.
+def refuse_prompts_of_wrong_length(
+    task: Task, tokens_of: Callable[[Prompt], list[int]], most: int | None, new: int
+) -> None:
+    """Raise InputError for a prompt without tokens, or without room for an answer of `new` tokens.
 
+    `most`: positions that the model knows, if it says so.
     A model computes on beyond what it was trained on, and its answers are nonsense; or it fails then.
     """
     parts = (("task.train_data", "training", task.train), ("task.eval_data", "held-out", task.held_out))
     for setting, name, rows in parts:
         for number, row in enumerate(rows, 1):
             tokens = len(tokens_of(row["prompt"]))
-            if tokens + new > most:
+            if not tokens:
+                raise InputError(f"{setting}: {name} prompt {number} has no tokens; leave the row out")
+            if most and tokens + new > most:
                 room = (
                     f"use an engine.max_new_tokens of {most - tokens} or less, or leave the row out"
                     if tokens < most

@@ -21,6 +21,8 @@ KINDS = "a .json, .jsonl or .parquet file, or a folder written by datasets.save_
 # NAME or ORGANISATION/NAME, without the end of a file's name.
 HUB_ID = re.compile(r"[\w-]+(/[\w.-]+)?(?<!\.json)(?<!\.jsonl)(?<!\.parquet)")
 
+DEEPEST = 50  # lists and objects within one another in a row
+
 Placed = Iterator[tuple[str, Any]]
 """(where it is in the file: "line 3", what is there)"""
 
@@ -112,9 +114,21 @@ def _check_row(check: Callable[[Row], Row], place: str, given: Any) -> Row:
     try:
         if not isinstance(given, dict):
             raise InputError(f'given {given!r:.40}, needed is an object such as {{"prompt": "..."}}')
+        _refuse_depth(given)
         return check(given)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
+
+
+def _refuse_depth(row: Row) -> None:
+    """Rows are copied for every call of the reward function, level by level."""
+    level: list[Any] = [row]
+    for _ in range(DEEPEST):
+        level = [item for held in level for item in (held.values() if isinstance(held, dict) else held)]
+        level = [item for item in level if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise InputError(f"brackets within brackets, deeper than {DEEPEST}; flatten the row, or leave it out")
 
 
 def _read(path: Path) -> Placed:
@@ -122,6 +136,8 @@ def _read(path: Path) -> Placed:
         raise InputError(absence(path))
     if path.is_dir():
         return _saved_dataset(path)
+    if not path.is_file():
+        raise InputError(f"this is a pipe or a device; needed is {KINDS}")
     readers = {".jsonl": _json, ".json": _json, ".parquet": _parquet}
     if path.suffix not in readers:
         raise InputError(f"cannot tell its kind; needed is {KINDS}")

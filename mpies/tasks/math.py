@@ -149,7 +149,7 @@ def _gold(given: Row) -> Gold | None:
 
 
 def _one_gold(given: object) -> str | None:
-    if not isinstance(given, str | int | float):
+    if not isinstance(given, str | int | float) or given != given or given in (float("inf"), -float("inf")):
         raise InputError(
             f"answer: given {reprlib.repr(given)}, needed is text or a number, or a list of those of which"
             " any is right"

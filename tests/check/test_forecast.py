@@ -17,10 +17,10 @@ from mpies.check.forecast import (
     forecast,
     jobs_needed,
 )
-from mpies.check.rehearsal import Cost
+from mpies.check.rehearsal import Trial
 from mpies.tasks.base import Task
 
-COST = Cost(block=10.0, seed=0.5, pull=3.0, digest=1.0, memory=100)
+COST = Trial(block=10.0, tokens=7, seed=0.5, pull=3.0, digest=1.0, memory=100)
 
 
 def settings_of(*given: str) -> config.Settings:

@@ -80,7 +80,7 @@ def test_the_slowest_rank_counts_and_the_one_that_needs_most(runs, monkeypatch):
     found = threads.run(3, lambda comm: rehearse(comm, settings, comm.rank))
     assert found == found[:1] * 3
     cost, (finding,) = found[0]
-    assert cost == rehearsal.Cost(block=4.0, seed=0.3, pull=0.02, digest=0.5, memory=90)
+    assert cost == Trial(block=4.0, tokens=500, seed=0.3, pull=0.02, digest=0.5, memory=90)
     assert finding.value.endswith(", 375 tokens/s in all") and finding.value.startswith("4 s for 1 member(s)")
     assert sorted(blocks) == [[0], [1], [2]], "each rank evaluates another member"
 

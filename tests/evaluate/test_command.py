@@ -333,7 +333,7 @@ def refused(folder: Path, arguments: list[str], says: list[str], ranks: int = 2)
     "arguments, says",
     [
         ([], ["RUN|MODEL", "--help"]),
-        (["out", "--samples", "0"], ["--samples", "1 or more"]),
+        (["out", "--samples", "0"], ["--samples", "1 to 1000000"]),
         (["out", "--temperature", "0"], ["--temperature", "greedy"]),
         (["out", "--generation", "9"], ["--generation", "9", "0 to 3"]),
         (["out", "es.sigma=1"], ["es.sigma=1", "cannot be changed"]),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import h5py
 import pytest
 import small
 import torch
 
-from mpies.errors import RefusedError
+from mpies.errors import RefusedError, StorageError
 from mpies.evaluate.command import parse
-from mpies.evaluate.measuring import PAPER_KL_SAMPLES, Workbench, assemble, measure
+from mpies.evaluate.measuring import PAPER_KL_SAMPLES, Measurement, assemble, measure
 from mpies.evaluate.report import Report
 from mpies.evaluate.subject import open_subject
 from mpies.measure.evaluation import FIRST_HELD_OUT, Sampling
@@ -19,19 +20,19 @@ from mpies.measure.kl import estimate_kl
 from mpies.runfile import read_history
 
 
-def bench_of(run: small.Runs, *given: str, subject: str | None = None) -> Workbench:
+def measurement_of(run: small.Runs, *given: str, subject: str | None = None) -> Measurement:
     options = parse([subject or str(run.folder), *given])
     log, found = open_subject(run.comm, options)
     if log:
         log.close()
     said: list[str] = []
-    bench = assemble(run.comm, options, found, said.append)
+    measurement = assemble(run.comm, options, found, said.append)
     assert said[-1:] == [f"loading {found.settings.model.path} ..."]
-    return bench
+    return measurement
 
 
 def report_of(run: small.Runs, *given: str, subject: str | None = None) -> Report:
-    return measure(bench_of(run, *given, subject=subject))
+    return measure(measurement_of(run, *given, subject=subject))
 
 
 def figures(report: Report) -> dict[str, dict[str, float]]:
@@ -53,7 +54,7 @@ def test_a_generations_figures_are_those_that_training_noted(run, generation):
     report = report_of(run, "--generation", str(generation), "--kl", "--drift")
     digests = read_history(run.folder / "run.h5")
     digest = int(digests.digest[generation - 1]) if generation else digests.model_digest
-    assert report.facts["digest"] == f"{digest:016x}"
+    assert report.subject.digest == f"{digest:016x}"
     for split, noted in logged(run, generation).items():
         found = figures(report)[split]
         assert (found["reward"], found["answer_tokens"]) == (noted["reward_mean"], noted["answer_tokens"])
@@ -65,8 +66,8 @@ def test_a_generations_figures_are_those_that_training_noted(run, generation):
 
 
 def test_facts_of_a_run(run):
-    bench = bench_of(run, "--generation", "1")
-    facts, history = measure(bench).facts, read_history(run.folder / "run.h5")
+    measurement = measurement_of(run, "--generation", "1")
+    facts, history = asdict(measure(measurement).subject), read_history(run.folder / "run.h5")
     assert facts == {
         "model": str(run.model),
         "run_file": str(run.folder / "run.h5"),
@@ -79,7 +80,7 @@ def test_facts_of_a_run(run):
         "max_new_tokens": 4,
         "initial": None,
     }
-    weights = bench.replica.weights
+    weights = measurement.replica.weights
     assert all(torch.equal(weights.live[name], base) for name, base in weights.base.items())
 
 
@@ -89,9 +90,9 @@ def test_a_model_gets_the_settings_figures(run):
     model = str(run.folder / "model")
     report = report_of(run, *own, subject=model)
     assert figures(report)["train"]["reward"] == logged(run, 3)["train"]["reward_mean"]
-    assert report.facts["model"] == model
+    assert report.subject.model == model
     assert {
-        name: report.facts[name] for name in ("run_file", "run_uuid", "generation", "initial")
+        name: getattr(report.subject, name) for name in ("run_file", "run_uuid", "generation", "initial")
     } == dict.fromkeys(("run_file", "run_uuid", "generation", "initial"))
 
 
@@ -99,8 +100,8 @@ def test_a_model_is_compared_with_the_one_that_is_named(run):
     own = [word for word in run.arguments(1) if not word.startswith(("model.path", "run.directory"))]
     report = report_of(run, *own, "--drift", "--initial", str(run.model), subject=str(run.folder / "model"))
     assert report.drift["all"] == pytest.approx(logged(run, 3)["train"]["drift_l2"])
-    assert report.facts["initial"] == str(run.model)
-    assert report_of(run, "--drift", "--generation", "3").facts["initial"] == str(run.model)
+    assert report.subject.initial == str(run.model)
+    assert report_of(run, "--drift", "--generation", "3").subject.initial == str(run.model)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_splits(run, given, splits):
 
 def test_a_split_without_prompts_is_refused(run):
     with pytest.raises(RefusedError, match=r"^--split: given held_out, but this task has only train prompts"):
-        bench_of(run, "task.eval_data=", "--split", "held_out")
+        measurement_of(run, "task.eval_data=", "--split", "held_out")
 
 
 @pytest.mark.parametrize(
@@ -128,22 +129,22 @@ def test_a_split_without_prompts_is_refused(run):
 )
 def test_sampled_answers(run, given, samples, temperature, seed):
     """Held-out prompts have random numbers of their own."""
-    bench = bench_of(run, *given)
-    report = measure(bench)
+    measurement = measurement_of(run, *given)
+    report = measure(measurement)
     for split, first in zip(report.splits, (0, FIRST_HELD_OUT), strict=True):
         assert split.sampling == Sampling(samples, temperature, seed, first)
-        rows = bench.rows[split.name]
+        rows = measurement.rows[split.name]
         prompts = [row["prompt"] for row in rows for _ in range(samples)]
-        expected = bench.replica.engine.sample(prompts, split.sampling.draws(len(rows)))
+        expected = measurement.replica.engine.sample(prompts, split.sampling.draws(len(rows)))
         assert split.evaluation.completions == expected.texts
 
 
 def test_kl_of_sampled_answers_is_measured_on_them(run):
-    bench = bench_of(run, "--samples", "3", "--temperature", "0.7", "--kl")
-    report = measure(bench)
+    measurement = measurement_of(run, "--samples", "3", "--temperature", "0.7", "--kl")
+    report = measure(measurement)
     for split in report.splits:
-        batch, replica = bench.subject.settings.engine.batch_size, bench.replica
-        rows = bench.rows[split.name]
+        batch, replica = measurement.subject.settings.engine.batch_size, measurement.replica
+        rows = measurement.rows[split.name]
         expected = estimate_kl(run.comm, replica, replica.initial, rows, batch, split.sampling)
         assert split.figures["kl"] == expected and expected.mean > 0
 
@@ -151,12 +152,12 @@ def test_kl_of_sampled_answers_is_measured_on_them(run):
 @pytest.mark.parametrize("noted, samples", [(3, 3), (0, PAPER_KL_SAMPLES)])
 def test_kl_of_greedy_answers_is_estimated_as_in_training(run, noted, samples):
     """With the run's number of samples, or else the paper's, of its first prompts, at temperature 1."""
-    bench = bench_of(run, "--kl", f"run.kl_samples={noted}", "run.kl_prompts=1", "--seed", "9")
-    split = measure(bench).splits[0]
+    measurement = measurement_of(run, "--kl", f"run.kl_samples={noted}", "run.kl_prompts=1", "--seed", "9")
+    split = measure(measurement).splits[0]
     assert split.sampling is None
-    batch, replica = bench.subject.settings.engine.batch_size, bench.replica
+    batch, replica = measurement.subject.settings.engine.batch_size, measurement.replica
     sampling = Sampling(samples, 1.0, 9, 0)
-    expected = estimate_kl(run.comm, replica, replica.initial, bench.rows["train"][:1], batch, sampling)
+    expected = estimate_kl(run.comm, replica, replica.initial, measurement.rows["train"][:1], batch, sampling)
     assert split.figures["kl"].mean == expected.mean > 0 and math.isnan(expected.error)
 
 
@@ -165,7 +166,7 @@ def test_figures_for_the_run_file_need_the_runs_data(run):
         path.write_text('{"prompt": "another", "tags": []}\n')
     other = [f"task.train_data={path}" for path in run.folder.parent.glob("train.jsonl")]
     with pytest.raises(RefusedError, match=r"^task\.train_data: the data, .* the run"):
-        bench_of(run, *other, "--log")
+        measurement_of(run, *other, "--log")
     assert report_of(run, *other, "--split", "train").splits[0].evaluation.rows[0]["prompt"] == "another"
 
 
@@ -174,23 +175,23 @@ def test_other_prompts_and_rewards_are_refused_unless_they_are_named(alone, tiny
     rewards.write_text("def reward(completions, **columns):\n    return [0.5 for _ in completions]\n")
     with small.Runs(alone, tiny_model(), tmp_path) as run:
         assert run.train(1, task__reward=f"{rewards}:reward") == 0
-        bench_of(run)
+        measurement_of(run)
         rewards.write_text(rewards.read_text() + "# changed\n")
         with pytest.raises(RefusedError, match=r"^task\.reward: the file of .* give task\.reward=\.\.\.$"):
-            bench_of(run)
+            measurement_of(run)
         named = [f"task.reward={rewards}:reward"]
-        bench_of(run, *named)
+        measurement_of(run, *named)
         for path in tmp_path.glob("*.jsonl"):
             path.write_text('{"prompt": "another", "tags": []}\n')
         with pytest.raises(RefusedError, match=r"^task\.train_data: .* give task\.train_data=\.\.\.$"):
-            bench_of(run, *named)
+            measurement_of(run, *named)
         named.append(f"task.train_data={tmp_path / 'train.jsonl'}")
         assert report_of(run, *named).splits[0].evaluation.rows[0]["prompt"] == "another"
 
 
 def test_another_initial_model_is_refused(run, tiny_model):
     with pytest.raises(RefusedError, match=r"^model\.path: .* the run began with"):
-        bench_of(run, f"model.path={tiny_model(seed=1)}")
+        measurement_of(run, f"model.path={tiny_model(seed=1)}")
 
 
 @pytest.mark.parametrize("master", ["float32", "live"])
@@ -198,10 +199,18 @@ def test_the_live_dtype_may_be_another_unless_the_base_is_kept_in_it(alone, tiny
     with small.Runs(alone, tiny_model(), tmp_path) as run:
         assert run.train(1, model__dtype="bfloat16", model__master=master, es__anchor_decay=0.1) == 0
         digest = int(read_history(run.folder / "run.h5").digest[0])
-        assert report_of(run).facts["digest"] == f"{digest:016x}", "the anchor's pull was replayed"
+        assert report_of(run).subject.digest == f"{digest:016x}", "the anchor's pull was replayed"
         if master == "float32":
             report = report_of(run, "model.dtype=float32")
-            assert (report.facts["dtype"], report.facts["digest"]) == ("float32", f"{digest:016x}")
+            assert (report.subject.dtype, report.subject.digest) == ("float32", f"{digest:016x}")
         else:
             with pytest.raises(RefusedError, match=r"^model\.dtype: given float32, but the run's base"):
                 report_of(run, "model.dtype=float32")
+
+
+def test_figures_that_cannot_be_written_leave_nothing_behind(run, tmp_path):
+    report = report_of(run, "--split", "held_out")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(StorageError, match=r"^--json: cannot write .*taken \("):
+        report.write_json(tmp_path / "taken")
+    assert not list(tmp_path.glob("taken?*"))

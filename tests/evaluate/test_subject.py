@@ -62,9 +62,9 @@ def test_the_generation_that_is_meant(run, given, generation):
     options = parse([str(run.folder), *(["--generation", given] if given else [])])
     log, subject = open_subject(run.comm, options)
     assert log is None
-    assert subject.generation == subject.history.generations == generation
-    assert subject.path == run.folder / "run.h5"
-    assert list(subject.history.held_out) == list(range(generation + 1))
+    assert subject.generation == subject.run.history.generations == generation
+    assert subject.run.path == run.folder / "run.h5"
+    assert list(subject.run.history.held_out) == list(range(generation + 1))
 
 
 def test_the_best_is_by_held_out_reward(run, history):
@@ -82,7 +82,7 @@ def test_a_generation_that_is_not_there_is_refused(run, given):
 
 def test_a_model_has_no_generation(run, tiny_model):
     log, subject = open_subject(run.comm, parse([str(tiny_model())]))
-    assert (log, subject.path, subject.history, subject.generation) == (None, None, None, None)
+    assert (log, subject.run, subject.generation) == (None, None, None)
     assert subject.settings.model.path == str(tiny_model())
 
 
@@ -96,7 +96,7 @@ def test_a_run_file_that_is_not_there_is_refused(run, tmp_path):
 
 def test_the_run_file_is_opened_to_be_written_to(run):
     log, subject = open_subject(run.comm, parse([str(run.folder), "--log", "--generation", "1"]))
-    assert log.path == subject.path and log.committed == 3, "whichever generation is meant"
+    assert log.path == subject.run.path and log.committed == 3, "whichever generation is meant"
     log.close()
 
 

@@ -489,7 +489,7 @@ def test_file_that_is_not_hdf5(tmp_path, content):
 
 
 def test_folder_instead_of_a_file(tmp_path):
-    assert "not a readable HDF5 file" in refusal(tmp_path)
+    assert "a folder, not a run file" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
