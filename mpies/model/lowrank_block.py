@@ -22,8 +22,8 @@ class Factors:
     b: torch.Tensor
 
     @cached_property
-    def raw(self) -> lowrank_cpu.Factors:
-        return lowrank_cpu.Factors.of(self.a, self.b.unsqueeze(1))
+    def raw(self) -> lowrank_cpu.RawFactors:
+        return lowrank_cpu.RawFactors.of(self.a, self.b.unsqueeze(1))
 
     def turned(self) -> Factors:
         """Those of the transposed matrix."""

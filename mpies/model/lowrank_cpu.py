@@ -38,7 +38,7 @@ WORTH_SHARING = 2**18
 
 
 @dataclass(frozen=True)
-class Factors:
+class RawFactors:
     """Of a block's noise of one matrix, or of several that lie one below the other: `raw` arrays.
 
     a: (M, rank, N), with sigma sign / sqrt(rank) in it; b: (M, parts, rank, K). Part p is rows
@@ -57,7 +57,7 @@ class Factors:
         b: torch.Tensor,
         bounds: list[int] | None = None,
         bias: torch.Tensor | None = None,
-    ) -> Factors:
+    ) -> RawFactors:
         """The same memory; of one matrix, if no bounds are given."""
         edges = np.array(bounds or [0, a.shape[-1]], np.int64)
         shifts = raw(a).reshape(-1)[:0].reshape(NONE) if bias is None else raw(bias)
@@ -88,7 +88,7 @@ def _narrow_of(value, like):
 
 @njit(nogil=True, cache=True, fastmath=LOOSE)
 def _add(y, x, members, a, b, bounds, bias, tokens, start):
-    """Raw: y (T, N), x (T, K); the others as in `Factors`.
+    """Raw: y (T, N), x (T, K); the others as in `RawFactors`.
 
     Row i is token start + i of a batch; members int64 has an entry for every `tokens` tokens.
     """
@@ -128,7 +128,7 @@ def raw(tensor: torch.Tensor) -> np.ndarray:
     return tensor.view(torch.int16).numpy().view(np.uint16)
 
 
-def add(y: torch.Tensor, x: torch.Tensor, members: np.ndarray, noise: Factors, share: Share) -> None:
+def add(y: torch.Tensor, x: torch.Tensor, members: np.ndarray, noise: RawFactors, share: Share) -> None:
     """Add the low-rank products to y (R, ..., N), in place; x is (R, ..., K), members int64 (R,).
 
     y and x are contiguous, of the noise's dtype, which `knows` knows. `share` spreads the work over threads.

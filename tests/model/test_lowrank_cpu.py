@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mpies.model import lowrank_cpu
-from mpies.model.lowrank_cpu import Factors
+from mpies.model.lowrank_cpu import RawFactors
 from mpies.noise.cpu import CpuKernels
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -37,7 +37,7 @@ def test_add(monkeypatch, dtype, threads, rank, tokens, width):
     expected = y.double()
     for row, member in enumerate(members):
         expected[row] += x[row].double() @ b[member].double().T @ a[member].double()
-    lowrank_cpu.add(y, x, members, Factors.of(a, b.unsqueeze(1)), CpuKernels(threads).share)
+    lowrank_cpu.add(y, x, members, RawFactors.of(a, b.unsqueeze(1)), CpuKernels(threads).share)
     assert_rounded_once(y, expected)
 
 
@@ -57,7 +57,7 @@ def test_add_of_several_matrices_below_one_another(dtype, biased):
             expected[row, first:last] += dots @ a[member, :, first:last].double()
         if bias is not None:
             expected[row] += bias[member].double()
-    lowrank_cpu.add(y, x, members, Factors.of(a, b, bounds, bias), CpuKernels(1).share)
+    lowrank_cpu.add(y, x, members, RawFactors.of(a, b, bounds, bias), CpuKernels(1).share)
     assert_rounded_once(y, expected)
 
 
@@ -66,7 +66,7 @@ def test_not_a_number_stays_one(dtype):
     y, x = torch.randn(2, 8).to(dtype), torch.randn(2, 4).to(dtype)
     x[0, 1] = torch.nan
     before = y[1].clone()
-    noise = Factors.of(torch.zeros(2, 1, 8).to(dtype), torch.randn(2, 1, 1, 4).to(dtype))
+    noise = RawFactors.of(torch.zeros(2, 1, 8).to(dtype), torch.randn(2, 1, 1, 4).to(dtype))
     lowrank_cpu.add(y, x, np.array([0, 1]), noise, CpuKernels(1).share)
     assert y[0].isnan().all() and torch.equal(y[1], before)
 

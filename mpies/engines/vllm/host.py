@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
     from vllm import LLM
 
-    from mpies.engines.vllm.lowrank import LowRank
+    from mpies.engines.vllm.lowrank import BlocksInVllm
 
 BLOCK = 128  # tokens that the cache is handed out in on CPUs; fewer on GPUs
 LEAST = 16  # tokens of an answer with its prompt: those of the tests at start
@@ -160,16 +160,16 @@ class Host:
             )
         return mapping.find_views(model, base, dtype)
 
-    def perturb_in_blocks(self, weights: Weights) -> LowRank:
+    def perturb_in_blocks(self, weights: Weights) -> BlocksInVllm:
         """The perturbation of a block of members: vLLM was started for it, and holds these weights."""
-        from mpies.engines.vllm.lowrank import LowRank
+        from mpies.engines.vllm.lowrank import BlocksInVllm
         from mpies.engines.vllm.members import follow
         from mpies.engines.vllm.plugins import Unfilled
 
         assert self.noise, "it was started without"
         layers = vars(self.runner.get_model())[Unfilled.LAYERS]
         follow(self.runner, layers.members)
-        return LowRank(weights, layers, self.noise.rank)
+        return BlocksInVllm(weights, layers, self.noise.rank)
 
     @property
     def rows_besides(self) -> int:

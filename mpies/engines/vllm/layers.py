@@ -69,7 +69,7 @@ class MatrixNoise(nn.Module):
         self.register_buffer("b", made(block + 1, len(sizes), rank, columns), persistent=False)
         self.register_buffer("bias", None if bias is None else made(block + 1, rows), persistent=False)
         self.raw = (
-            lowrank_cpu.Factors.of(self.a, self.b, self.bounds, self.bias)
+            lowrank_cpu.RawFactors.of(self.a, self.b, self.bounds, self.bias)
             if lowrank_cpu.knows(weight)
             else None
         )

@@ -29,7 +29,7 @@ class Matrix:
     """(M + 1, rank, columns), the same for every part of vLLM's matrix that this one is."""
 
 
-class LowRank:
+class BlocksInVllm:
     """A block of members in vLLM at once: requests say whose they are. A `Perturbation`.
 
     Raises InputError for a model whose matrices are not whole parts of vLLM's.

@@ -25,14 +25,14 @@ from mpies.engines.selftest import (
     weights_of_member,
 )
 from mpies.engines.vllm.engine import Told, VllmEngine
-from mpies.engines.vllm.lowrank import LowRank
+from mpies.engines.vllm.lowrank import BlocksInVllm
 from mpies.errors import InputError
 from mpies.model.weights import Weights
 
 TOKENS, LIKELIEST = 3, 20
 
 
-class Tolerance(NamedTuple):
+class Tolerated(NamedTuple):
     """Up to which two ways of computing are one model; differences are root mean squares, in nat."""
 
     members: float
@@ -42,13 +42,15 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCES = {
-    torch.float32: Tolerance(1e-3, 1e-4),
-    torch.float16: Tolerance(0.1, 0.02),
-    torch.bfloat16: Tolerance(0.4, 0.1),
+    torch.float32: Tolerated(1e-3, 1e-4),
+    torch.float16: Tolerated(0.1, 0.02),
+    torch.bfloat16: Tolerated(0.4, 0.1),
 }
 
 
-def check_members(model: PreTrainedModel, weights: Weights, lowrank: LowRank, engine: VllmEngine) -> None:
+def check_members(
+    model: PreTrainedModel, weights: Weights, lowrank: BlocksInVllm, engine: VllmEngine
+) -> None:
     """Raise InputError if members of a block compute otherwise than their weights say.
 
     model: transformers', on the same live weights. Base and live weights are afterwards what they were.
