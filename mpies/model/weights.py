@@ -215,11 +215,16 @@ class Weights:
 
         Equal on CPU and GPU, for any order of work.
         """
-        return sum(self.digest_of(name, self.value(name)) for name in self.base) % 2**64
+        return sum_digests(self.digest_of(name, self.value(name)) for name in self.base)
 
-    def digest_of(self, name: str, tensor: torch.Tensor) -> int:
-        """What a tensor of values adds to the digest if it is the base of that parameter."""
+    def digest_of(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What a tensor of values adds to the digest if it is the base of that parameter; int64 ()."""
         return self.kernels.digest(tensor.float().view(-1), self.ids[name])
+
+
+def sum_digests(parts: Iterable[torch.Tensor]) -> int:
+    """The digest, below 2^64, that is made up of what the parameters add. A GPU is waited for once."""
+    return int(torch.stack(list(parts)).sum()) % 2**64  # integers wrap
 
 
 def _largest(tensor: torch.Tensor) -> torch.Tensor:

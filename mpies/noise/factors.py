@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mpies.noise.definition import STREAM_A, STREAM_B
+from mpies.noise.uploads import uploaded
 
 if TYPE_CHECKING:
     from mpies.noise import Kernels
@@ -31,5 +32,5 @@ def scaled_factors(
     a = kernels.normal(rank * rows, seeds, parameter, STREAM_A, base.device)
     b = kernels.normal(rank * columns, seeds, parameter, STREAM_B, base.device)
     scales = (np.asarray(coefficients, np.float64) / math.sqrt(rank)).astype(np.float32)
-    a *= torch.from_numpy(scales).to(base.device)[:, None]
+    a *= uploaded(scales, base.device)[:, None]
     return a.view(-1, rows), b.view(-1, columns)

@@ -1,0 +1,420 @@
+"""An emulator of PTX, NVIDIA's assembly language, in NumPy: all threads of many blocks at a time.
+
+It knows what Triton makes of this program's kernels, and raises `Refused` at everything else: at fused
+or approximate arithmetic above all, at an access outside of the tensors that a kernel was given, at one that
+is not aligned, and at threads of which only some take a branch. Floats are NumPy's: each operation rounded
+once, to nearest even, subnormals kept. What ptxas and the chip make of PTX is beyond it.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+SIGNED = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
+WIDTHS = {"%p": 1, "%rs": 16, "%r": 32, "%rd": 64, "%f": 32, "%fd": 64}
+AT_ONCE = 2**17  # threads
+SHARED = 2**16  # bytes of a block's shared memory
+
+COMPARE = {
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "num": lambda a, b: ~(np.isnan(a) | np.isnan(b)),
+    "nan": lambda a, b: np.isnan(a) | np.isnan(b),
+    "neu": lambda a, b: ~(a == b),
+}
+
+
+def truncated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b, towards zero."""
+    return (np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(a.dtype)
+
+
+FLOATS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul}
+# Of unsigned or, where the type is signed, signed integers of the type's width.
+INTEGERS: dict[str, Callable[..., np.ndarray]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "and": operator.and_,
+    "or": operator.or_,
+    "xor": operator.xor,
+    "not": operator.invert,
+    "neg": operator.neg,
+    "min": np.minimum,
+    "max": np.maximum,
+    "mul.lo": operator.mul,
+    "div": truncated,
+    "rem": lambda a, b: a - truncated(a, b) * b,
+    "mad.lo": lambda a, b, c: a * b + c,
+}
+
+
+class Refused(Exception):
+    """The emulator does not know this, or the program must not do it."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    guard: str | None
+    """The predicate that it is executed under, with ! before it if that has to be false."""
+    name: str
+    operands: list[str]
+
+    @property
+    def parts(self) -> list[str]:
+        return self.name.split(".")
+
+    @property
+    def type(self) -> str:
+        return self.parts[-1]
+
+    def __str__(self) -> str:
+        return f"{self.guard or ''} {self.name} {', '.join(self.operands)}".strip()
+
+
+class Memory:
+    """The memory of tensors on the CPU, each in its own bounds, by addresses."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]):
+        self._regions = []
+        for tensor in tensors:
+            if tensor.numel() and not tensor.is_contiguous():
+                raise Refused("a kernel is given a tensor that is not contiguous")
+            if tensor.numel():
+                self._regions.append((tensor.data_ptr(), tensor.view(-1).view(torch.uint8).numpy()))
+
+    def find(self, addresses: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """A tensor as unsigned integers of `size` bytes, and the places of addresses uint64 (n,) in it."""
+        low, high = int(addresses.min()), int(addresses.max())
+        for start, raw in self._regions:
+            if start <= low < start + raw.size:
+                if high + size > start + raw.size:
+                    raise Refused(f"an access {high + size - start - raw.size} bytes beyond a tensor")
+                # A view may begin at an odd element: places are counted from an aligned one.
+                whole = raw[: raw.size // size * size].view(UNSIGNED[8 * size])
+                return whole, ((addresses - np.uint64(start)) // np.uint64(size)).astype(np.int64)
+        raise Refused("an access outside of all tensors")
+
+
+class Program:
+    """A kernel, from its PTX."""
+
+    def __init__(self, text: str):
+        text = re.sub(r"//.*", "", text)
+        entry = re.search(r"\.visible \.entry (\w+)\((.*?)\)(.*?)\{(.*)\n\}", text, re.DOTALL)
+        if not entry:
+            raise Refused("no kernel in it")
+        self.name, parameters, head, body = entry.groups()
+        self.parameters = re.findall(r"\.param (\.\w+)[^,]*?(\w+_param_\d+)", parameters)
+        self.threads = int(re.search(r"\.reqntid (\d+)", head)[1])  # type: ignore[index]
+        self.instructions: list[Instruction] = []
+        self.labels: dict[str, int] = {}
+        for line in re.split(r"[;\n]", body):
+            self._read(line.strip())
+
+    def _read(self, line: str) -> None:
+        if label := re.fullmatch(r"(\$\w+):", line):
+            self.labels[label[1]] = len(self.instructions)
+        elif found := re.fullmatch(r"(?:@(!?%p\d+)\s+)?([a-z][\w.:]*)\s*(.*)", line):
+            guard, name, rest = found.groups()
+            operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", rest)
+            self.instructions.append(Instruction(guard, name, [operand.strip() for operand in operands]))
+        elif not re.match(r"$|\{|\}|\.(reg|loc|section|file|pragma|shared)", line):
+            raise Refused(line)
+
+    def run(
+        self,
+        grid: tuple[int, int, int],
+        arguments: Sequence[int | float],
+        memory: Memory,
+        only: slice = slice(None),
+    ) -> None:
+        """Run the grid's programs, or those that `only` takes of them, on `memory`; tensors are addresses."""
+        given = {}
+        for (kind, name), value in zip(self.parameters, [*arguments, 0, 0]):  # two of Triton's own, unused
+            bits = int(np.float32(value).view(np.uint32)) if kind == ".f32" else int(value)
+            given[name] = bits % 2**64
+        numbers = np.arange(*only.indices(grid[0] * grid[1]), dtype=np.int64)
+        step = max(1, AT_ONCE // self.threads)
+        with np.errstate(all="ignore"):
+            for first in range(0, len(numbers), step):
+                Blocks(self, numbers[first : first + step], grid, given, memory).run()
+
+
+class Blocks:
+    """Blocks of a running kernel. A register's value is an array that broadcasts to (blocks, threads)."""
+
+    def __init__(self, program: Program, numbers: np.ndarray, grid, given: dict[str, int], memory: Memory):
+        self.program, self.given, self.memory = program, given, memory
+        self.shape = len(numbers), program.threads
+        self.registers: dict[str, np.ndarray] = {
+            "%tid.x": np.arange(program.threads, dtype=np.uint32)[None],
+            "%ctaid.x": (numbers % grid[0]).astype(np.uint32)[:, None],
+            "%ctaid.y": (numbers // grid[0]).astype(np.uint32)[:, None],
+        }
+        self.shared = np.zeros((len(numbers), SHARED), np.uint8)
+
+    def run(self) -> None:
+        place = 0
+        while True:
+            instruction = self.program.instructions[place]
+            place += 1
+            kind = instruction.parts[0]
+            if kind in ("ret", "bra"):
+                if not self.all_or_none(instruction):
+                    continue
+                if kind == "ret":
+                    return
+                place = self.program.labels[instruction.operands[0]]
+            else:
+                self.execute(instruction)
+
+    def all_or_none(self, instruction: Instruction) -> bool:
+        """Do all threads take a branch?"""
+        taken = self.executing(instruction)
+        if taken is None or taken.all():
+            return True
+        if taken.any():
+            raise Refused(f"only some threads take a branch: {instruction}")
+        return False
+
+    def executing(self, instruction: Instruction) -> np.ndarray | None:
+        """Which threads execute it; None: all."""
+        if instruction.guard is None:
+            return None
+        value = self.registers[instruction.guard.removeprefix("!")]
+        return ~value if instruction.guard.startswith("!") else value
+
+    def execute(self, instruction: Instruction) -> None:
+        kind, operands = instruction.parts[0], instruction.operands
+        special = getattr(self, f"do_{kind}", None)
+        if special:
+            special(instruction)
+        elif instruction.type in ("f32", "f32x2"):
+            self.write(operands[0], self.floats(instruction), instruction)
+        elif instruction.type == "pred":
+            a = [self.registers[operand] for operand in operands[1:]]
+            self.write(operands[0], INTEGERS[kind](*a), instruction)
+        else:
+            self.write(operands[0], self.integers(instruction), instruction)
+
+    def read(self, operand: str, bits: int) -> np.ndarray:
+        """An operand's value: unsigned integers of so many bits; booleans of a predicate."""
+        if operand in self.registers:
+            value = self.registers[operand]
+            return value if bits == 1 else value.astype(UNSIGNED[bits], copy=False)
+        if operand == "global_smem":
+            return np.zeros((1, 1), UNSIGNED[bits])
+        if operand.startswith("0f"):
+            return np.array([[int(operand[2:], 16)]], np.uint32)
+        if re.fullmatch(r"-?(0x)?[0-9a-fA-F]+", operand):
+            return np.array([[int(operand, 0) % 2**bits]], UNSIGNED[bits])
+        raise Refused(f"operand {operand}")
+
+    def write(self, register: str, value: np.ndarray, instruction: Instruction) -> None:
+        if register == "_":
+            return
+        width = WIDTHS[re.sub(r"\d+$", "", register)]
+        value = value if width == 1 else value.astype(UNSIGNED[width], copy=False)
+        executing = self.executing(instruction)
+        if executing is not None:
+            value = np.where(executing, value, self.registers.get(register, np.zeros_like(value)))
+        self.registers[register] = value
+
+    # Arithmetic
+
+    def floats(self, instruction: Instruction) -> np.ndarray:
+        kind, *how, form = instruction.parts
+        if how != ["rn"] or kind not in FLOATS:
+            raise Refused(str(instruction))
+        bits = 64 if form == "f32x2" else 32  # two floats in a register
+        given = np.broadcast_arrays(*(self.read(operand, bits) for operand in instruction.operands[1:]))
+        a, b = (np.ascontiguousarray(value).view(np.float32) for value in given)
+        return FLOATS[kind](a, b).view(UNSIGNED[bits])
+
+    def integers(self, instruction: Instruction) -> np.ndarray:
+        kind, *how, form = instruction.parts
+        name = f"{kind}.{how[0]}" if how else kind
+        bits = int(form[1:])
+        if name in ("mul.wide", "mad.wide"):
+            a, b = (self.signed_or_not(o, form).astype(np.int64) for o in instruction.operands[1:3])
+            product = (a * b).view(np.uint64)
+            return product + self.read(instruction.operands[3], 64) if kind == "mad" else product
+        if instruction.name == "mul.hi.u32":
+            a, b = (self.read(o, 32).astype(np.uint64) for o in instruction.operands[1:])
+            return a * b >> np.uint64(32)
+        if name not in INTEGERS:
+            raise Refused(str(instruction))
+        a = [self.signed_or_not(operand, form) for operand in instruction.operands[1:]]
+        return INTEGERS[name](*a).view(UNSIGNED[bits])
+
+    def signed_or_not(self, operand: str, form: str) -> np.ndarray:
+        value = self.read(operand, int(form[1:]))
+        return value.view(SIGNED[int(form[1:])]) if form[0] == "s" else value
+
+    def do_shl(self, instruction: Instruction) -> None:
+        target, a, count = instruction.operands
+        bits = int(instruction.type[1:])
+        distance = self.read(count, 32)
+        value = self.read(a, bits) << np.minimum(distance, bits - 1).astype(UNSIGNED[bits])
+        self.write(target, np.where(distance < bits, value, UNSIGNED[bits](0)), instruction)
+
+    def do_shr(self, instruction: Instruction) -> None:
+        target, a, count = instruction.operands
+        bits = int(instruction.type[1:])
+        value, distance = self.signed_or_not(a, instruction.type), self.read(count, 32)
+        shifted = value >> np.minimum(distance, bits - 1).astype(value.dtype)
+        if value.dtype.kind == "u":
+            shifted = np.where(distance < bits, shifted, value.dtype.type(0))
+        self.write(target, shifted.view(UNSIGNED[bits]), instruction)
+
+    def do_bfe(self, instruction: Instruction) -> None:
+        """`length` bits from `place` on, with the sign of their first if they are signed."""
+        target, a, place, length = instruction.operands
+        bits, place, length = int(instruction.type[1:]), int(place, 0), int(length, 0)
+        value = self.signed_or_not(a, instruction.type)
+        value = (value << (bits - place - length)) >> (bits - length)
+        self.write(target, value.view(UNSIGNED[bits]), instruction)
+
+    def do_setp(self, instruction: Instruction) -> None:
+        target, *operands = instruction.operands
+        _, how, form = instruction.parts
+        if form == "f32":
+            a, b = (self.read(operand, 32).view(np.float32) for operand in operands)
+        else:
+            a, b = (self.signed_or_not(operand, form) for operand in operands)
+        self.write(target, COMPARE[how](a, b), instruction)
+
+    def do_selp(self, instruction: Instruction) -> None:
+        target, a, b, choice = instruction.operands
+        bits = int(instruction.type[1:])
+        chosen = np.where(self.registers[choice], self.read(a, bits), self.read(b, bits))
+        self.write(target, chosen, instruction)
+
+    def do_cvt(self, instruction: Instruction) -> None:
+        target, source = instruction.operands
+        _, *how, to, of = instruction.parts
+        if instruction.name == "cvt.rn.f16.f32":
+            value = self.read(source, 32).view(np.float32).astype(np.float16).view(np.uint16)
+        elif instruction.name == "cvt.f32.f16":
+            value = self.read(source, 16).view(np.float16).astype(np.float32).view(np.uint32)
+        elif how or to[0] not in "us" or of[0] not in "us":
+            raise Refused(str(instruction))
+        else:
+            value = self.signed_or_not(source, of)
+            value = value.astype((SIGNED if of[0] == "s" else UNSIGNED)[int(to[1:])]).view(
+                UNSIGNED[int(to[1:])]
+            )
+        self.write(target, value, instruction)
+
+    # Moving: between registers, threads and memories
+
+    def do_mov(self, instruction: Instruction) -> None:
+        target, source = instruction.operands
+        if instruction.type == "pred":
+            self.write(target, self.registers[source], instruction)
+            return
+        bits = int(instruction.type[1:])
+        if target.startswith("{"):
+            names = listed(target)
+            value, width = self.read(source, bits), bits // len(names)
+            for i, name in enumerate(names):
+                self.write(name, value >> UNSIGNED[bits](width * i), instruction)
+        elif source.startswith("{"):
+            names = listed(source)
+            width = bits // len(names)
+            parts = [self.read(name, width).astype(UNSIGNED[bits]) for name in names]
+            value = sum((part << UNSIGNED[bits](width * i) for i, part in enumerate(parts[1:], 1)), parts[0])
+            self.write(target, value, instruction)
+        else:
+            self.write(target, self.read(source, bits), instruction)
+
+    def do_shfl(self, instruction: Instruction) -> None:
+        """Each thread gets the value of the thread whose number differs in the bits of `lane`."""
+        target, source, lane, *_ = instruction.operands
+        if instruction.parts[2] != "bfly":
+            raise Refused(str(instruction))
+        warps = np.broadcast_to(self.read(source, 32), self.shape).reshape(self.shape[0], -1, 32)
+        value = warps[:, :, np.arange(32) ^ int(lane, 0)].reshape(self.shape)
+        self.write(target.split("|")[0], value, instruction)
+
+    def do_redux(self, instruction: Instruction) -> None:
+        target, source, _ = instruction.operands
+        if instruction.name not in ("redux.sync.add.s32", "redux.sync.add.u32"):
+            raise Refused(str(instruction))
+        warps = np.broadcast_to(self.read(source, 32), self.shape).reshape(self.shape[0], -1, 32)
+        self.write(target, np.repeat(warps.sum(-1, dtype=np.uint32), 32, axis=1), instruction)
+
+    def do_bar(self, instruction: Instruction) -> None:
+        """All threads are at one instruction always."""
+
+    def do_ld(self, instruction: Instruction) -> None:
+        target, source = instruction.operands
+        if instruction.parts[1] == "param":
+            found = re.fullmatch(r"\[(\w+)\]", source)
+            bits = int(instruction.type[1:])
+            value = np.array([[self.given[found[1]] % 2**bits]], UNSIGNED[bits])  # type: ignore[index]
+            self.write(target, value, instruction)
+            return
+        for register, memory, places, executing in self.accesses(instruction, source, target):
+            value = np.zeros(self.shape, memory.dtype)
+            value[executing] = memory[places]
+            self.write(register, value, instruction)
+
+    def do_st(self, instruction: Instruction) -> None:
+        target, source = instruction.operands
+        for register, memory, places, executing in self.accesses(instruction, target, source):
+            value = self.read(register, memory.itemsize * 8)
+            memory[places] = np.broadcast_to(value, self.shape)[executing]
+
+    def do_atom(self, instruction: Instruction) -> None:
+        if not re.fullmatch(r"(atom|red)\.global\.gpu\.\w+\.add\.u64", instruction.name):
+            raise Refused(str(instruction))
+        *_, target, source = instruction.operands
+        plain = Instruction(instruction.guard, "atom.global.b64", [])
+        for register, memory, places, executing in self.accesses(plain, target, source):
+            value = np.broadcast_to(self.read(register, 64), self.shape)[executing]
+            np.add.at(memory, places, value)  # what was there before is not told: nobody asks
+
+    do_red = do_atom
+
+    def accesses(self, instruction: Instruction, address: str, registers: str):
+        """(register, memory, its places, threads (blocks, threads)) for every register of an access."""
+        space, size = instruction.parts[1], int(instruction.type[1:]) // 8
+        names = listed(registers)
+        executing = self.executing(instruction)
+        threads = np.broadcast_to(True if executing is None else executing, self.shape)
+        if not threads.any():
+            return
+        found = re.fullmatch(r"\[\s*(%?\w+)\s*(?:\+\s*(-?\w+))?\s*\]", address)
+        start = self.read(found[1], 64) + np.uint64(int(found[2] or "0", 0) % 2**64)  # type: ignore[index]
+        start = np.broadcast_to(start, self.shape)[threads]
+        if (start % np.uint64(size * len(names))).any():
+            raise Refused(f"an access that is not aligned: {instruction}")
+        for i, name in enumerate(names):
+            places = start + np.uint64(i * size)
+            if space == "global":
+                yield name, *self.memory.find(places, size), threads
+            elif space == "shared":
+                whole = self.shared.view(UNSIGNED[8 * size]).reshape(-1)
+                block = np.broadcast_to(np.arange(self.shape[0])[:, None], self.shape)[threads]
+                if int(places.max()) + size > SHARED:
+                    raise Refused("more shared memory than there is")
+                yield name, whole, block * (SHARED // size) + places.astype(np.int64) // size, threads
+            else:
+                raise Refused(str(instruction))
+
+
+def listed(operand: str) -> list[str]:
+    """The registers of {%r1, %r2}, or of %r1 alone."""
+    return [name.strip() for name in operand.strip("{} ").split(",")]
