@@ -29,6 +29,7 @@ from mpies.model.weights import Weights, room_for, take_base, take_over
 from mpies.noise import kernels_for
 from mpies.ranks.agreement import Brought, agree, together
 from mpies.ranks.devices import Place, device_for, local_rank, place_of, shares
+from mpies.ranks.gpu import make_ready
 from mpies.ranks.watchdog import watched
 from mpies.tasks import rewards
 from mpies.tasks.base import Task
@@ -191,8 +192,7 @@ def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]
         vllm.refuse_unsupported()
     torch.set_num_threads(settings.run.threads)
     device = device_for(comm, settings.model.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    make_ready(device)
     dtype, why = loading.choose_dtype(settings.model.dtype, device)
     task = task or tasks.make(settings.task, settings.es.seed)
     # A call lasts no longer than the ranks are set to wait for one another.

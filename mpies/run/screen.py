@@ -25,7 +25,7 @@ from rich.text import Text
 import mpies
 from mpies.config import Settings
 from mpies.phases import PHASES
-from mpies.ranks.devices import Place
+from mpies.ranks.devices import Place, tell_differing_gpus
 from mpies.replica import Facts, Setup
 from mpies.runfile import open_for_reading
 from mpies.splits import HELD_OUT, spoken
@@ -73,6 +73,7 @@ class Screen:
             if es.noise_rank
             else "full, one member at a time",
             "ranks": f"{len(places)} on {_places(places)}, {settings.run.threads} CPU thread(s) each",
+            **({"note": differing} if (differing := tell_differing_gpus(places)) else {}),
             "run file": run_file,
         }
         self.say(f"mpies {mpies.__version__}")
