@@ -57,8 +57,8 @@ def tell_differing_gpus(places: Sequence[Place]) -> str:
         return ""
     told = "; ".join(f"{len(those)} rank(s), the first {those[0]}: {model}" for model, those in ranks.items())
     return (
-        f"the ranks' GPUs differ ({told}): matrix products may round differently on them, so a member's reward"
-        " depends on which rank evaluates it; for runs that can be repeated, ask for GPUs of one model"
+        f"the ranks' GPUs differ ({told}): matrix products may round differently on them, so a member's"
+        " reward depends on which rank evaluates it; for runs that can be repeated, ask for one model"
     )
 
 
