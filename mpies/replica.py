@@ -93,6 +93,8 @@ class Facts:
     dtype: str
     dtype_reason: str
     base_dtype: str
+    engine: str = ""
+    """What is to be known of it, in words."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,7 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         dtype=str(dtype).removeprefix("torch."),
         dtype_reason=setup.dtype_reason,
         base_dtype=str(master).removeprefix("torch."),
+        engine=host.tell_room() if host else "",
     )
     return Replica(
         model=model,

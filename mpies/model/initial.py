@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from mpies.errors import InputError, reason
 from mpies.model import loading
-from mpies.model.weights import Weights, sum_digests
+from mpies.model.weights import Weights, sum_digests, uploaded_as
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -103,7 +103,7 @@ class InitialFromLoading:
 
 def as_base(value: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """What the base would hold of a value, in float32: a tensor of its own on the base's device."""
-    return torch.empty_like(base).copy_(value).float()
+    return uploaded_as(value, torch.empty_like(base)).float()
 
 
 def find_initial(path: str, weights: Weights, digest: int | None) -> InitialWeights:

@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,6 +31,7 @@ from mpies.model.lowrank_kinds import Wrapped, rule_for
 from mpies.model.weights import Weights
 from mpies.noise import Kernels
 from mpies.noise.definition import STREAM_A, STREAM_B, STREAM_NOISE
+from mpies.noise.uploads import uploaded
 
 
 class LowRank:
@@ -94,8 +96,8 @@ class LowRank:
         base, seeds = self.weights.base[name], [member.seed for member in members]
         noise = self.weights.kernels.normal(count, seeds, self.weights.ids[name], stream, base.device)
         if scale is not None:
-            scales = [scale * member.sign for member in members]
-            noise *= torch.tensor(scales, dtype=torch.float32, device=base.device)[:, None]
+            scales = np.array([scale * member.sign for member in members], np.float32)
+            noise *= uploaded(scales, base.device)[:, None]
         return noise.to(dtype)
 
     def _wrap(self, place: Wrapped) -> None:

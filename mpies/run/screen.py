@@ -73,6 +73,7 @@ class Screen:
             if es.noise_rank
             else "full, one member at a time",
             "ranks": f"{len(places)} on {_places(places)}, {settings.run.threads} CPU thread(s) each",
+            **({"engine": facts.engine} if facts.engine else {}),
             **({"note": differing} if (differing := tell_differing_gpus(places)) else {}),
             "run file": run_file,
         }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,7 @@ def truncated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(a.dtype)
 
 
-FLOATS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul}
+FLOATS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv}
 # Of unsigned or, where the type is signed, signed integers of the type's width.
 INTEGERS: dict[str, Callable[..., np.ndarray]] = {
     "add": operator.add,
@@ -57,6 +58,21 @@ INTEGERS: dict[str, Callable[..., np.ndarray]] = {
     "rem": lambda a, b: a - truncated(a, b) * b,
     "mad.lo": lambda a, b, c: a * b + c,
 }
+
+
+def to_bfloat16(value: np.ndarray) -> np.ndarray:
+    """float32 rounded to nearest even: bits, uint16."""
+    bits = value.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(value), bits >> np.uint32(16) | np.uint32(0x40), rounded).astype(np.uint16)
+
+
+# Halves: from their bits to float32, which holds each of them and the product of any two, and back.
+WIDEN = {
+    "f16": lambda bits: bits.view(np.float16).astype(np.float32),
+    "bf16": lambda bits: (bits.astype(np.uint32) << np.uint32(16)).view(np.float32),
+}
+NARROW = {"f16": lambda value: value.astype(np.float16).view(np.uint16), "bf16": to_bfloat16}
 
 
 class Refused(Exception):
@@ -144,7 +160,7 @@ class Program:
         for (kind, name), value in zip(self.parameters, [*arguments, 0, 0]):  # two of Triton's own, unused
             bits = int(np.float32(value).view(np.uint32)) if kind == ".f32" else int(value)
             given[name] = bits % 2**64
-        numbers = np.arange(*only.indices(grid[0] * grid[1]), dtype=np.int64)
+        numbers = np.arange(*only.indices(int(np.prod(grid))), dtype=np.int64)
         step = max(1, AT_ONCE // self.threads)
         with np.errstate(all="ignore"):
             for first in range(0, len(numbers), step):
@@ -160,33 +176,48 @@ class Blocks:
         self.registers: dict[str, np.ndarray] = {
             "%tid.x": np.arange(program.threads, dtype=np.uint32)[None],
             "%ctaid.x": (numbers % grid[0]).astype(np.uint32)[:, None],
-            "%ctaid.y": (numbers // grid[0]).astype(np.uint32)[:, None],
+            "%ctaid.y": (numbers // grid[0] % grid[1]).astype(np.uint32)[:, None],
+            "%ctaid.z": (numbers // grid[0] // grid[1]).astype(np.uint32)[:, None],
+            "%nctaid.x": np.array([[grid[0]]], np.uint32),
         }
         self.shared = np.zeros((len(numbers), SHARED), np.uint8)
 
-    def run(self) -> None:
-        place = 0
+    def run(self, place: int = 0) -> None:
+        """From an instruction on to the end."""
         while True:
             instruction = self.program.instructions[place]
             place += 1
             kind = instruction.parts[0]
-            if kind in ("ret", "bra"):
-                if not self.all_or_none(instruction):
-                    continue
-                if kind == "ret":
-                    return
-                place = self.program.labels[instruction.operands[0]]
-            else:
+            if kind not in ("ret", "bra"):
                 self.execute(instruction)
+                continue
+            taken = self.taking(instruction)
+            if taken.any() and not taken.all():  # each goes its own way from here
+                self.part(~taken).run(place)
+                self.part(taken).run(place - 1)
+                return
+            if taken.all() and kind == "ret":
+                return
+            if taken.all():
+                place = self.program.labels[instruction.operands[0]]
 
-    def all_or_none(self, instruction: Instruction) -> bool:
-        """Do all threads take a branch?"""
-        taken = self.executing(instruction)
-        if taken is None or taken.all():
-            return True
-        if taken.any():
-            raise Refused(f"only some threads take a branch: {instruction}")
-        return False
+    def taking(self, instruction: Instruction) -> np.ndarray:
+        """Which blocks take a branch, (blocks,): a block's threads all do, or none."""
+        executing = self.executing(instruction)
+        threads = np.broadcast_to(True if executing is None else executing, self.shape)
+        if (threads.any(axis=1) != threads.all(axis=1)).any():
+            raise Refused(f"only some threads of a block take a branch: {instruction}")
+        return threads.all(axis=1)
+
+    def part(self, chosen: np.ndarray) -> Blocks:
+        """Some of the blocks, as they are now."""
+        made = copy(self)
+        made.shape = int(chosen.sum()), self.shape[1]
+        made.shared = self.shared[chosen]
+        made.registers = {
+            name: value if value.shape[0] == 1 else value[chosen] for name, value in self.registers.items()
+        }
+        return made
 
     def executing(self, instruction: Instruction) -> np.ndarray | None:
         """Which threads execute it; None: all."""
@@ -202,6 +233,8 @@ class Blocks:
             special(instruction)
         elif instruction.type in ("f32", "f32x2"):
             self.write(operands[0], self.floats(instruction), instruction)
+        elif instruction.type.removesuffix("x2") in WIDEN:
+            self.write(operands[0], self.halves(instruction), instruction)
         elif instruction.type == "pred":
             a = [self.registers[operand] for operand in operands[1:]]
             self.write(operands[0], INTEGERS[kind](*a), instruction)
@@ -235,12 +268,30 @@ class Blocks:
 
     def floats(self, instruction: Instruction) -> np.ndarray:
         kind, *how, form = instruction.parts
+        if instruction.name == "sqrt.rn.f32":
+            return np.sqrt(self.read(instruction.operands[1], 32).view(np.float32)).view(np.uint32)
         if how != ["rn"] or kind not in FLOATS:
             raise Refused(str(instruction))
         bits = 64 if form == "f32x2" else 32  # two floats in a register
         given = np.broadcast_arrays(*(self.read(operand, bits) for operand in instruction.operands[1:]))
         a, b = (np.ascontiguousarray(value).view(np.float32) for value in given)
         return FLOATS[kind](a, b).view(UNSIGNED[bits])
+
+    def halves(self, instruction: Instruction) -> np.ndarray:
+        """A product of halves, or the sum of a half and a float32."""
+        _, a, b, *c = instruction.operands
+        form = instruction.type.removesuffix("x2")
+        if instruction.name == f"add.rn.f32.{form}":
+            return (WIDEN[form](self.read(a, 16)) + self.read(b, 32).view(np.float32)).view(np.uint32)
+        bits = 32 if instruction.type.endswith("x2") else 16
+        a, b, *c = np.broadcast_arrays(*(self.read(operand, bits) for operand in (a, b, *c)))
+        a, b, *c = (np.ascontiguousarray(value).view(np.uint16) for value in (a, b, *c))
+        if instruction.parts[:2] == ["mul", "rn"] or (
+            instruction.parts[:2] == ["fma", "rn"]
+            and (c[0] == 0x8000).all()  # minus zero, which adds nothing
+        ):
+            return NARROW[form](WIDEN[form](a) * WIDEN[form](b)).view(UNSIGNED[bits])
+        raise Refused(str(instruction))
 
     def integers(self, instruction: Instruction) -> np.ndarray:
         kind, *how, form = instruction.parts
@@ -302,12 +353,17 @@ class Blocks:
         self.write(target, chosen, instruction)
 
     def do_cvt(self, instruction: Instruction) -> None:
-        target, source = instruction.operands
+        target, *sources = instruction.operands
+        source = sources[-1]
         _, *how, to, of = instruction.parts
-        if instruction.name == "cvt.rn.f16.f32":
-            value = self.read(source, 32).view(np.float32).astype(np.float16).view(np.uint16)
-        elif instruction.name == "cvt.f32.f16":
-            value = self.read(source, 16).view(np.float16).astype(np.float32).view(np.uint32)
+        if (
+            how == ["rn"] and of == "f32" and to.removesuffix("x2") in NARROW
+        ):  # one, or the upper and the lower
+            narrow = NARROW[to.removesuffix("x2")]
+            parts = [narrow(self.read(each, 32).view(np.float32)) for each in reversed(sources)]
+            value = sum(part.astype(np.uint32) << np.uint32(16 * i) for i, part in enumerate(parts))
+        elif not how and to == "f32" and of in WIDEN:
+            value = WIDEN[of](self.read(source, 16)).view(np.uint32)
         elif how or to[0] not in "us" or of[0] not in "us":
             raise Refused(str(instruction))
         else:
@@ -322,7 +378,8 @@ class Blocks:
     def do_mov(self, instruction: Instruction) -> None:
         target, source = instruction.operands
         if instruction.type == "pred":
-            self.write(target, self.registers[source], instruction)
+            known = {"0": np.array([[False]]), "-1": np.array([[True]])}
+            self.write(target, known.get(source, self.registers.get(source)), instruction)
             return
         bits = int(instruction.type[1:])
         if target.startswith("{"):
@@ -354,6 +411,43 @@ class Blocks:
             raise Refused(str(instruction))
         warps = np.broadcast_to(self.read(source, 32), self.shape).reshape(self.shape[0], -1, 32)
         self.write(target, np.repeat(warps.sum(-1, dtype=np.uint32), 32, axis=1), instruction)
+
+    def do_ldmatrix(self, instruction: Instruction) -> None:
+        """Matrices of 8 x 8 halves from shared memory into registers."""
+        names, address = listed(instruction.operands[0]), instruction.operands[1]
+        blocks, places = self.places_in_matrices(instruction, address, len(names))
+        low, high = np.moveaxis(self.shared.view(np.uint16)[blocks, places].astype(np.uint32), -1, 0)
+        for i, name in enumerate(names):
+            self.write(name, (low | high << np.uint32(16))[:, :, i].reshape(self.shape), instruction)
+
+    def do_stmatrix(self, instruction: Instruction) -> None:
+        """And back."""
+        address, names = instruction.operands[0], listed(instruction.operands[1])
+        blocks, places = self.places_in_matrices(instruction, address, len(names))
+        values = [np.broadcast_to(self.read(name, 32), self.shape) for name in names]
+        words = np.stack([value.reshape(self.shape[0], -1, 32) for value in values], axis=2)
+        halves = np.stack([words, words >> np.uint32(16)], axis=-1).astype(np.uint16)
+        self.shared.view(np.uint16)[blocks, places] = halves
+
+    def places_in_matrices(
+        self, instruction: Instruction, address: str, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Blocks, and where in their shared memory each thread's two halves of each matrix are.
+
+        Both (blocks, warps, count, 32, 2). Thread 8 m + r has the address of row r of matrix m. Thread
+        4 r + c gets columns 2 c and 2 c + 1 of row r, or, transposed, the same of the transposed matrix.
+        """
+        form = re.fullmatch(r"\w+\.sync\.aligned\.m8n8\.x(\d)(\.trans)?\.shared\.b16", instruction.name)
+        if not form or int(form[1]) != count:
+            raise Refused(str(instruction))
+        starts = np.broadcast_to(self.address(address), self.shape)
+        starts = starts.reshape(self.shape[0], -1, 32)[:, :, : 8 * count].reshape(self.shape[0], -1, count, 8)
+        if (starts % np.uint64(16)).any():
+            raise Refused(f"a matrix that is not aligned: {instruction}")
+        row, column = np.divmod(np.arange(64), 8)
+        row, column = (a.reshape(32, 2) for a in ((column, row) if form[2] else (row, column)))
+        places = starts[..., row].astype(np.int64) // 2 + column
+        return np.arange(self.shape[0])[:, None, None, None, None], places
 
     def do_bar(self, instruction: Instruction) -> None:
         """All threads are at one instruction always."""
@@ -388,6 +482,11 @@ class Blocks:
 
     do_red = do_atom
 
+    def address(self, operand: str) -> np.ndarray:
+        """[%rd1 + 16]: uint64."""
+        found = re.fullmatch(r"\[\s*(%?\w+)\s*(?:\+\s*(-?\w+))?\s*\]", operand)
+        return self.read(found[1], 64) + np.uint64(int(found[2] or "0", 0) % 2**64)  # type: ignore[index]
+
     def accesses(self, instruction: Instruction, address: str, registers: str):
         """(register, memory, its places, threads (blocks, threads)) for every register of an access."""
         space, size = instruction.parts[1], int(instruction.type[1:]) // 8
@@ -396,9 +495,7 @@ class Blocks:
         threads = np.broadcast_to(True if executing is None else executing, self.shape)
         if not threads.any():
             return
-        found = re.fullmatch(r"\[\s*(%?\w+)\s*(?:\+\s*(-?\w+))?\s*\]", address)
-        start = self.read(found[1], 64) + np.uint64(int(found[2] or "0", 0) % 2**64)  # type: ignore[index]
-        start = np.broadcast_to(start, self.shape)[threads]
+        start = np.broadcast_to(self.address(address), self.shape)[threads]
         if (start % np.uint64(size * len(names))).any():
             raise Refused(f"an access that is not aligned: {instruction}")
         for i, name in enumerate(names):

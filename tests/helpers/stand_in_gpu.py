@@ -106,7 +106,10 @@ class StandIn(DriverBase):
     def run(self, file: Path, grid: tuple[int, int, int], arguments: list[Any]) -> None:
         program = self.programs.get(str(file)) or ptx.Program(file.read_text())
         self.programs[str(file)] = program
-        memory = ptx.Memory([value for value in arguments if isinstance(value, torch.Tensor)])
+        tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
+        if len({hasattr(tensor, "held") for tensor in tensors}) > 1:  # as Triton does
+            raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
+        memory = ptx.Memory([getattr(tensor, "held", tensor) for tensor in tensors])  # of a pretended GPU
         raw = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
         program.run(grid, raw, memory, self.only.get(program.name, slice(None)))
 

@@ -6,34 +6,22 @@ kernels in Triton's interpreter, which is decided when they are imported.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
-from launching import REPOSITORY
+from apart import run_tests
 
 pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
 
-TESTS = REPOSITORY / "tests/noise"
 # A100, H100, B200; MI300.
 NVIDIA, AMD = ["sm_80", "sm_90", "sm_100"], ["gfx942"]
 
 
-def run_tests(gpu: str, cache, *arguments: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment.pop("TRITON_INTERPRET", None)
-    environment |= {"MPIES_STAND_IN_GPU": gpu, "TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-
-
 @pytest.mark.parametrize("gpu", NVIDIA)
 def test_compiled_for_nvidia(gpu, tmp_path):
-    """All tests of noise, with what is compiled in place of the kernels."""
-    run_tests(gpu, tmp_path, "tests/noise/test_noise.py", "tests/noise/compiled", "-k", "gpu- or compiled")
+    """All tests of noise and of low-rank products, with what is compiled in place of the kernels."""
+    files = "tests/noise/test_noise.py", "tests/noise/compiled", "tests/model/test_lowrank_gpu.py"
+    run_tests(gpu, tmp_path, *files, "-k", "gpu- or compiled or lowrank_gpu")
 
 
 @pytest.mark.parametrize("gpu", AMD)
