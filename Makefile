@@ -150,7 +150,7 @@ test-oldest: $(OLDEST_INSTALLED) ## the quick tests with the oldest versions tha
 	$(OLDEST_RUN) -m pytest -r fEs $(PYTEST_ARGS) $(QUICK)
 
 # Beside the environment's packages, before its own Triton.
-$(TRITON_FOLDER): $(INSTALLED)
+$(TRITON_FOLDER): | $(INSTALLED)
 	$(RUN) -m pip install --disable-pip-version-check -q --no-deps --target $@ triton==$(TRITON)
 
 test-aot: export PYTHONPATH := $(abspath $(TRITON_FOLDER))$(if $(PYTHONPATH),:$(PYTHONPATH))

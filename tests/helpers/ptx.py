@@ -252,6 +252,9 @@ class Blocks:
             return np.array([[int(operand[2:], 16)]], np.uint32)
         if re.fullmatch(r"-?(0x)?[0-9a-fA-F]+", operand):
             return np.array([[int(operand, 0) % 2**bits]], UNSIGNED[bits])
+        if bits > 1 and re.fullmatch(r"%(r|rs|rd)\d+", operand):
+            # Never written, as a lane that nobody looks at: a NaN, that it may be seen if somebody does.
+            return np.full((1, 1), 0x7FF57FF57FF57FF5 & (2**bits - 1), UNSIGNED[bits])
         raise Refused(f"operand {operand}")
 
     def write(self, register: str, value: np.ndarray, instruction: Instruction) -> None:
