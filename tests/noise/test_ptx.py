@@ -28,7 +28,7 @@ KERNEL = """
 
 
 def run(lines: str, values: torch.Tensor, number: float = 0.1) -> torch.Tensor:
-    """`values` (32,), float32, after the lines, which make %r4 of a thread's value, %r3, and a number, %r1."""
+    """`values` (32,), float32, after the lines, which make %r4 of a value, %r3, and a number, %r1."""
     program = ptx.Program(KERNEL.format(lines))
     program.run((1, 1, 1), [values.data_ptr(), number], ptx.Memory([values]))
     return values

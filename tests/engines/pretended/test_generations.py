@@ -55,14 +55,14 @@ class Rank:
 def compute(rank: Rank) -> dict:
     """All that is computed with a model in a generation and in an evaluation."""
     weights, made = rank.weights, {}
-    full, engine = Full(weights), rank.engine(4)
+    full, engine = Full(weights), rank.engine(3)
     full.set(MEMBERS[:1], 0.02)
     made["greedy"] = engine.generate(EQUAL).ids, engine.generate(PADDED).ids
     made["sampled"] = engine.sample(PADDED, Draws(5, 1.0, np.arange(2, dtype=np.uint64))).ids
     made["likelihood"] = np.concatenate(engine.log_probabilities(PADDED, [[5, 6, 7], [8]]))
     full.clear()
     lowrank = LowRank(rank.model, weights, rank=1)
-    engine = rank.engine(4, lowrank.rows)
+    engine = rank.engine(3, lowrank.rows)
     lowrank.set(MEMBERS, 0.05)
     made["low rank"] = [c.ids for prompts in (EQUAL, PADDED) for c in engine.generate_block(prompts, 3)]
     lowrank.clear()
