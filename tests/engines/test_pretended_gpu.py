@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
-from apart import run_tests
+from apart import NEEDS_TRITON, run_tests
+from torch.utils import backend_registration
 
-pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
 
-
+@NEEDS_TRITON
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch has no backends in Python",
+)
 def test_pretended_gpu(tmp_path):
     run_tests("sm_90", tmp_path, "tests/engines/pretended")

@@ -5,9 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 from launching import REPOSITORY
+
+
+def knows_triton() -> bool:
+    """Is there a Triton whose driver and PTX the stand-in and the emulator know?"""
+    if not find_spec("triton"):
+        return False
+    return tuple(int(part) for part in metadata.version("triton").split(".")[:2]) >= (3, 7)
+
+
+NEEDS_TRITON = pytest.mark.skipif(not knows_triton(), reason="Triton 3.7 or newer is not installed")
 
 
 def run_tests(gpu: str, cache: Path, *arguments: str) -> None:

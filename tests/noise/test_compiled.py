@@ -6,12 +6,10 @@ kernels in Triton's interpreter, which is decided when they are imported.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
-from apart import run_tests
+from apart import NEEDS_TRITON, run_tests
 
-pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+pytestmark = NEEDS_TRITON
 
 # A100, H100, B200; MI300.
 NVIDIA, AMD = ["sm_80", "sm_90", "sm_100"], ["gfx942"]
