@@ -231,7 +231,7 @@ class GpuKernels:
             live = live.view(torch.int16) if live.dtype == torch.bfloat16 else live
             _launch_on_counters(
                 _perturb, (_programs(base.numel(), start),),
-                base, live, table(base.device), base.numel(), seed & 0xFFFFFFFF, seed >> 32, parameter,
+                base, live, table(base.device), base.numel(), *_halves(seed), parameter,
                 float(np.float32(scale)), start, CHUNKS,
             )  # fmt: skip
 
@@ -278,9 +278,14 @@ class GpuKernels:
         if value.numel():
             _launch_on_counters(
                 _round, (_programs(value.numel(), start),),
-                value, base.view(torch.int16), value.numel(), seed & 0xFFFFFFFF, seed >> 32, parameter,
+                value, base.view(torch.int16), value.numel(), *_halves(seed), parameter,
                 start, CHUNKS,
             )  # fmt: skip
+
+
+def _halves(seed: int) -> tuple[int, int]:
+    """Low and high; plain integers, which Triton's launchers want."""
+    return int(seed) & 0xFFFFFFFF, int(seed) >> 32
 
 
 def _raw_seeds(seeds, device: torch.device) -> torch.Tensor:

@@ -97,6 +97,8 @@ class StandIn(DriverBase):
             for size, limit in zip((x, y, z), LIMITS, strict=True):
                 assert 0 < size <= limit, f"{metadata.name} is launched on a grid of {(x, y, z)}"
             arguments = [value for i, value in enumerate(given[6:]) if i not in constants]
+            for value in arguments:
+                assert isinstance(value, torch.Tensor) or type(value) in (int, float), "not what C can take"
             self.launches.append(Launch(metadata.name, (x, y, z), files, metadata, self.current))
             if "ptx" in files:
                 self.run(files["ptx"], (x, y, z), arguments)

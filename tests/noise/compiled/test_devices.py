@@ -7,6 +7,7 @@ import pytest
 import torch
 from triton.runtime import driver
 
+from mpies.noise import definition
 from mpies.noise.gpu import GpuKernels
 
 
@@ -35,6 +36,14 @@ def gpus(monkeypatch):
     driver.active.current = 0
     yield driver.active
     driver.active.current = 0
+
+
+def test_seeds_may_be_numpys():
+    base = torch.zeros(1000)
+    live = base.clone()
+    GpuKernels().perturb(base, live, np.uint64(2**64 - 1), 1, 0.1)
+    GpuKernels().round(base, base.bfloat16(), np.uint64(2**64 - 1), 1)
+    assert np.array_equal(live.numpy(), definition.perturbed(base.numpy(), 2**64 - 1, 1, 0.1))
 
 
 def test_kernels_run_where_their_tensors_are(gpus):
