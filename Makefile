@@ -18,6 +18,9 @@ TESTS_AT_ONCE ?= 2
 # The environment of the vLLM tests, and how many seconds they may take; 2 minutes on two cores.
 VLLM_VENV ?= .venv-vllm
 VLLM_TEST_SECONDS ?= 900
+# The Triton that comes with torch for CUDA, and so is users'; torch for CPUs names none.
+TRITON ?= 3.7.1
+TRITON_FOLDER := build/triton-$(TRITON)
 # The environment of the oldest versions that are allowed.
 OLDEST_VENV ?= .venv-oldest
 # All Slurm tests together; they take 4 minutes on two cores.
@@ -27,6 +30,8 @@ SLURM_TEST_SECONDS ?= 1200
 QUICK_SKIPS ?= 3
 MPI_SKIPS ?= 2
 LAUNCH_SKIPS ?= 15
+# The oldest Triton and torch lack what a stand-in for a GPU is made with.
+OLDEST_SKIPS ?= 8
 SLURM_SKIPS ?= 8
 VLLM_SKIPS ?= 2
 PYTEST_ARGS ?=
@@ -53,7 +58,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 
 .DEFAULT_GOAL := help
-.PHONY: help install model quickstart test-quick test-mpi test-launch test test-slurm test-vllm test-oldest torture \
+.PHONY: help install model quickstart test-quick test-mpi test-launch test test-slurm test-vllm test-oldest test-aot torture \
   models lint check dist test-dist smoke-dist
 
 help: ## list the targets
@@ -144,7 +149,16 @@ $(OLDEST_INSTALLED): pyproject.toml constraints-oldest.txt
 
 test-oldest: export PATH := $(abspath $(OLDEST_VENV))/bin:$(PATH)
 test-oldest: $(OLDEST_INSTALLED) ## the quick tests with the oldest versions that are allowed, in an environment of its own
-	$(OLDEST_RUN) -m pytest -r fEs $(PYTEST_ARGS) $(QUICK)
+	$(OLDEST_RUN) -m pytest -r fEs $(PYTEST_ARGS) $(QUICK) --max-skips $(OLDEST_SKIPS)
+
+# Beside the environment's packages, before its own Triton.
+$(TRITON_FOLDER): | $(INSTALLED)
+	$(RUN) -m pip install --disable-pip-version-check -q --no-deps --target $@ triton==$(TRITON)
+
+test-aot: export PYTHONPATH := $(abspath $(TRITON_FOLDER))$(if $(PYTHONPATH),:$(PYTHONPATH))
+test-aot: $(TRITON_FOLDER) ## the GPU's kernels as Triton TRITON compiles them, ahead of time and without a GPU
+	$(RUN) -c 'import triton; assert triton.__version__ == "$(TRITON)", triton.__version__'
+	$(PYTEST) tests/noise/test_compiled.py --max-skips 0
 
 torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one left alone; or flip FLIPS bits of its file
 	PYTHONPATH=tests/helpers $(RUN) $(if $(FLIPS),tests/flips.py --flips $(FLIPS),tests/torture.py --kills $(KILLS))

@@ -23,6 +23,14 @@ export HF_HUB_OFFLINE=1
 # SITE: how often a job that was stopped early (signal, time limit) goes back into the queue.
 MAX_RESTARTS=${MAX_RESTARTS:-20}
 
+# On GPUs. Batches of many shapes would leave torch's memory in pieces.
+export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
+# Triton keeps what it has compiled, for which home directories are slow: where the site gives every job a
+# folder of its own, there.
+if [[ ${TMPDIR:-/tmp} != /tmp ]]; then
+    export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$TMPDIR/triton}
+fi
+
 PATH=$(realpath "$VENV")/bin:$PATH
 export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}

@@ -26,6 +26,8 @@ from mpies.run.replaying import needs_anchor, replay, which_generation
 from mpies.runfile import History, TruncatedError, read_history, refuse_unknown, salvage_history
 
 if TYPE_CHECKING:
+    import torch
+
     from mpies.model.weights import Weights
     from mpies.replica import LoadedModel
 
@@ -68,8 +70,8 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError("--verify recomputes all generations: leave out --generation, or --verify")
     if not 1 <= options.threads <= MOST_THREADS:
         raise InputError(f"--threads: given {options.threads}, allowed is 1 to {MOST_THREADS}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device: no GPU is visible here; leave it out to replay on the CPU")
+    if options.device == "cuda":
+        _make_ready(torch.device("cuda", 0))
     if options.output:
         from mpies.model.saving import refuse_overwriting
 
@@ -80,6 +82,19 @@ def _check(options: argparse.Namespace) -> None:
             refuse_overwriting(nearest if nearest.is_file() else folder)
         except InputError as error:
             raise InputError(f"--output: {error}") from None
+
+
+def _make_ready(device: torch.device) -> None:
+    """Raise InputError if there is no GPU, or none that can be used."""
+    from mpies.ranks import gpu
+
+    try:
+        if not gpu.count_visible():
+            raise InputError("--device: no GPU is visible here; leave it out to replay on the CPU")
+        gpu.make_ready(device)
+    except InputError as error:
+        told = str(error).replace("model.device:", "--device:")
+        raise InputError(told.replace(gpu.INSTEAD, "or leave it out to replay on the CPU")) from error
 
 
 def _read(path: str) -> History:

@@ -29,6 +29,7 @@ from mpies.model.weights import Weights, room_for, take_base, take_over
 from mpies.noise import kernels_for
 from mpies.ranks.agreement import Brought, agree, together
 from mpies.ranks.devices import Place, device_for, local_rank, place_of, shares
+from mpies.ranks.gpu import make_ready
 from mpies.ranks.watchdog import watched
 from mpies.tasks import rewards
 from mpies.tasks.base import Task
@@ -92,6 +93,8 @@ class Facts:
     dtype: str
     dtype_reason: str
     base_dtype: str
+    engine: str = ""
+    """What is to be known of it, in words."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +195,7 @@ def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]
         vllm.refuse_unsupported()
     torch.set_num_threads(settings.run.threads)
     device = device_for(comm, settings.model.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    make_ready(device)
     dtype, why = loading.choose_dtype(settings.model.dtype, device)
     # A call of the user's code lasts no longer than the ranks are set to wait for one another.
     load_rewards = watched(comm, rewards.load, "task.reward: the import of its functions", InputError)
@@ -247,7 +249,7 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         perturbation=perturbed,
         engine=engine,
         device=device,
-        facts=_facts_of(path, setup, weights, digest, master),
+        facts=_facts_of(path, setup, weights, digest, master, host),
         anchor=Anchor(path, weights, digest) if use.anchored else None,
         initial=_initial(path, weights, digest, use.compared_with),
     )
@@ -266,7 +268,9 @@ def _refuse_unfit(path: str, weights: Weights) -> None:
         raise InputError(f"model.path: {path}: {unfit}")
 
 
-def _facts_of(path: str, setup: Setup, weights: Weights, digest: int, master: torch.dtype) -> Facts:
+def _facts_of(
+    path: str, setup: Setup, weights: Weights, digest: int, master: torch.dtype, host: Host | None
+) -> Facts:
     return Facts(
         model_path=path,
         model_name=Path(loading.locate(path)).name,
@@ -275,6 +279,7 @@ def _facts_of(path: str, setup: Setup, weights: Weights, digest: int, master: to
         dtype=str(setup.dtype).removeprefix("torch."),
         dtype_reason=setup.dtype_reason,
         base_dtype=str(master).removeprefix("torch."),
+        engine=host.tell_room() if host else "",
     )
 
 

@@ -9,7 +9,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 
-if not torch.cuda.is_available():
+if target := os.environ.get("MPIES_STAND_IN_GPU"):
+    # What tests of kernels call is compiled for this GPU, and its PTX emulated: see noise/test_compiled.py.
+    import stand_in_gpu
+
+    stand_in_gpu.StandIn(target).activate()
+elif not torch.cuda.is_available():
     # Read when triton is imported: its kernels run on the CPU, operation by operation.
     os.environ["TRITON_INTERPRET"] = "1"
 

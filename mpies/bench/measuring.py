@@ -22,6 +22,7 @@ from mpies.noise import kernels_for
 from mpies.noise.definition import CHUNK
 from mpies.ranks.agreement import together
 from mpies.ranks.devices import device_for
+from mpies.ranks.gpu import make_ready
 from mpies.ranks.memory import measure_peak
 from mpies.replica import synchronize
 
@@ -35,8 +36,7 @@ def prepare(comm: Comm, given: argparse.Namespace) -> tuple[torch.device, str]:
     """The rank's device, made current, and the dtype of the live weights by name. Collective."""
     torch.set_num_threads(given.threads)
     device = together(comm, device_for, comm, given.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    together(comm, make_ready, device)
     dtype, _ = choose_dtype(given.dtype, device)
     return device, str(dtype).removeprefix("torch.")
 

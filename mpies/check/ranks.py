@@ -15,7 +15,8 @@ import numpy as np
 from mpies.check.report import Finding
 from mpies.config import Settings
 from mpies.ranks import agreement, collectives
-from mpies.ranks.devices import Place, device_for, place_of
+from mpies.ranks.devices import Place, device_for, place_of, tell_differing_gpus
+from mpies.ranks.gpu import make_ready
 from mpies.run.exchange import PAIR
 from mpies.text import duration, size
 
@@ -45,11 +46,14 @@ def check_world(comm: Comm) -> list[Finding]:
 def check_places(comm: Comm, settings: Settings, share_gpus: bool) -> list[Finding]:
     """Ranks -> hosts -> devices and cores, a line per host."""
     device = agreement.together(comm, device_for, comm, settings.model.device)
+    agreement.together(comm, make_ready, device)
     everyone = collectives.allgather_objects(comm, (place_of(device), os.sched_getaffinity(0)))
     hosts: dict[str, list[RankOnHost]] = {}
     for rank, (place, cores) in enumerate(everyone):
         hosts.setdefault(place.host, []).append(RankOnHost(rank, place, cores))
-    return [describe_host(name, ranks, settings.run.threads, share_gpus) for name, ranks in hosts.items()]
+    found = [describe_host(name, ranks, settings.run.threads, share_gpus) for name, ranks in hosts.items()]
+    note = tell_differing_gpus([place for place, _ in everyone])
+    return [*found, Finding("GPUs", "of several models", note=note)] if note else found
 
 
 @dataclass(frozen=True)

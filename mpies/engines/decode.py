@@ -102,7 +102,7 @@ def decode(
     width = ids.shape[1]
     ends = torch.tensor(sorted(stops), dtype=torch.int64, device=device)
     rows = torch.arange(len(prompts), device=device)
-    padded = bool(starts.any())
+    padded = any(len(prompt) < width for prompt in prompts)
     positions = torch.arange(width + limit, device=device)
     cache = cache_for(model, width + limit)
     knows = inspect.signature(model.forward).parameters

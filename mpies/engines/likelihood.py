@@ -36,12 +36,13 @@ def of(
     # Right padded: no token sees what comes after it, and what the padding gets is thrown away.
     told = torch.tensor([[*answer, *[0] * (length - len(answer))] for answer in answers], device=device)
     width, knows = prefix.shape[1], inspect.signature(model.forward).parameters
+    padded = any(len(prompt) < width for prompt in prompts)
     cache = cache_for(model, width + length)
     positions = torch.arange(width + length, device=device)
     read, found = 0, []
     for ids, keep in _pieces(model, prefix, told, at_once):
         read += ids.shape[1]
-        mask = (positions[:read] >= starts[:, None]).long() if starts.any() else None
+        mask = (positions[:read] >= starts[:, None]).long() if padded else None
         places = (positions[read - ids.shape[1] : read] - starts[:, None]).clamp(min=0)
         logits = forward(model, knows, cache, ids, mask, places, keep)[:, -keep:]
         chances = torch.log_softmax(logits.float() / temperature, dim=-1)

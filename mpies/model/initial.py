@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from mpies.errors import InputError, reason
 from mpies.model import loading
-from mpies.model.weights import Weights
+from mpies.model.weights import Weights, sum_digests, uploaded_as
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -46,12 +46,12 @@ class InitialFromFiles:
     def __init__(self, path: str, weights: Weights, digest: int | None):
         self._files = _files(path)
         try:
-            found = sum(weights.digest_of(name, value) for name, value in self.items(weights))
+            found = sum_digests(weights.digest_of(name, value) for name, value in self.items(weights))
         except (KeyError, ValueError, OSError, SafetensorError) as error:
             raise InputError(
                 f"the initial weights cannot be read one by one from {path} ({reason(error)})"
             ) from None
-        if digest is not None and found % 2**64 != digest:
+        if digest is not None and found != digest:
             raise InputError(f"the files of {path} hold other values than the model has when it is loaded")
 
     def read(self, name: str, base: torch.Tensor) -> torch.Tensor:
@@ -98,12 +98,12 @@ class InitialFromLoading:
     @staticmethod
     def _found(weights: Weights, values: dict[str, torch.Tensor]) -> int:
         bases = weights.base.items()
-        return sum(weights.digest_of(n, as_base(values[n], b)) for n, b in bases) % 2**64
+        return sum_digests(weights.digest_of(n, as_base(values[n], b)) for n, b in bases)
 
 
 def as_base(value: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """What the base would hold of a value, in float32: a tensor of its own on the base's device."""
-    return torch.empty_like(base).copy_(value).float()
+    return uploaded_as(value, torch.empty_like(base)).float()
 
 
 def find_initial(path: str, weights: Weights, digest: int | None) -> InitialWeights:

@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -32,6 +33,7 @@ from mpies.model.weights import Weights
 from mpies.noise import Kernels
 from mpies.noise.definition import STREAM_A, STREAM_B, STREAM_NOISE
 from mpies.noise.factors import PANEL
+from mpies.noise.uploads import uploaded
 
 
 class LowRank:
@@ -112,8 +114,8 @@ def draw(
         seeds = [member.seed for member in some]
         noise = weights.kernels.normal(count, seeds, weights.ids[name], stream, into.device)
         if scale is not None:
-            scales = [scale * member.sign for member in some]
-            noise *= torch.tensor(scales, dtype=torch.float32, device=into.device)[:, None]
+            scales = np.array([scale * member.sign for member in some], np.float32)
+            noise *= uploaded(scales, into.device)[:, None]
         part.copy_(noise.view(part.shape))
 
 

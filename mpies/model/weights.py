@@ -58,10 +58,21 @@ def take_base(model: torch.nn.Module, device: torch.device, master: torch.dtype 
         if not parameter.is_floating_point():
             raise InputError(f"model: {name} is {parameter.dtype}; quantised models cannot be tuned")
         # A copy always, never a view of the checkpoint's memory, which may be a mapped file.
-        base[name] = torch.empty(parameter.shape, dtype=master, device=device).copy_(parameter.detach())
+        base[name] = uploaded_as(
+            parameter.detach(), torch.empty(parameter.shape, dtype=master, device=device)
+        )
         parameter.requires_grad_(False)
         parameter.data = torch.empty(0, dtype=parameter.dtype, device=device)
     return base
+
+
+def uploaded_as(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """`target`, with the values of a tensor of any dtype in it.
+
+    To a GPU, the value goes in its own dtype, and without being waited for: a blocking copy would be
+    converted on the CPU first, by one thread, into twice the bytes.
+    """
+    return target.copy_(value.to(target.device, non_blocking=True))
 
 
 def room_for(base: Tensors, dtype: torch.dtype) -> Tensors:
@@ -159,7 +170,7 @@ class Weights:
     def restore(self, name: str, value: torch.Tensor) -> None:
         """base <- value, for one parameter: that of a checkpoint."""
         self._live_is_base = False
-        self.base[name].copy_(value)
+        uploaded_as(value, self.base[name])
 
     def update(self, seeds: np.ndarray, factors: np.ndarray, pull: Pull | None = None) -> None:
         """base <- base + sum_d factors_d * noise(seeds_d), tensor by tensor, summed in the order given.
@@ -215,11 +226,16 @@ class Weights:
 
         Equal on CPU and GPU, for any order of work.
         """
-        return sum(self.digest_of(name, self.value(name)) for name in self.base) % 2**64
+        return sum_digests(self.digest_of(name, self.value(name)) for name in self.base)
 
-    def digest_of(self, name: str, tensor: torch.Tensor) -> int:
-        """What a tensor of values adds to the digest if it is the base of that parameter."""
+    def digest_of(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What a tensor of values adds to the digest if it is the base of that parameter; int64 ()."""
         return self.kernels.digest(tensor.float().view(-1), self.ids[name])
+
+
+def sum_digests(parts: Iterable[torch.Tensor]) -> int:
+    """The digest, below 2^64, that is made up of what the parameters add. A GPU is waited for once."""
+    return int(torch.stack(list(parts)).sum()) % 2**64  # integers wrap
 
 
 def _largest(tensor: torch.Tensor) -> torch.Tensor:

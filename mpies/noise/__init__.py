@@ -7,7 +7,7 @@ these verbs, on flat tensors:
 
     perturb(base, live, seed, parameter, scale)      live <- cast(base + scale * noise)
     update(base, seeds, coefficients, parameter)     base <- base + sum_i coefficients_i * noise_i
-    digest(base, parameter)                          64 bits of the base's bits and positions
+    digest(base, parameter)                          64 bits of the base's bits and positions, int64 ()
     round(value, base, seed, parameter)              base <- value, rounded to bfloat16 at random
     normal(count, seeds, parameter, stream, device)  a stream's numbers, per seed
     lowrank_update(base, seeds, coefficients, ...)   the update of a matrix with noise of low rank
@@ -65,7 +65,7 @@ class Kernels(Protocol):
         rank: int,
     ) -> None: ...
 
-    def digest(self, base: torch.Tensor, parameter: int, start: int = 0) -> int: ...
+    def digest(self, base: torch.Tensor, parameter: int, start: int = 0) -> torch.Tensor: ...
 
     def round(
         self, value: torch.Tensor, base: torch.Tensor, seed: int, parameter: int, start: int = 0

@@ -81,13 +81,14 @@ class CpuKernels:
         self.share(a.shape[1], work)
 
     def digest(self, base, parameter, start=0):
-        """The base's digest as an integer below 2^64; add over slices and parameters modulo 2^64."""
+        """The base's digest: int64 (); add over slices and parameters modulo 2^64."""
         patterns = base.numpy().view(np.uint32)
 
         def work(a, b):
             return int(cpu_kernels.digest(patterns[a:b], np.uint32(parameter), start + a))
 
-        return sum(self._spread(base.numel(), work)) % 2**64
+        total = sum(self._spread(base.numel(), work)) % 2**64
+        return torch.from_numpy(np.array(total, np.uint64).view(np.int64))
 
     def round(self, value, base, seed, parameter, start=0):
         """base <- value, rounded at random; see `definition.rounded`. Flat; float32 to bfloat16."""

@@ -7,23 +7,16 @@ Multiplications and additions are separate operations: `torch.add(..., alpha=...
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import torch
 
 from mpies.noise import definition
 from mpies.noise.definition import CHUNK, LANES, round_keys
 from mpies.noise.factors import scaled_factors
+from mpies.noise.uploads import table
 
 LOW = 0xFFFFFFFF
 SLICE = 2**22
-
-
-@functools.lru_cache
-def table(device: torch.device) -> torch.Tensor:
-    """The definition's table on a device: float32 (8192,)."""
-    return torch.from_numpy(definition.TABLE.copy()).to(device)
 
 
 def _high(product: torch.Tensor) -> torch.Tensor:
@@ -99,8 +92,8 @@ class DeviceKernels:
             base[tile.row :, tile.column :][: len(total), : total.shape[1]].add_(total)
 
     def digest(self, base, parameter, start=0):
-        """The base's digest as an integer below 2^64; add over slices and parameters modulo 2^64."""
-        total = 0
+        """The base's digest: int64 (), on its device; add over slices and parameters modulo 2^64."""
+        total = torch.zeros((), dtype=torch.int64, device=base.device)
         for a, b in _slices(base.numel()):
             position = torch.arange(start + a, start + b, dtype=torch.int64, device=base.device)
             upper = (position >> 32) * definition.DIGEST_SPREAD
@@ -109,8 +102,8 @@ class DeviceKernels:
                 w = ((w ^ (w >> shift)) * multiplier) & LOW
             w = (w ^ (w >> 16)) | 1
             bits = base[a:b].view(torch.int32).to(torch.int64) & LOW
-            total += int((w * bits).sum())
-        return total % 2**64
+            total += (w * bits).sum()  # integers wrap
+        return total
 
     def round(self, value, base, seed, parameter, start=0):
         """base <- value, rounded at random; see `definition.rounded`. Flat; float32 to bfloat16."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mpies.noise.definition import STREAM_A, STREAM_B
+from mpies.noise.uploads import uploaded
 
 if TYPE_CHECKING:
     from mpies.noise import Kernels
@@ -47,7 +48,7 @@ def scaled_factors(
     """
     rows, columns = base.shape
     scales = (np.asarray(coefficients, np.float64) / math.sqrt(rank)).astype(np.float32)
-    scale = torch.from_numpy(scales).to(base.device)[:, None, None]
+    scale = uploaded(scales, base.device)[:, None, None]
     most = max(LEAST, PANEL // max(1, len(seeds) * rank))
 
     def draw(stream: int, length: int, first: int) -> torch.Tensor:

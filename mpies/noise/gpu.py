@@ -4,9 +4,14 @@ A program works on `CHUNKS` chunks: its Philox words never leave the registers, 
 look-up in the table, which stays in the first-level cache, and the base is read and written once per
 tensor, however many members there are. Launched with `enable_fp_fusion=False`: a fused multiplication
 and addition would round once instead of twice.
+
+Integers that are given have the types that their annotations say, whatever their values: otherwise
+Triton compiles a kernel anew for a seed with a top bit, in the middle of a run.
 """
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 import torch
@@ -14,8 +19,8 @@ import triton
 import triton.language as tl
 
 from mpies.noise import definition
-from mpies.noise.device import table
 from mpies.noise.factors import scaled_factors
+from mpies.noise.uploads import table, uploaded
 
 LANES = tl.constexpr(definition.LANES)
 CHUNK = tl.constexpr(definition.CHUNK)
@@ -32,7 +37,8 @@ LOW = tl.constexpr(0xFFFFFFFF)
 CHUNKS = 2  # per program
 SPAN = 4096  # elements per program of the digest
 TILE = 64  # rows and columns per program of the low-rank update
-UNFUSED = {"enable_fp_fusion": False}
+THREADS = CHUNKS * definition.LANES  # a counter each
+ROWS = 65535  # of a grid, at most
 
 
 @triton.jit
@@ -90,7 +96,10 @@ def _to_bfloat16(value):
 
 
 @triton.jit(do_not_specialize=["size", "low", "high", "parameter", "start"])
-def _perturb(base, live, table, size, low, high, parameter, scale, start, count: tl.constexpr):
+def _perturb(
+    base, live, table, size: tl.int64, low: tl.uint32, high: tl.uint32, parameter: tl.uint32,
+    scale, start: tl.int64, count: tl.constexpr,
+):  # fmt: skip
     chunk = _chunks(start, count)
     words = _words(chunk, low, high, parameter, tl.full((), 0, tl.uint32))
     for w in tl.static_range(4):
@@ -104,7 +113,10 @@ def _perturb(base, live, table, size, low, high, parameter, scale, start, count:
 
 
 @triton.jit(do_not_specialize=["size", "directions", "parameter", "start"])
-def _update(base, table, seeds, factors, directions, size, parameter, start, count: tl.constexpr):
+def _update(
+    base, table, seeds, factors, directions: tl.int32, size: tl.int64, parameter: tl.uint32,
+    start: tl.int64, count: tl.constexpr,
+):  # fmt: skip
     chunk = _chunks(start, count)
     stream = tl.full((), 0, tl.uint32)
     zeros = tl.zeros((count, WORD), tl.float32)
@@ -125,7 +137,10 @@ def _update(base, table, seeds, factors, directions, size, parameter, start, cou
 
 
 @triton.jit(do_not_specialize=["size", "parameter", "stream", "start"])
-def _normal(out, table, seeds, size, parameter, stream, start, count: tl.constexpr):
+def _normal(
+    out, table, seeds, size: tl.int64, parameter: tl.uint32, stream: tl.uint32, start: tl.int64,
+    count: tl.constexpr,
+):  # fmt: skip
     chunk = _chunks(start, count)
     member = tl.program_id(1).to(tl.int64)
     seed = tl.load(seeds + member)
@@ -137,7 +152,9 @@ def _normal(out, table, seeds, size, parameter, stream, start, count: tl.constex
 
 
 @triton.jit(do_not_specialize=["terms", "rows", "columns", "stride"])
-def _lowrank_update(base, a, b, terms, rows, columns, stride, tile: tl.constexpr):
+def _lowrank_update(
+    base, a, b, terms: tl.int32, rows: tl.int64, columns: tl.int64, stride: tl.int64, tile: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * tile + tl.arange(0, tile)
     column = tl.program_id(1).to(tl.int64) * tile + tl.arange(0, tile)
     total = tl.zeros((tile, tile), tl.float32)
@@ -152,7 +169,10 @@ def _lowrank_update(base, a, b, terms, rows, columns, stride, tile: tl.constexpr
 
 
 @triton.jit(do_not_specialize=["size", "low", "high", "parameter", "start"])
-def _round(value, base, size, low, high, parameter, start, count: tl.constexpr):
+def _round(
+    value, base, size: tl.int64, low: tl.uint32, high: tl.uint32, parameter: tl.uint32,
+    start: tl.int64, count: tl.constexpr,
+):  # fmt: skip
     chunk = _chunks(start, count)
     words = _words(chunk, low, high, parameter, tl.full((), ROUNDING, tl.uint32))
     for w in tl.static_range(4):
@@ -166,7 +186,9 @@ def _round(value, base, size, low, high, parameter, start, count: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["size", "parameter", "start"])
-def _digest(patterns, out, size, parameter, start, span: tl.constexpr):
+def _digest(
+    patterns, out, size: tl.int64, parameter: tl.uint32, start: tl.int64, span: tl.constexpr
+):  # fmt: skip
     place = tl.program_id(0).to(tl.int64) * span + tl.arange(0, span)
     position = start + place
     spread = (position >> 32).to(tl.uint32) * tl.full((), SPREAD, tl.uint32)
@@ -178,9 +200,23 @@ def _digest(patterns, out, size, parameter, start, span: tl.constexpr):
     tl.atomic_add(out, tl.sum((w.to(tl.uint64) * bits.to(tl.uint64)).to(tl.int64)))
 
 
-def _signed(seeds, device: torch.device) -> torch.Tensor:
-    """Seeds below 2^64 as int64 with the same bits."""
-    return torch.from_numpy(np.asarray(seeds, dtype=np.uint64).view(np.int64).copy()).to(device)
+def _launch(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4) -> None:
+    """On the GPU of the first argument, a tensor: Triton would take the current one."""
+    with torch.cuda.device_of(arguments[0]):
+        kernel[grid](*arguments, num_warps=num_warps, enable_fp_fusion=False)
+
+
+def _launch_on_counters(kernel, grid: tuple[int, ...], *arguments) -> None:
+    """With a thread for each of a program's counters: were there more, they would compute the same."""
+    _launch(kernel, grid, *arguments, num_warps=THREADS // _threads_of_a_warp())
+
+
+@functools.cache
+def _threads_of_a_warp() -> int:
+    """32 on NVIDIA's GPUs, 64 on most of AMD's."""
+    if not isinstance(_perturb, triton.JITFunction):  # Triton's interpreter, without a GPU
+        return 32
+    return triton.runtime.driver.active.get_current_target().warp_size
 
 
 def _programs(size: int, start: int = 0) -> int:
@@ -195,52 +231,69 @@ class GpuKernels:
         """live <- cast(base + scale * noise). Flat contiguous tensors; base float32, live any float."""
         if base.numel():
             live = live.view(torch.int16) if live.dtype == torch.bfloat16 else live
-            _perturb[(_programs(base.numel(), start),)](
-                base, live, table(base.device), base.numel(), seed & 0xFFFFFFFF, seed >> 32, parameter,
-                float(np.float32(scale)), start, CHUNKS, **UNFUSED,
+            _launch_on_counters(
+                _perturb, (_programs(base.numel(), start),),
+                base, live, table(base.device), base.numel(), *_halves(seed), parameter,
+                float(np.float32(scale)), start, CHUNKS,
             )  # fmt: skip
 
     def update(self, base, seeds, coefficients, parameter, start=0):
         """base += sum_i coefficients_i * noise(seeds_i), summed in float32 in the order given."""
         if base.numel():
-            factors = torch.from_numpy(np.asarray(coefficients, np.float32)).to(base.device)
-            _update[(_programs(base.numel(), start),)](
-                base, table(base.device), _signed(seeds, base.device), factors, len(seeds),
-                base.numel(), parameter, start, CHUNKS, **UNFUSED,
+            factors = uploaded(np.asarray(coefficients, np.float32), base.device)
+            _launch_on_counters(
+                _update, (_programs(base.numel(), start),),
+                base, table(base.device), _raw_seeds(seeds, base.device), factors, len(seeds),
+                base.numel(), parameter, start, CHUNKS,
             )  # fmt: skip
 
     def normal(self, count, seeds, parameter, stream, device, start=0):
         """`count` numbers of a stream of each seed, from `start` on: float32 (M, count)."""
         out = torch.empty(len(seeds), count, dtype=torch.float32, device=device)
         if out.numel():
-            _normal[(_programs(count, start), len(seeds))](
-                out, table(out.device), _signed(seeds, device), count, parameter, stream, start, CHUNKS
-            )
+            raw = _raw_seeds(seeds, device)
+            for rows, some in zip(out.split(ROWS), raw.split(ROWS), strict=True):
+                grid = _programs(count, start), len(some)
+                _launch_on_counters(
+                    _normal, grid, rows, table(out.device), some, count, parameter, stream, start, CHUNKS
+                )
         return out
 
     def lowrank_update(self, base, seeds, coefficients, parameter, rank):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
         for tile in scaled_factors(self, base, seeds, coefficients, parameter, rank):
             (terms, rows), columns = tile.a.shape, tile.b.shape[1]
-            grid = (-(-rows // TILE), -(-columns // TILE))
+            grid = -(-rows // TILE), -(-columns // TILE)
             target = base[tile.row :, tile.column :]
-            _lowrank_update[grid](
-                target, tile.a, tile.b, terms, rows, columns, base.shape[1], TILE, **UNFUSED
-            )
+            _launch(
+                _lowrank_update, grid,
+                target, tile.a, tile.b, terms, rows, columns, base.shape[1], TILE,
+            )  # fmt: skip
 
     def digest(self, base, parameter, start=0):
-        """The base's digest as an integer below 2^64; add over slices and parameters modulo 2^64."""
-        total = torch.zeros(1, dtype=torch.int64, device=base.device)
+        """The base's digest: int64 (), on its device; add over slices and parameters modulo 2^64."""
+        total = torch.zeros((), dtype=torch.int64, device=base.device)
         if base.numel():
-            _digest[(-(-base.numel() // SPAN),)](
-                base.view(torch.int32), total, base.numel(), parameter, start, SPAN
-            )
-        return int(total) % 2**64
+            programs = -(-base.numel() // SPAN)
+            patterns = base.view(torch.int32)
+            _launch(_digest, (programs,), patterns, total, base.numel(), parameter, start, SPAN)
+        return total
 
     def round(self, value, base, seed, parameter, start=0):
         """base <- value, rounded at random; see `definition.rounded`. Flat; float32 to bfloat16."""
         if value.numel():
-            _round[(_programs(value.numel(), start),)](
-                value, base.view(torch.int16), value.numel(), seed & 0xFFFFFFFF, seed >> 32, parameter,
+            _launch_on_counters(
+                _round, (_programs(value.numel(), start),),
+                value, base.view(torch.int16), value.numel(), *_halves(seed), parameter,
                 start, CHUNKS,
             )  # fmt: skip
+
+
+def _halves(seed: int) -> tuple[int, int]:
+    """Low and high; plain integers, which Triton's launchers want."""
+    return int(seed) & 0xFFFFFFFF, int(seed) >> 32
+
+
+def _raw_seeds(seeds, device: torch.device) -> torch.Tensor:
+    """Seeds below 2^64 as int64 with the same bits."""
+    return uploaded(np.asarray(seeds, dtype=np.uint64).view(np.int64), device)

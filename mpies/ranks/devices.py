@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mpies.errors import InputError
+from mpies.ranks import gpu
 from mpies.ranks.collectives import host, hosts
 from mpies.ranks.memory import free_on_node
 
@@ -28,21 +29,37 @@ class Place:
     """Which GPU it is, whatever number the rank has for it; None: a CPU."""
     free: int
     """Bytes that the GPU, or the node, had free."""
+    model: str = ""
+    """Of a GPU: what matrix products may depend on."""
 
 
 def place_of(device: torch.device) -> Place:
     """This rank's place, as it is now."""
     if device.type != "cuda":
         return Place(host(), str(device), None, free_on_node())
-    name = f"{device} {torch.cuda.get_device_name(device)}"
-    gpu = str(torch.cuda.get_device_properties(device).uuid)
-    return Place(host(), name, gpu, torch.cuda.mem_get_info(device)[0])
+    found = torch.cuda.get_device_properties(device)
+    name, model = f"{device} {found.name}", f"{found.name}, {found.multi_processor_count} multiprocessors"
+    return Place(host(), name, str(found.uuid), torch.cuda.mem_get_info(device)[0], model)
 
 
 def shares(places: Sequence[Place]) -> list[int]:
     """Bytes that each rank can have: those who share a GPU, or a node's memory, have equal parts of it."""
     sharers = Counter((place.host, place.gpu) for place in places)
     return [place.free // sharers[place.host, place.gpu] for place in places]
+
+
+def tell_differing_gpus(places: Sequence[Place]) -> str:
+    """A note, if the ranks' GPUs are not of one model: '' otherwise."""
+    ranks: dict[str, list[int]] = {}
+    for rank, place in enumerate(places):
+        ranks.setdefault(place.model, []).append(rank)
+    if len(ranks) < 2:
+        return ""
+    told = "; ".join(f"{len(those)} rank(s), the first {those[0]}: {model}" for model, those in ranks.items())
+    return (
+        f"the ranks' GPUs differ ({told}): matrix products may round differently on them, so a member's"
+        " reward depends on which rank evaluates it; for runs that can be repeated, ask for one model"
+    )
 
 
 def local_rank(comm: Comm) -> int:
@@ -58,9 +75,9 @@ def device_for(comm: Comm, setting: str) -> torch.device:
     """The rank's device: its node-local number modulo the visible GPUs, or the CPU.
 
     Slurm's --gpus-per-task shows each rank only its own GPU, as device 0: hence the modulo.
-    Raises InputError when `cuda` is asked for and no GPU is visible.
+    Raises InputError when `cuda` is asked for and no GPU is visible, and when torch cannot use one.
     """
-    visible = torch.cuda.device_count() if setting != "cpu" else 0
+    visible = gpu.count_visible() if setting != "cpu" else 0
     if visible:
         return torch.device("cuda", local_rank(comm) % visible)
     if setting == "cuda":

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from mpies.errors import StorageError, reason
 from mpies.files import written_whole
-from mpies.model.weights import Weights
+from mpies.model.weights import Weights, sum_digests
 
 KEPT = 2
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # of a base's dtype, in the file
@@ -69,13 +69,13 @@ def _problem(file, weights: Weights, run_uuid: str, generation: int, digest: int
         return "it belongs to another run"
     if set(file.keys()) != set(weights.base):
         return "it holds other parameters"
-    total = 0
+    parts = []
     for name, base in weights.base.items():
         stored = file.get_tensor(name)
         if stored.shape != base.shape or stored.dtype != base.dtype:
             return f"it holds another {name}"
-        total += weights.digest_of(name, stored.to(base.device))
-    return None if total % 2**64 == digest else "damaged: its digest is not the run file's"
+        parts.append(weights.digest_of(name, stored.to(base.device, non_blocking=True)))
+    return None if sum_digests(parts) == digest else "damaged: its digest is not the run file's"
 
 
 def _header(weights: Weights, metadata: dict[str, str]) -> bytes:

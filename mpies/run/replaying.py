@@ -33,23 +33,25 @@ def replay(
     called with the share of the work that each step was. Raises ValueError without an `anchor` if
     `needs_anchor` says that there has to be one.
     """
+    from mpies.model.weights import sum_digests
+
     if anchor is None and needs_anchor(history, first, last):
         raise ValueError(
             "these generations decayed towards the initial weights: replaying them needs an anchor"
         )
     steps = [(*history.directions(g), float(history.anchor_decay[g])) for g in range(first, last)]
-    totals = [0] * (len(steps) if every_digest else 1)
+    parts: list[list[torch.Tensor]] = [[] for _ in (steps if every_digest else [None])]
     for name, base in weights.base.items():
         initial = anchor.initial(name) if anchor else None
         for i, (seeds, factors, decay) in enumerate(steps):
             pull = partial(_pull, initial, decay) if decay and initial is not None else None
             weights.update_one(name, seeds, factors, pull)
             if every_digest:
-                totals[i] += weights.digest_of(name, weights.value(name))
+                parts[i].append(weights.digest_of(name, weights.value(name)))
             progress(base.numel() / weights.size / len(steps))
         if not every_digest:
-            totals[0] += weights.digest_of(name, weights.value(name))
-    return [total % 2**64 for total in totals]
+            parts[0].append(weights.digest_of(name, weights.value(name)))
+    return [sum_digests(part) for part in parts]
 
 
 def _pull(initial: torch.Tensor, decay: float, name: str, value: torch.Tensor) -> None:

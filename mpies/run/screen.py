@@ -24,7 +24,7 @@ from rich.text import Text
 import mpies
 from mpies.config import Settings
 from mpies.phases import PHASES
-from mpies.ranks.devices import Place
+from mpies.ranks.devices import Place, tell_differing_gpus
 from mpies.replica import Facts, Setup
 from mpies.run.stopping import RECENT
 from mpies.run.terminal import width_behind
@@ -69,6 +69,8 @@ class Screen:
             if es.noise_rank
             else "full, one member at a time",
             "ranks": f"{len(places)} on {_places(places)}, {settings.run.threads} CPU thread(s) each",
+            **({"engine": facts.engine} if facts.engine else {}),
+            **({"note": differing} if (differing := tell_differing_gpus(places)) else {}),
             "run file": run_file,
         }
         self.say(f"mpies {mpies.__version__}")

@@ -203,6 +203,20 @@ def on_host(gpu: str | None, cores: set[int]) -> ranks.RankOnHost:
     return ranks.RankOnHost(3, Place("n1", "cuda:0" if gpu else "cpu", gpu, 2**30), cores)
 
 
+def test_gpus_of_several_models_are_a_note(monkeypatch):
+    """Two ranks on a host, each on a GPU of its own."""
+    models = ["NVIDIA H100, 132 multiprocessors", "NVIDIA H100, 114 multiprocessors"]
+
+    def run(*models):
+        made = iter([Place("n1", "cuda:0", str(i), 1, model) for i, model in enumerate(models)])
+        monkeypatch.setattr(ranks, "place_of", lambda _: next(made))
+        return threads.run(2, lambda comm: ranks.check_places(comm, config.load(["model.device=cpu"]), False))
+
+    assert [finding.what for finding in run(*models)[0]] == ["n1", "GPUs"]
+    assert "114 multiprocessors" in run(*models)[0][1].note
+    assert [finding.what for finding in run(models[0], models[0])[0]] == ["n1"]
+
+
 @pytest.mark.parametrize("share, problem", [(False, True), (True, False)])
 def test_two_ranks_on_one_gpu_have_to_be_asked_for(share, problem):
     facts = [on_host("a", {0, 1}), on_host("a", {2, 3}), on_host("b", {4, 5})]

@@ -48,6 +48,7 @@ def test_ranks_are_counted_on_their_node(hosts, expected):
 @pytest.mark.parametrize("visible, expected", [(4, [0, 1, 0, 1]), (1, [0] * 4), (2, [0, 1, 0, 1])])
 def test_gpus_go_round_among_the_ranks_of_a_node(monkeypatch, visible, expected):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for setting in ("auto", "cuda"):
         found = threads.run(4, lambda c: devices.device_for(c, setting), hosts=["a", "a", "b", "b"])  # noqa: B023
         assert found == [torch.device("cuda", number) for number in expected]
@@ -59,6 +60,24 @@ def test_without_a_gpu_there_is_the_cpu_unless_a_gpu_was_asked_for(alone, monkey
     assert devices.device_for(alone, "auto") == torch.device("cpu")
     with pytest.raises(InputError, match=r"^model\.device: cuda was asked for.*use cpu or auto"):
         devices.device_for(alone, "cuda")
+
+
+H100, H200 = "NVIDIA H100, 132 multiprocessors", "NVIDIA H200, 132 multiprocessors"
+
+
+@pytest.mark.parametrize(
+    "models, note",
+    [
+        (["", ""], ""),
+        ([H100, H100, H100], ""),
+        ([H100, H200, H100], f"2 rank(s), the first 0: {H100}; 1 rank(s), the first 1: {H200}"),
+        ([H100, H100.replace("132", "114")], "114 multiprocessors"),  # one name, two sizes
+    ],
+)
+def test_gpus_of_several_models_are_a_note(models, note):
+    places = [Place("n1", "cuda:0", str(rank), 0, model) for rank, model in enumerate(models)]
+    told = devices.tell_differing_gpus(places)
+    assert bool(told) == bool(note) and note in told
 
 
 def test_a_cpus_place_is_the_node():

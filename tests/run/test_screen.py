@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -95,6 +96,17 @@ def test_the_banner_of_pairs_and_low_rank(shown):
 def test_hosts_are_shown_with_their_devices(shown, places, says):
     banner(places=[Place(host, device, None, 1) for host, device in places])
     assert table(shown())["ranks"].startswith(f"{says}, ")
+
+
+def test_what_is_to_be_known_of_gpus_and_engine(shown):
+    banner()
+    assert not {"note", "engine"} & set(table(shown()))
+    places = [Place("n1", f"cuda:{i}", str(i), 1, model) for i, model in enumerate(["NVIDIA H100", "H200"])]
+    facts = replace(FACTS, engine="vllm, 7 of engine.batch_size=32 answers at a time: memory is short")
+    Screen(False, "lines").banner(settings_of(), facts, setup_of(*places), Path("run.h5"))
+    said = table(shown())
+    assert said["note"].startswith("the ranks' GPUs differ (1 rank(s), the first 0: NVIDIA H100; ")
+    assert said["engine"] == facts.engine
 
 
 def test_text_is_no_markup(shown):

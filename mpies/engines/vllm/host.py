@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 BLOCK = 128  # tokens that the cache is handed out in on CPUs; fewer on GPUs
 LEAST = 16  # tokens of an answer with its prompt: those of the tests at start
 PREFILL = 8192  # tokens of prompts read at a time
+# Of the memory that is free when vLLM starts, the share that it has to find still free a moment later. It
+# has no other meaning, for the cache is given in bytes; the rest is slack for what CUDA takes meanwhile.
+SHARE = 0.5
+# CUDA graphs: up to so many answers a step, vLLM captures them by itself; beyond the second number, a step
+# takes so long that launching it is no matter.
+CAPTURED, WORTH_CAPTURING = 512, 2048
 # Bytes beyond weights and cache: activations, CUDA graphs, log-probabilities, and noise's scratch.
 RESERVE = {"cpu": 2**29, "cuda": 3 * 2**30}
 
@@ -59,7 +65,8 @@ class Room:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         a_token = 2 * config.num_hidden_layers * heads * width * dtype.itemsize
-        return ((rows or self.rows) * -(-self.tokens // BLOCK) + 2) * BLOCK * a_token
+        rows = self.rows if rows is None else rows
+        return (rows * -(-self.tokens // BLOCK) + 2) * BLOCK * a_token
 
 
 def refuse_too_long(room: Room, config: PretrainedConfig) -> None:
@@ -171,6 +178,15 @@ class Host:
         follow(self.runner, layers.members)
         return BlocksInVllm(weights, layers, self.noise.rank)
 
+    def tell_room(self) -> str:
+        """What the cache has room for, if that is less than was asked for: '' otherwise."""
+        _, config, dtype, *_ = self._start
+        fixed, one = self.room.bytes(config, dtype, 0), self.room.bytes(config, dtype, 1)
+        answers = (self.cache - fixed) // (one - fixed)
+        if answers >= self.room.rows:
+            return ""
+        return f"vllm, {answers} of engine.batch_size={self.room.rows} answers at a time: memory is short"
+
     @property
     def rows_besides(self) -> int:
         """Answers that transformers can read at once in a part of what vLLM leaves free."""
@@ -230,8 +246,7 @@ def _make(
     Unfilled.register()
     options: dict[str, Any] = {"enforce_eager": True}
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        options = {"gpu_memory_utilization": 0.99 * free / total}
+        options = options_on_gpus(*torch.cuda.mem_get_info(device), room.rows)
     return LLM(
         folder,
         runner="generate",
@@ -256,6 +271,15 @@ def _make(
     )
 
 
+def options_on_gpus(free: int, total: int, rows: int) -> dict[str, Any]:
+    """vLLM's options where the device has `free` of `total` bytes left, for so many answers at a time."""
+    options: dict[str, Any] = {"gpu_memory_utilization": SHARE * free / total}
+    if rows > CAPTURED:
+        most = 16 * -(-min(rows, WORTH_CAPTURING) // 16)  # vLLM captures multiples of 16
+        options["compilation_config"] = {"max_cudagraph_capture_size": most}
+    return options
+
+
 def _set_environment(local_rank: int) -> None:
     """What a user has set stays. Read by vLLM when it is imported, or later."""
     root = os.environ.get("VLLM_CACHE_ROOT") or Path("~/.cache/vllm").expanduser()
@@ -266,6 +290,9 @@ def _set_environment(local_rank: int) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process
     # The first of vLLM's two runners: for the second, logits processors are written otherwise.
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    # FlashInfer's sampler is compiled by nvcc when vLLM starts, which fails without a CUDA toolkit. Nothing
+    # is sampled by it here.
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     # What is wrong comes as an exception, and is told in one line.
     level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
     logging.getLogger("vllm").setLevel(level)  # until vLLM sets it

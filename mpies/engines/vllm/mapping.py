@@ -52,7 +52,10 @@ def find_views(model: VllmModel, base: Tensors, dtype: torch.dtype) -> Tensors:
 
 
 def _numbers(model: VllmModel, own: Mapping[str, nn.Parameter], base: Tensors, place: int) -> Tensors:
-    """A digit of the number of the parameter that each row of vLLM's parameters is from; 0: of none."""
+    """A digit of the number of the parameter that each row of vLLM's parameters is from; 0: of none.
+
+    On the CPU, where they are looked through: on a GPU, each look would have to be waited for.
+    """
     for parameter in own.values():
         parameter.data.zero_()
 
@@ -64,7 +67,7 @@ def _numbers(model: VllmModel, own: Mapping[str, nn.Parameter], base: Tensors, p
 
     _load(model, marked())
     return {
-        name: parameter.data.flatten(1)[:, 0].clone() if parameter.dim() > 1 else parameter.data.clone()
+        name: (parameter.data.flatten(1)[:, 0] if parameter.dim() > 1 else parameter.data).cpu().clone()
         for name, parameter in own.items()
     }
 

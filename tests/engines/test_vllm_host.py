@@ -1,0 +1,55 @@
+"""How a vLLM is started for a rank, as far as it shows without vLLM; with it: tests/engine_vllm."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from mpies.engines.vllm import host
+from mpies.engines.vllm.host import Host, Room
+from mpies.engines.vllm.packing import Packing
+from mpies.errors import InputError
+
+GB = 10**9
+
+
+def test_gpus_have_slack_for_what_others_take_meanwhile():
+    """vLLM refuses to start if its share of all memory is not free when it looks."""
+    share = host.options_on_gpus(60 * GB, 80 * GB, rows=64)["gpu_memory_utilization"]
+    assert share * 80 * GB <= 60 * GB - 5 * GB
+
+
+@pytest.mark.parametrize("rows, captured", [(1, None), (512, None), (513, 528), (1024, 1024), (10**5, 2048)])
+def test_graphs_are_captured_for_all_answers_at_a_time(rows, captured):
+    options = host.options_on_gpus(60 * GB, 80 * GB, rows)
+    assert options.get("compilation_config", {}).get("max_cudagraph_capture_size") == captured
+
+
+def settings_of_a_start(monkeypatch) -> dict[str, str]:
+    """The environment after a start, which fails: vLLM is not installed here."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    with pytest.raises(InputError, match=r"^engine\.name: vllm does not start"):
+        host.start("folder", torch.bfloat16, torch.device("cpu"), Room(1, 9), GB, 0, Packing())
+    return dict(os.environ)
+
+
+@pytest.mark.skipif(bool(find_spec("vllm")), reason="vLLM is installed")
+def test_nothing_is_compiled_by_nvcc(monkeypatch):
+    """Which a wheel of vLLM comes without: FlashInfer's sampler would be, at the start."""
+    monkeypatch.delenv("VLLM_USE_FLASHINFER_SAMPLER", raising=False)
+    assert settings_of_a_start(monkeypatch)["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")
+    assert settings_of_a_start(monkeypatch)["VLLM_USE_FLASHINFER_SAMPLER"] == "1", "what is set stays"
+
+
+def test_a_cache_that_is_small_is_told():
+    config = LlamaConfig(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=64)
+    made = Host("folder", config, Room(32, 500), torch.bfloat16, torch.device("cuda"), GB, 0)
+    made.cache = made.room.bytes(config, torch.bfloat16)
+    assert made.tell_room() == ""
+    made.cache = made.room.bytes(config, torch.bfloat16, 7) + 1000
+    assert made.tell_room() == "vllm, 7 of engine.batch_size=32 answers at a time: memory is short"

@@ -1,0 +1,76 @@
+"""Low-rank products on GPUs: what the kernels compute, in Triton's interpreter, or compiled and emulated."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from mpies.model import lowrank_gpu
+
+# The result's last place: it may be rounded twice, and Triton's interpreter cuts off what GPUs round.
+CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+DTYPES = pytest.mark.parametrize("dtype", CLOSE, ids=str)
+
+
+def numbers(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """As close as its dtype allows, the exact result being of the size of 1."""
+    error = (found.double() - expected).abs() / expected.abs().clamp(min=1)
+    assert float(error.max()) <= CLOSE[found.dtype] * (2 if "TRITON_INTERPRET" in os.environ else 1)
+
+
+@DTYPES
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(
+    "rows, tokens, inputs, outputs, rank",
+    [
+        (1, 1, 1, 1, 1),
+        (5, 1, 33, 70, 1),
+        (3, 4, 1500, 48, 2),  # several tiles of inputs
+        (2, 1, 16, 4200, 3),  # several programs a row; a term that is nobody's
+    ],
+)
+def test_products(rows, tokens, inputs, outputs, rank, biased, dtype):
+    members = torch.tensor([(7 * row + 2) % 3 for row in range(rows)])
+    shape = (rows, tokens) if tokens > 1 else (rows,)
+    y, x = numbers(*shape, outputs, dtype=dtype), numbers(*shape, inputs, dtype=dtype)
+    a, b = numbers(3 * rank, outputs, dtype=dtype), numbers(3 * rank, inputs, dtype=dtype)
+    bias = numbers(3, outputs, dtype=dtype)
+    mine = [t.double().view(3, rank, -1)[members] for t in (a, b)]
+    dots = torch.einsum("rtk,rjk->rtj", x.double().view(rows, tokens, -1), mine[1])
+    expected = y.double() + torch.einsum("rtj,rjn->rtn", dots, mine[0]).view(y.shape)
+    if biased:
+        expected += bias.double()[members].view(rows, *[1] * (y.dim() - 2), outputs)
+    lowrank_gpu.add(y, x, members, a, b, rank, bias if biased else None)
+    assert_close(y, expected)
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 1), (5, 1, 33), (3, 2, 4, 64), (2, 1, 1500)])
+def test_norms(shape, dtype):
+    x, vectors = numbers(*shape, dtype=dtype), numbers(3, shape[-1], dtype=dtype)
+    members = torch.tensor([(5 * row + 1) % 3 for row in range(shape[0])])
+    mine = vectors.double()[members].view(-1, *[1] * (len(shape) - 2), shape[-1])
+    exact = x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    assert_close(lowrank_gpu.rms_norm(x, members, vectors, 1e-6) / 2, exact * mine / 2)
+
+
+def test_nothing_is_nothing():
+    lowrank_gpu.add(
+        torch.empty(0, 4),
+        torch.empty(0, 3),
+        torch.empty(0, dtype=torch.int64),
+        *[torch.empty(1, 4)] * 2,
+        1,
+        None,
+    )
+    assert lowrank_gpu.rms_norm(
+        torch.empty(0, 4), torch.empty(0, dtype=torch.int64), torch.empty(1, 4), 0
+    ).shape == (0, 4)
