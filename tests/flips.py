@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
-import tiny
 
 from mpies.runfile.schema import ALL_TABLES, PER_GENERATION
 
@@ -132,6 +131,8 @@ def attempt(folder: Path, finished: Path, whole: str, bit: int, command: list[st
 
 def finished_run(folder: Path, config: Path) -> Path:
     """A finished run's file."""
+    import tiny  # with torch, which the many processes of `seen` do without
+
     model = tiny.save_model(folder / "model")
     settings = SETTINGS.replace("MODEL", str(model)).replace("GENERATIONS", str(GENERATIONS))
     config.write_text(settings.replace("run: {", f"run: {{directory: {folder / 'run'}, "))
@@ -154,10 +155,12 @@ def main() -> int:
         assert whole
         bits = random.Random(options.seed).sample(range(8 * finished.stat().st_size), options.flips)
         with ThreadPoolExecutor(options.at_once) as pool:
-            tried = list(pool.map(lambda bit: attempt(folder, finished, whole, bit, command), bits))
+            tried = []
+            for one in pool.map(lambda bit: attempt(folder, finished, whole, bit, command), bits):
+                tried.append(one)
+                mark = f" PROBLEM: {one.problem}" if one.problem else ""
+                print(f"{len(tried)} of {options.flips}: {one.place}: {one.kind}{mark}", flush=True)
     problems = [one for one in tried if one.problem]
-    for one in problems:
-        print(f"PROBLEM: {one.place} ({one.kind}): {one.problem}")
     kinds = Counter(one.kind for one in tried)
     print(
         f"{options.flips} bits flipped (seed {options.seed}): {kinds['changed']} changed what is read,"

@@ -251,6 +251,16 @@ def test_requests_that_lose_their_cache_and_begin_again(world, tmp_path, monkeyp
     assert together == alone
 
 
+@pytest.mark.parametrize("architecture", ["Qwen2", "Gemma3Text", "StableLm"])
+def test_by_torchs_operations_as_on_gpus(world, tmp_path, monkeypatch, architecture):
+    """The fused products and norms are for CPUs."""
+    monkeypatch.setattr(layers.lowrank_cpu, "knows", lambda tensor: False)
+    made = build(world, save(tmp_path / "model", architecture))
+    expected = [answers_by_transformers(made, own_weights(made, member))[0] for member in MEMBERS]
+    made.perturbation.set(MEMBERS, SIGMA)
+    assert ids_of(made.engine.generate_block(PROMPTS, len(MEMBERS))) == expected
+
+
 def test_a_member_index_off_by_one_is_found_at_start(world, tmp_path, monkeypatch):
     plain = members.Members.assign
     monkeypatch.setattr(

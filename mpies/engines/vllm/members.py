@@ -31,13 +31,14 @@ class Runner(Protocol):
 class Members:
     """A step's: `tokens` of its tokens, `rows` of those rows. `nobody` stands for the unperturbed model.
 
-    `block`: how many members there are; most tokens and rows of a step.
+    `block`: how many members there are; `most`: tokens of a step, and rows, since vLLM can be asked to tell of
+    every token of a prompt.
     """
 
-    def __init__(self, block: int, tokens: int, rows: int, device: torch.device):
+    def __init__(self, block: int, most: int, device: torch.device):
         self.nobody = block
-        self.tokens = Owners(tokens, self.nobody, device)
-        self.rows = Owners(rows, self.nobody, device)
+        self.tokens = Owners(most, self.nobody, device)
+        self.rows = Owners(most, self.nobody, device)
 
     def assign(self, members: list[int], counts: np.ndarray) -> None:
         """The step has counts[i] tokens of members[i] after one another, and one row of each."""

@@ -46,7 +46,7 @@ class Unfilled(BaseModelLoader):
         if options:
             scheduler, device = vllm_config.scheduler_config, torch.device(vllm_config.device_config.device)
             block, rank = options["members"]
-            members = Members(block, scheduler.max_num_batched_tokens, scheduler.max_num_seqs, device)
+            members = Members(block, scheduler.max_num_batched_tokens, device)
             vars(model)[self.LAYERS] = install(model, members, rank)
         return model
 
