@@ -31,8 +31,8 @@ class Runner(Protocol):
 class Members:
     """A step's: `tokens` of its tokens, `rows` of those rows. `nobody` stands for the unperturbed model.
 
-    `block`: how many members there are; `most`: tokens of a step, and rows, since vLLM can be asked to tell of
-    every token of a prompt.
+    `block`: how many members there are; `most`: tokens of a step, and rows, since vLLM can be asked to tell
+    of every token of a prompt.
     """
 
     def __init__(self, block: int, most: int, device: torch.device):
