@@ -87,9 +87,9 @@ class Block:
         if lowrank_cpu.knows(x):
             lowrank_cpu.add(y, x.contiguous(), self.members_array, noise.raw, self.share)
         else:
-            own = functional.linear(x, noise.b.flatten(0, 1))
+            own = functional.linear(x, noise.b.view(-1, x.shape[-1]))
             own = own * self._own.view(-1, *[1] * (x.dim() - 2), own.shape[-1])
-            y.view(-1, y.shape[-1]).addmm_(own.view(-1, own.shape[-1]), noise.a.flatten(0, 1))
+            y.view(-1, y.shape[-1]).addmm_(own.view(-1, own.shape[-1]), noise.a.view(-1, y.shape[-1]))
         if bias is not None:
             y += self.vector(bias, y.dim())
 

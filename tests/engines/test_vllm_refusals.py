@@ -5,7 +5,6 @@ from __future__ import annotations
 import launching
 import pytest
 
-from mpies import config
 from mpies.engines import vllm
 from mpies.errors import InputError
 
@@ -48,12 +47,6 @@ def test_others_are_refused(installed, version, why):
     with pytest.raises(InputError, match=f"^engine.name: {why}.*engine.name=hf") as error:
         vllm.refuse_unsupported()
     assert len(str(error.value).splitlines()) == 1
-
-
-def test_low_rank_is_refused():
-    with pytest.raises(InputError, match=r"^engine.name: vllm .*es.perturbation=full.*engine.name=hf"):
-        config.load(["engine.name=vllm", "es.perturbation=lowrank"])
-    assert config.load(["engine.name=vllm", "es.perturbation=full"]).engine.name == "vllm"
 
 
 @pytest.mark.launch

@@ -67,7 +67,7 @@ def compute(rank: Rank) -> dict:
     made["low rank"] = [c.ids for prompts in (EQUAL, PADDED) for c in engine.generate_block(prompts, 3)]
     lowrank.clear()
     anchor = Anchor(rank.folder, weights, weights.digest())
-    weights.update(SEEDS, FACTORS, lambda name, value: anchor.pull(name, value, 0.1))
+    weights.update(SEEDS, FACTORS, anchor.pulling(0.1))
     made["digest"] = weights.digest()
     return made
 
