@@ -285,7 +285,7 @@ def test_a_rank_that_sees_no_gpu_is_told(monkeypatch):
 
     def check_devices(comm):
         rank.number = comm.rank
-        (finding,) = ranks.check_places(comm, settings, share_gpus=False)
+        finding, *_ = ranks.check_places(comm, settings, share_gpus=False)
         with pytest.raises(RefusedError) as refused:
             check_setup(comm, settings, None)
         return finding.value, str(refused.value)
