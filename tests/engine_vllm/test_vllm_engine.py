@@ -230,7 +230,11 @@ def test_models_that_cannot_be_shared_are_refused(world, tiny_model, tmp_path, s
 def test_a_model_that_transformers_computes_otherwise_is_refused(both, monkeypatch):
     made = both.vllm.engine
     host = SimpleNamespace(
-        llm=made.llm, packing=made.packing, cache=0, room=Room(rows=ROWS, tokens=made.most_tokens)
+        llm=made.llm,
+        packing=made.packing,
+        cache=0,
+        room=Room(rows=ROWS, tokens=made.most_tokens),
+        noise=None,
     )
     given = host, made.text, made.hf
     VllmEngine(*given, max_new_tokens=NEW)
@@ -242,7 +246,7 @@ def test_a_model_that_transformers_computes_otherwise_is_refused(both, monkeypat
 
 
 def test_answers_longer_than_the_model_knows_are_refused(world, tiny_model):
-    with pytest.raises(InputError, match=r"may have 660 tokens, .* up to 512; use 148 less"):
+    with pytest.raises(InputError, match=r"14 tokens and its answer up to 500, but the model knows 512"):
         build(world, tiny_model(hidden=HIDDEN), "vllm", "engine.max_new_tokens=500")
 
 
