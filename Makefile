@@ -17,12 +17,14 @@ MPI_TEST_SECONDS ?= 600
 TESTS_AT_ONCE ?= 2
 # The environment of the vLLM tests, and how many seconds they may take; 2 minutes on two cores.
 VLLM_VENV ?= .venv-vllm
-VLLM_TEST_SECONDS ?= 900
+VLLM_TEST_SECONDS ?= 1200
 # The Triton that comes with torch for CUDA, and so is users'; torch for CPUs names none.
 TRITON ?= 3.7.1
 TRITON_FOLDER := build/triton-$(TRITON)
 # The environment of the oldest versions that are allowed.
 OLDEST_VENV ?= .venv-oldest
+# Of all architectures: slow tests that no other target runs.
+ZOO := tests/model/test_zoo.py tests/docs/test_models.py
 # All Slurm tests together; they take 4 minutes on two cores.
 SLURM_TEST_SECONDS ?= 1200
 # How many tests may be skipped, because a machine lacks what they need (root, a Chromium, wandb, the model); with more
@@ -58,7 +60,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 
 .DEFAULT_GOAL := help
-.PHONY: help install model quickstart test-quick test-mpi test-launch test test-slurm test-vllm test-oldest test-aot torture \
+.PHONY: help install model quickstart test-quick test-mpi test-launch test-zoo test test-slurm test-vllm test-oldest test-aot torture \
   models lint check dist test-dist smoke-dist
 
 help: ## list the targets
@@ -91,7 +93,7 @@ test-mpi test-launch test-slurm: export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 test-mpi test-launch test-slurm: export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 
 # So that tests which start mpirun or python by name get this environment's.
-test-quick test-mpi test-launch test-slurm: export PATH := $(abspath $(VENV))/bin:$(PATH)
+test-quick test-mpi test-launch test-zoo test-slurm: export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 test-quick: $(INSTALLED) ## the tests that need neither the model nor mpirun nor a browser
 	$(PYTEST) $(QUICK)
@@ -106,11 +108,15 @@ test-mpi: $(INSTALLED) ## the tests that run under MPI, on 1, 2, 3 and 4 ranks
 
 test-launch: $(INSTALLED) ## whole jobs under mpirun, the embedded model, figures
 	-@$(RUN) -m mpies.quickstart.fetch # without the model, the tests that use it are skipped
-	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "(slow or launch or render) and not timed" \
+	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm $(ZOO:%=--ignore=%) -m "(slow or launch or render) and not timed" \
 	  -n $(TESTS_AT_ONCE) --dist loadfile --max-skips $(LAUNCH_SKIPS)
 	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "launch and timed" --max-skips $(LAUNCH_SKIPS)
 
-test: $(INSTALLED) ## all tests but those with Slurm or vLLM
+# A dozen architectures are among the quick tests.
+test-zoo: $(INSTALLED) ## a hundred architectures, each computed as its weights say or refused by name; docs/models.md
+	$(PYTEST) $(ZOO) -m slow -n $(TESTS_AT_ONCE)
+
+test: $(INSTALLED) ## all tests but those with Slurm or vLLM, or of all architectures
 	@$(MAKE) --no-print-directory test-quick
 	@$(MAKE) --no-print-directory test-mpi
 	@$(MAKE) --no-print-directory test-launch

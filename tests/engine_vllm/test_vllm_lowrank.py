@@ -46,7 +46,6 @@ ARCHITECTURES = {
     "Gemma3Text": HEADS | {"query_pre_attn_scalar": 32},
     "Phi3": {},
     "StableLm": {"use_qkv_bias": True},
-    "Falcon": {"new_decoder_architecture": False, "alibi": False},
 }
 
 
