@@ -403,7 +403,7 @@ def test_a_generation_that_would_not_fit_the_limit_is_not_begun(tmp_path, tiny_m
     assert committed(tmp_path) == done > 0
     assert sum(line.startswith("generation ") for line in job.lines) == done
     # Used, but not overrun: a generation takes about a second.
-    assert 10 < passed < 20
+    assert 5 < passed < 20  # of which the start takes some
 
 
 # A reward that takes its time for every answer to a held-out prompt.
