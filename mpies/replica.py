@@ -231,16 +231,12 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     if device.type == "cpu":
         linear_cpu.install(model)
     digest = weights.digest()
-    in_vllm = host is not None and host.noise is not None
-    perturbed: Perturbation = (
-        host.perturb_in_blocks(weights)
-        if host and in_vllm
-        else perturbation.make(settings.es, model, weights)
-    )
+    blocks = host.perturb_in_blocks(weights) if host and host.noise else None
+    perturbed: Perturbation = blocks or perturbation.make(settings.es, model, weights)
     engine = _engine(settings, setup.task, model, text, perturbed, host)
     selftest.check(model, weights, perturbed, engine)
-    if in_vllm:
-        _check_members_in_vllm(model, weights, perturbed, engine)
+    if blocks:
+        _check_members_in_vllm(model, weights, blocks, engine)
     return Replica(
         model=model,
         tokenizer=tokenizer,
@@ -295,7 +291,7 @@ def _host(settings: Settings, setup: Setup, model: Any, text: Text, local: int) 
     from mpies.engines.vllm.host import Host, Noise, Room
 
     es = settings.es
-    noise = Noise(min(es.block, es.population), es.rank) if es.perturbation == "lowrank" else None
+    noise = Noise(es.block_size, es.rank) if es.perturbation == "lowrank" else None
     room = Room.of(text, setup.task.prompts, settings.engine.batch_size, settings.engine.max_new_tokens)
     folder = loading.folder_of(settings.model.path)
     return Host(folder, model.config, room, setup.dtype, setup.device, setup.memory, local, noise)

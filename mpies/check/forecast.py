@@ -43,7 +43,7 @@ def forecast(settings: Settings, cost: Trial, task: Task, ranks: int, start: flo
     blocks = tuple(len(mine) for mine in plan.blocks)
     update = cost.seed * (es.population // 2 if es.antithetic else es.population) + cost.pull
     # An evaluation's answers take what a block's did, in whole batches.
-    answer = cost.block / (len(task.rows(0)) * min(es.block_size, es.population))
+    answer = cost.block / (len(task.rows(0)) * es.block_size)
     batches = sum(-(-len(rows) // batch) for rows in task.splits.values())
     longest = min(batch, max(len(rows) for rows in task.splits.values()))
     return Forecast(

@@ -13,6 +13,7 @@ import torch
 from mpies.check.report import Finding
 from mpies.config import Settings
 from mpies.model import loading
+from mpies.model.lowrank import count_noise
 from mpies.ranks.agreement import on_root, together
 from mpies.ranks.collectives import allgather_objects, host, named
 from mpies.ranks.devices import shares
@@ -107,12 +108,11 @@ def reckon_weights(settings: Settings, dtype: torch.dtype) -> Needed:
 
 
 def _count_noise(settings: Settings, outline: torch.nn.Module) -> int:
-    """Numbers of a block's noise of low rank: a matrix's factors, a vector's own, for each member."""
+    """Numbers of a block's noise of low rank; 0 with full noise."""
     es = settings.es
     if es.perturbation != "lowrank":
         return 0
-    each = (es.rank * sum(p.shape) if p.dim() == 2 else p.numel() for p in outline.parameters())
-    return min(es.block_size, es.population) * sum(each)
+    return es.block_size * count_noise((p.shape for p in outline.parameters()), es.rank)
 
 
 def _check_disk(settings: Settings, needed: Needed) -> Finding:

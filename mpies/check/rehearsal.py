@@ -51,7 +51,7 @@ def rehearse(comm: Comm, settings: Settings, replica: Replica) -> tuple[Trial, l
     What is returned is the most that any rank needed. Collective. The base weights are others afterwards.
     """
     es = settings.es
-    members = min(es.block_size, es.population)
+    members = es.block_size
     plan = Population(members * comm.size, es.seed, block=members).plan(0, comm.size)
     (block,) = plan.blocks[comm.rank]
     trial = together(comm, _refuse_errors, comm, lambda: _try_out(settings, replica, block))

@@ -184,8 +184,8 @@ class EsSettings(Section):
 
     @property
     def block_size(self) -> int:
-        """Members of a block."""
-        return self.block if self.perturbation == "lowrank" else 1
+        """Members of a block, of which there are no more than in the population."""
+        return min(self.block, self.population) if self.perturbation == "lowrank" else 1
 
     @property
     def noise_rank(self) -> int:

@@ -67,10 +67,10 @@ def check(model: PreTrainedModel, weights: Weights, perturbation: Perturbation, 
     Base, digest and live weights, which are the base's, are afterwards what they were. Reading given
     answers in pieces is given up if it is wrong for this model and reading them at once is not.
     """
+    if not isinstance(engine, HfEngine):
+        return  # vLLM's compares itself with transformers
     perturbation.clear()
     probe, name = Probe.of(model), type(model).__name__
-    if not isinstance(engine, HfEngine):  # vLLM's compares itself with transformers
-        return
     live = str(weights.dtype).removeprefix("torch.")
     instead = INSTEAD
     if weights.dtype != torch.float32:  # some models have tables that stay in the checkpoint's dtype

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,20 +64,15 @@ class LowRank:
         block, dtype = self.block, self.weights.dtype
         block.members = len(members)
         for name, base in self.weights.base.items():
-            sigma, count = sigmas[name], len(members)
+            made = partial(torch.empty, dtype=dtype, device=base.device)
+            count, sigma = len(members), sigmas[name]
             if base.dim() == 2:
-                rows, columns = base.shape
-                a, b = (
-                    torch.empty(count, self.rank, length, dtype=dtype, device=base.device)
-                    for length in (rows, columns)
-                )
-                draw(a, self.weights, members, name, STREAM_A, sigma / math.sqrt(self.rank))
-                draw(b, self.weights, members, name, STREAM_B)
+                a, b = (made(count, self.rank, length) for length in base.shape)
+                draw_factors(a, b, self.weights, members, name, sigma)
                 block.matrices[name] = Factors(a, b)
             else:
-                noise = torch.empty(count, base.numel(), device=base.device)
-                draw(noise, self.weights, members, name, STREAM_NOISE, sigma)
-                block.vectors[name] = noise.add_(base).to(dtype)  # summed in float32, then rounded
+                block.vectors[name] = made(count, base.numel())
+                draw_vectors(block.vectors[name], self.weights, members, name, sigma)
 
     def rows(self, members: torch.Tensor) -> None:
         """From now on, row i of a batch belongs to member members[i] of the block; int64 (rows,)."""
@@ -95,7 +91,33 @@ class LowRank:
         vars(place.module)["forward"] = _batched(self.block, place)
 
 
-def draw(
+def draw_factors(
+    a: torch.Tensor, b: torch.Tensor, weights: Weights, members: list[Member], name: str, sigma: float
+) -> None:
+    """a (M, rank, rows), b (M, rank, columns) <- the members' noise of a matrix: E = A^T B / sqrt(rank).
+
+    What it is multiplied with, sigma sign / sqrt(rank), is in a.
+    """
+    _draw(a, weights, members, name, STREAM_A, sigma / math.sqrt(a.shape[1]))
+    _draw(b, weights, members, name, STREAM_B)
+
+
+def draw_vectors(
+    into: torch.Tensor, weights: Weights, members: list[Member], name: str, sigma: float
+) -> None:
+    """into (M, size) <- the members' own vectors, base + sigma sign noise: float32 until it is rounded."""
+    base = weights.base[name]
+    noise = torch.empty(into.shape, device=base.device)
+    _draw(noise, weights, members, name, STREAM_NOISE, sigma)
+    into.copy_(noise.add_(base))
+
+
+def count_noise(shapes: Iterable[torch.Size], rank: int) -> int:
+    """Numbers of a member's noise of parameters of these shapes: a matrix's factors, a vector's own."""
+    return sum(rank * sum(shape) if len(shape) == 2 else shape.numel() for shape in shapes)
+
+
+def _draw(
     into: torch.Tensor,
     weights: Weights,
     members: list[Member],
@@ -108,9 +130,9 @@ def draw(
     The product is one of float32, rounded to the dtype of `into`.
     """
     count = into[0].numel()
-    at_once = max(1, PANEL // count)  # members, whose numbers are float32 first
-    for first in range(0, len(members), at_once):
-        some, part = members[first : first + at_once], into[first : first + at_once]
+    most = max(1, PANEL // count)  # members at a time: their numbers are float32 first
+    for first in range(0, len(members), most):
+        some, part = members[first : first + most], into[first : first + most]
         seeds = [member.seed for member in some]
         noise = weights.kernels.normal(count, seeds, weights.ids[name], stream, into.device)
         if scale is not None:

@@ -351,7 +351,7 @@ def test_tolerances_are_far_from_both_sides(made, monkeypatch):
         selftest, "rms", lambda values: seen.append(float(np.sqrt(np.mean(values**2)))) or seen[-1]
     )
     selftest.check_members(made.model, made.weights, made.perturbation, made.engine)
-    tolerance = selftest.TOLERANCES[torch.float32]
+    members, least = selftest.TOLERANCES[torch.float32].members, selftest.LEAST[torch.float32]
     for effect, unmoved, moved in zip(*[iter(seen)] * 3, strict=True):
-        tolerated = max(tolerance.members * effect, tolerance.least)
+        tolerated = max(members * effect, least)
         assert max(unmoved, moved) < tolerated / 10 and effect > 30 * tolerated

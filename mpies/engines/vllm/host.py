@@ -22,6 +22,7 @@ from mpies.engines.text import Text
 from mpies.engines.vllm import INSTEAD, mapping
 from mpies.engines.vllm.packing import Packing
 from mpies.errors import InputError, reason
+from mpies.model.lowrank import count_noise
 from mpies.model.weights import Tensors, Weights
 from mpies.text import size
 
@@ -88,7 +89,7 @@ class Noise:
 
     def bytes(self, base: Tensors, dtype: torch.dtype) -> int:
         """Of all buffers, nobody's among them; a matrix that is several parts of vLLM's has a B for each."""
-        numbers = sum(self.rank * sum(t.shape) if t.dim() == 2 else t.numel() for t in base.values())
+        numbers = count_noise((tensor.shape for tensor in base.values()), self.rank)
         return (self.members + 1) * numbers * dtype.itemsize
 
 
@@ -176,7 +177,7 @@ class Host:
         assert self.noise, "it was started without"
         layers = vars(self.runner.get_model())[Unfilled.LAYERS]
         follow(self.runner, layers.members)
-        return BlocksInVllm(weights, layers, self.noise.rank)
+        return BlocksInVllm(weights, layers)
 
     def tell_room(self) -> str:
         """What the cache has room for, if that is less than was asked for: '' otherwise."""

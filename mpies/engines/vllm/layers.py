@@ -25,6 +25,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     VocabParallelEmbedding,
 )
 
+from mpies.engines.vllm import WITHOUT_BLOCKS
 from mpies.engines.vllm.members import Members, Owners
 from mpies.errors import InputError
 from mpies.model import lowrank_cpu, norm_cpu
@@ -143,8 +144,7 @@ def install(model: nn.Module, members: Members, rank: int) -> Layers:
 
 def _unknown(module: nn.Module, path: str) -> InputError:
     return InputError(
-        f"es.perturbation: lowrank does not know vLLM's {type(module).__name__} at {path};"
-        " use engine.name=hf, or es.perturbation=full"
+        f"es.perturbation: lowrank does not know vLLM's {type(module).__name__} at {path}; {WITHOUT_BLOCKS}"
     )
 
 
@@ -195,7 +195,7 @@ class MemberEmbedding:
         found = self.plain.embedding(layer, ids)
         if self.layers.rests(found):
             return found
-        own = _own(self.layers.members.tokens, len(ids), 1)
+        own = _own(self.layers.members.tokens, len(ids))
         a, b = self.noise.a[own, :, ids], self.noise.b[own, 0]
         return torch.baddbmm(found[:, None], a[:, None], b)[:, 0]
 
@@ -219,19 +219,19 @@ def _refuse_others(rows: int, owners: Owners) -> None:
     if owners.tensor.device.type == "cpu" and rows != owners.count:
         raise InputError(
             f"es.perturbation: a layer of vLLM's is given {rows} rows, where a step has {owners.count};"
-            " use engine.name=hf, or es.perturbation=full"
+            f" {WITHOUT_BLOCKS}"
         )
 
 
-def _own(owners: Owners, rows: int, each: int) -> torch.Tensor:
-    """Members of `rows` rows, `each` of which belong to one token: (tokens,)."""
-    _refuse_others(rows // each, owners)
-    return owners.tensor[: rows // each]
+def _own(owners: Owners, rows: int) -> torch.Tensor:
+    """Members of the step's rows, as many as a layer is given: int64 (rows,)."""
+    _refuse_others(rows, owners)
+    return owners.tensor[:rows]
 
 
 def _vector(vectors: torch.Tensor, x: torch.Tensor, owners: Owners) -> torch.Tensor:
     """Each row's own: (tokens, 1, ..., size), to be multiplied with x (tokens, ..., size)."""
-    own = vectors[_own(owners, len(x), 1)]
+    own = vectors[_own(owners, len(x))]
     return own.view(len(own), *[1] * (x.dim() - 2), own.shape[-1])
 
 

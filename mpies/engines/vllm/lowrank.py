@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from mpies.engines.vllm import WITHOUT_BLOCKS
 from mpies.errors import InputError
 from mpies.es.population import Member
-from mpies.model.lowrank import draw, share_of
+from mpies.model.lowrank import draw_factors, draw_vectors, share_of
 from mpies.model.weights import Weights
-from mpies.noise.definition import STREAM_A, STREAM_B, STREAM_NOISE
 
 if TYPE_CHECKING:
     from mpies.engines.vllm.layers import Layers, MatrixNoise
@@ -35,10 +34,9 @@ class BlocksInVllm:
     Raises InputError for a model whose matrices are not whole parts of vLLM's.
     """
 
-    def __init__(self, weights: Weights, layers: Layers, rank: int):
+    def __init__(self, weights: Weights, layers: Layers):
         self.weights = weights
         self.layers = layers
-        self.rank = rank
         layers.share = share_of(weights.kernels)
         self.matrices: dict[str, Matrix] = {}
         self.vectors: dict[str, torch.Tensor] = {}
@@ -56,15 +54,11 @@ class BlocksInVllm:
         count, weights = len(members), self.weights
         for name, place in self.matrices.items():
             first, *others = (b[:count] for b in place.b)
-            draw(place.a[:count], weights, members, name, STREAM_A, sigmas[name] / math.sqrt(self.rank))
-            draw(first, weights, members, name, STREAM_B)
+            draw_factors(place.a[:count], first, weights, members, name, sigmas[name])
             for other in others:
                 other.copy_(first)
         for name, vectors in self.vectors.items():
-            base = weights.base[name]
-            noise = torch.empty(count, base.numel(), device=base.device)
-            draw(noise, weights, members, name, STREAM_NOISE, sigmas[name])
-            vectors[:count] = noise.add_(base)  # summed in float32, then rounded
+            draw_vectors(vectors[:count], weights, members, name, sigmas[name])
         self.layers.idle = False
 
     def rows(self, members: torch.Tensor) -> None:
@@ -108,6 +102,4 @@ def _matrix(name: str, noise: MatrixNoise, first: int, rows: int) -> Matrix:
 
 
 def _refusal(what: str) -> InputError:
-    return InputError(
-        f"es.perturbation: lowrank does not know {what}; use engine.name=hf, or es.perturbation=full"
-    )
+    return InputError(f"es.perturbation: lowrank does not know {what}; {WITHOUT_BLOCKS}")

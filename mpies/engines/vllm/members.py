@@ -43,24 +43,24 @@ class Members:
     def assign(self, members: list[int], counts: np.ndarray) -> None:
         """The step has counts[i] tokens of members[i] after one another, and one row of each."""
         owners = np.array(members, np.int64)
-        self.tokens.write(np.repeat(owners, counts), self.nobody)
-        self.rows.write(owners, self.nobody)
+        self.tokens.write(np.repeat(owners, counts))
+        self.rows.write(owners)
 
 
 class Owners:
     """Members of tokens or rows, the first `count` of which exist; the others are nobody's."""
 
     def __init__(self, most: int, nobody: int, device: torch.device):
-        self.count = 0
+        self.count, self._nobody = 0, nobody
         pinned = device.type == "cuda"
         self._host = torch.full((most,), nobody, dtype=torch.int64, pin_memory=pinned)
         self.array = self._host.numpy()
         self.tensor = self._host if device.type == "cpu" else self._host.to(device)
 
-    def write(self, owners: np.ndarray, nobody: int) -> None:
+    def write(self, owners: np.ndarray) -> None:
         self.count = len(owners)
         self.array[: self.count] = owners
-        self.array[self.count :] = nobody
+        self.array[self.count :] = self._nobody
         if self.tensor is not self._host:
             self.tensor.copy_(self._host, non_blocking=True)
 

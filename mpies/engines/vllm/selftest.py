@@ -8,22 +8,21 @@ it should be, or a part of the model that reads weights past its layers, makes t
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from mpies.engines.selftest import (
-    FULL,
     MEMBERS,
     SHARE,
+    TOLERANCES,
     Probe,
     packs_of_kinds,
     rms,
     typical,
     weights_of_member,
 )
+from mpies.engines.vllm import WITHOUT_BLOCKS
 from mpies.engines.vllm.engine import Told, VllmEngine
 from mpies.engines.vllm.lowrank import BlocksInVllm
 from mpies.errors import InputError
@@ -32,20 +31,8 @@ from mpies.model.weights import Weights
 TOKENS, LIKELIEST = 3, 20
 
 
-class Tolerated(NamedTuple):
-    """Up to which two ways of computing are one model; differences are root mean squares, in nat."""
-
-    members: float
-    """In parts of what the perturbation changes."""
-    least: float
-    """In any case."""
-
-
-TOLERANCES = {
-    torch.float32: Tolerated(1e-3, 1e-4),
-    torch.float16: Tolerated(0.1, 0.02),
-    torch.bfloat16: Tolerated(0.4, 0.1),
-}
+# Root mean squares of differences, nat, that are tolerated whatever a perturbation changes.
+LEAST = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
 def check_members(
@@ -55,7 +42,7 @@ def check_members(
 
     model: transformers', on the same live weights. Base and live weights are afterwards what they were.
     """
-    tolerance, prompts = TOLERANCES[weights.dtype], Probe.of(model).prompts
+    prompts = Probe.of(model).prompts
     for names in packs_of_kinds(model, weights.base):
         sigmas = {name: SHARE * typical(weights.base[name]) for name in names}
         lowrank.set_each(MEMBERS, dict.fromkeys(weights.base, 0.0) | sigmas)
@@ -69,7 +56,7 @@ def check_members(
         with weights.lending(own):
             expected = _expected(model, moved)
         effect = rms(expected - base_of_both[1])
-        tolerated = max(tolerance.members * effect, tolerance.least)
+        tolerated = max(TOLERANCES[weights.dtype].members * effect, LEAST[weights.dtype])
         for those, found, right in (
             ("unperturbed", _values(unmoved), base_of_both[0]),
             ("perturbed", _values(moved), expected),
@@ -78,7 +65,7 @@ def check_members(
                 raise InputError(
                     f"es.perturbation: lowrank in vLLM computes {type(model).__name__} otherwise than its"
                     f" {those} weights do (log-probabilities {apart:.2g} apart, the perturbation's effect is"
-                    f" {effect:.2g}); use engine.name=hf, or {FULL.removeprefix('use ')}"
+                    f" {effect:.2g}); {WITHOUT_BLOCKS}"
                 )
 
 
