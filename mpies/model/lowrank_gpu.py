@@ -13,9 +13,10 @@ import torch
 import triton
 import triton.language as tl
 
+from mpies.noise.gpu import launch
+
 # Elements of a program's tile, whatever its rank, and outputs that it goes through.
 TILE, SPAN = 1024, 4096
-UNFUSED = {"enable_fp_fusion": False}
 
 
 @triton.jit
@@ -89,11 +90,11 @@ def add(
     if not y.numel():
         return
     tokens, terms = y.numel() // outputs // len(members), triton.next_power_of_2(rank)
-    with torch.cuda.device_of(y):
-        _add[tokens, len(members), triton.cdiv(outputs, SPAN)](
-            y, x, members, a, b, y if bias is None else bias, inputs, outputs, rank, terms,
-            max(TILE // terms, 32), SPAN, bias is not None, **UNFUSED,
-        )  # fmt: skip
+    launch(
+        _add, (tokens, len(members), triton.cdiv(outputs, SPAN)),
+        y, x, members, a, b, y if bias is None else bias, inputs, outputs, rank, terms,
+        max(TILE // terms, 32), SPAN, bias is not None,
+    )  # fmt: skip
 
 
 def rms_norm(x: torch.Tensor, members: torch.Tensor, vectors: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -104,9 +105,8 @@ def rms_norm(x: torch.Tensor, members: torch.Tensor, vectors: torch.Tensor, epsi
     y, size = torch.empty_like(x), x.shape[-1]
     if x.numel():
         tokens, width = x.numel() // size // len(members), triton.next_power_of_2(size)
-        with torch.cuda.device_of(x):
-            _rms_norm[tokens, len(members)](
-                y, x, members, vectors, epsilon, size, float(size), width,
-                num_warps=4 if width <= 4096 else 16, **UNFUSED,
-            )  # fmt: skip
+        launch(
+            _rms_norm, (tokens, len(members)), y, x, members, vectors, epsilon, size, float(size), width,
+            num_warps=4 if width <= 4096 else 16,
+        )  # fmt: skip
     return y

@@ -200,15 +200,15 @@ def _digest(
     tl.atomic_add(out, tl.sum((w.to(tl.uint64) * bits.to(tl.uint64)).to(tl.int64)))
 
 
-def _launch(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4) -> None:
-    """On the GPU of the first argument, a tensor: Triton would take the current one."""
+def launch(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4) -> None:
+    """On the GPU of the first argument, a tensor: Triton would take the current one. Nothing is fused."""
     with torch.cuda.device_of(arguments[0]):
         kernel[grid](*arguments, num_warps=num_warps, enable_fp_fusion=False)
 
 
 def _launch_on_counters(kernel, grid: tuple[int, ...], *arguments) -> None:
     """With a thread for each of a program's counters: were there more, they would compute the same."""
-    _launch(kernel, grid, *arguments, num_warps=THREADS // _threads_of_a_warp())
+    launch(kernel, grid, *arguments, num_warps=THREADS // _threads_of_a_warp())
 
 
 @functools.cache
@@ -265,7 +265,7 @@ class GpuKernels:
             (terms, rows), columns = tile.a.shape, tile.b.shape[1]
             grid = -(-rows // TILE), -(-columns // TILE)
             target = base[tile.row :, tile.column :]
-            _launch(
+            launch(
                 _lowrank_update, grid,
                 target, tile.a, tile.b, terms, rows, columns, base.shape[1], TILE,
             )  # fmt: skip
@@ -276,7 +276,7 @@ class GpuKernels:
         if base.numel():
             programs = -(-base.numel() // SPAN)
             patterns = base.view(torch.int32)
-            _launch(_digest, (programs,), patterns, total, base.numel(), parameter, start, SPAN)
+            launch(_digest, (programs,), patterns, total, base.numel(), parameter, start, SPAN)
         return total
 
     def round(self, value, base, seed, parameter, start=0):
