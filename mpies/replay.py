@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from mpies.model.weights import Weights
     from mpies.replica import LoadedModel
 
-MOST_THREADS = 4096  # OpenMP ends the process where it cannot have them
-
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
@@ -68,8 +66,8 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError("--verify writes no model: leave out --output, or --verify")
     if options.verify and options.generation is not None:
         raise InputError("--verify recomputes all generations: leave out --generation, or --verify")
-    if not 1 <= options.threads <= MOST_THREADS:
-        raise InputError(f"--threads: given {options.threads}, allowed is 1 to {MOST_THREADS}")
+    if not 1 <= options.threads <= config.MOST_THREADS:
+        raise InputError(f"--threads: given {options.threads}, allowed is 1 to {config.MOST_THREADS}")
     if options.device == "cuda":
         _make_ready(torch.device("cuda", 0))
     if options.output:

@@ -14,6 +14,7 @@ from mpies.config.remarks import remark
 from mpies.config.section import Role
 from mpies.config.settings import (
     CHANGEABLE,
+    MOST_THREADS,
     EngineSettings,
     EsSettings,
     ModelSettings,
@@ -25,6 +26,7 @@ from mpies.config.settings import (
 
 __all__ = [
     "CHANGEABLE",
+    "MOST_THREADS",
     "EngineSettings",
     "EsSettings",
     "ModelSettings",

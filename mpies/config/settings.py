@@ -17,6 +17,7 @@ from mpies import plain_yaml, time_limit
 from mpies.config.section import Role, Section
 from mpies.errors import InputError
 
+MOST_THREADS = 4096  # OpenMP ends the process where it cannot have them
 MOST = 10**7  # members, generations, prompts: every rank lists them, and the run file has a row for each
 
 
@@ -219,7 +220,7 @@ class RunSettings(Section):
         min_length=1, description="where run.h5 and the tuned model go"
     )
     threads: Annotated[int, Role.RESULT] = Field(
-        1, ge=1, le=4096, description="CPU threads of a rank; a model's answers may depend on it"
+        1, ge=1, le=MOST_THREADS, description="CPU threads of a rank; a model's answers may depend on it"
     )
     evaluate_every: int = Field(
         0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 from pathlib import Path
 
@@ -17,20 +16,15 @@ PAGE = launching.REPOSITORY / "docs" / "architecture.md"
 EXAMPLES = {"api.py"}
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("modules", launching.REPOSITORY / "docs" / "modules.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_table_of_modules_is_that_of_the_code():
-    script = load_script()
+    script = launching.load_script("modules")
     assert PAGE.read_text() == script.page_with(script.make_table(PACKAGE)), "run python docs/modules.py"
 
 
 def test_every_module_says_what_it_is():
-    rows = re.findall(r"^\| `([^`]+)` \| (.*) \|$", load_script().make_table(PACKAGE), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([^`]+)` \| (.*) \|$", launching.load_script("modules").make_table(PACKAGE), re.MULTILINE
+    )
     assert len(rows) > 100
     assert not [name for name, about in rows if len(about) < 10]
 

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import launching
 import pytest
 import transformers
 import zoo
 
 PAGE = launching.REPOSITORY / "docs" / "models.md"
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("models", launching.REPOSITORY / "docs" / "models.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_page_knows_the_whole_zoo():
@@ -31,4 +22,4 @@ def test_the_page_is_that_of_its_version_of_transformers():
     page = PAGE.read_text()
     if f"with transformers {transformers.__version__}:" not in page:
         pytest.skip(f"docs/models.md is of another version than transformers {transformers.__version__}")
-    assert page == load_script().make_page(), "run make models"
+    assert page == launching.load_script("models").make_page(), "run make models"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -53,6 +54,14 @@ def mpirun(
 ) -> subprocess.CompletedProcess[str]:
     """Run it to its end. Whatever runs after `timeout` seconds is killed, and TimeoutExpired raised."""
     return run(mpirun_command(n, *arguments), env=env, cwd=cwd, timeout=timeout)
+
+
+def load_script(name: str):
+    """A script of docs/, as a module."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def python(*arguments: str | Path, env=None, cwd=None, timeout=120) -> subprocess.CompletedProcess[str]:
