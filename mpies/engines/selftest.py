@@ -25,6 +25,7 @@ from mpies.engines.hf import HfEngine
 from mpies.errors import InputError, reason
 from mpies.es.population import Member
 from mpies.model.lowrank import LowRank
+from mpies.model.lowrank_kinds import Unfit
 from mpies.model.perturbation import Perturbation
 from mpies.model.weights import Tensors, Weights
 
@@ -151,18 +152,56 @@ def check_reading(model: PreTrainedModel, engine: HfEngine, probe: Probe) -> np.
 def check_members(
     model: PreTrainedModel, weights: Weights, lowrank: LowRank, probe: Probe, base: np.ndarray
 ) -> None:
-    """The members of a block must compute what their own weights compute; `base`: what the base does."""
-    tolerance = TOLERANCES[model.dtype]
+    """The members of a block must compute what their own weights compute; `base`: what the base does.
+
+    Modules that do not are computed in simpler ways from now on, member by member in the end.
+    """
+    ways = lowrank.ways
+
+    def differ(names: list[str]) -> str | None:
+        return find_difference(model, weights, lowrank, probe, base, names)
+
     for names in packs_of_kinds(model, weights.base):
-        *apart, moved = members_apart(model, weights, lowrank, probe, base, names)
-        # Some parameters are never used, and have no effect.
-        tolerated = max(tolerance.members * moved, tolerance.reading * spread(base))
-        for those, difference in zip(("unperturbed", "perturbed"), apart, strict=True):
-            if not difference <= tolerated:
-                raise InputError(
-                    f"es.perturbation: lowrank computes {type(model).__name__} otherwise than its {those}"
-                    f" weights do (log-probabilities {difference:.2g} apart); {FULL}"
-                )
+        while True:
+            try:
+                difference = differ(names)
+                if difference is None:
+                    break
+                if not ways.give_way_of([name for name in names if differ([name])] or names):
+                    raise InputError(difference)
+            except Unfit as unfit:
+                if not ways.give_way(unfit):
+                    raise
+            except (InputError, torch.OutOfMemoryError):
+                raise
+            except Exception:
+                if not ways.give_way_of_guesses():
+                    raise
+
+
+def find_difference(
+    model: PreTrainedModel,
+    weights: Weights,
+    lowrank: LowRank,
+    probe: Probe,
+    base: np.ndarray,
+    names: list[str],
+) -> str | None:
+    """A refusal, if a block of members does not compute what their own weights do; else None.
+
+    Only the parameters `names` are perturbed.
+    """
+    tolerance = TOLERANCES[model.dtype]
+    *apart, moved = members_apart(model, weights, lowrank, probe, base, names)
+    # Some parameters are never used, and have no effect.
+    tolerated = max(tolerance.members * moved, tolerance.reading * spread(base))
+    for those, difference in zip(("unperturbed", "perturbed"), apart, strict=True):
+        if not difference <= tolerated:
+            return (
+                f"es.perturbation: lowrank computes {type(model).__name__} otherwise than its {those}"
+                f" weights do (log-probabilities {difference:.2g} apart); {FULL}"
+            )
+    return None
 
 
 def packs_of_kinds(model: PreTrainedModel, base: Tensors) -> list[list[str]]:

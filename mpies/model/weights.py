@@ -29,7 +29,7 @@ import torch
 
 from mpies.errors import InputError
 from mpies.noise import Kernels
-from mpies.noise.definition import parameter_id
+from mpies.noise.definition import matrices_in, parameter_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -202,8 +202,9 @@ class Weights:
 
     def _add(self, name: str, value: torch.Tensor, seeds: np.ndarray, factors: np.ndarray) -> None:
         """value <- value + sum_d factors_d * noise(seeds_d), for float32 values of a parameter."""
-        if len(seeds) and self.rank and value.dim() == 2:
-            self.kernels.lowrank_update(value, seeds, factors, self.ids[name], self.rank)
+        if len(seeds) and self.rank and (count := matrices_in(value.shape)):
+            for number, matrix in enumerate(value.view(count, *value.shape[-2:])):
+                self.kernels.lowrank_update(matrix, seeds, factors, self.ids[name], self.rank, number)
         elif len(seeds):
             self.kernels.update(value.view(-1), seeds, factors, self.ids[name])
 
