@@ -100,7 +100,7 @@ def draw_vectors(
     base = weights.base[name]
     noise = torch.empty(into.shape, device=base.device)
     _draw(noise, weights, members, name, STREAM_NOISE, sigma)
-    into.copy_(noise.add_(base))
+    into.copy_(noise.add_(base.view(-1)))
 
 
 def count_noise(shapes: Iterable[torch.Size], rank: int) -> int:

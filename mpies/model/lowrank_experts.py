@@ -18,7 +18,7 @@ from torch import nn
 from mpies.model.linear_cpu import linear
 from mpies.model.lowrank_block import Block
 
-TOLD = ("has_gate", "has_bias", "is_transposed", "act_fn", "num_experts", "_apply_gate")
+TOLD = ("has_gate", "has_bias", "is_transposed", "num_experts", "_apply_gate")
 PARAMETERS = {"gate_up_proj", "up_proj", "down_proj", "gate_up_proj_bias", "up_proj_bias", "down_proj_bias"}
 
 
@@ -94,7 +94,7 @@ class Pairs:
 
 
 def _grouped(x: torch.Tensor, stack: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """x (S, K), in the order of its groups, times each group's matrix of stack (G, K, N); counts int64 (G,)."""
+    """x (S, K), in the order of groups, times each group's matrix of stack (G, K, N); counts int64 (G,)."""
     grouped = getattr(nn.functional, "grouped_mm", None)
     if x.device.type == "cuda" and grouped and x.dtype == torch.bfloat16:
         return grouped(x, stack, offs=counts.cumsum(0).to(torch.int32))

@@ -21,7 +21,7 @@ from mpies.errors import InputError
 from mpies.model import lowrank_experts
 from mpies.model.linear_cpu import linear
 from mpies.model.lowrank_block import Block
-from mpies.model.lowrank_own import Own, OwnMatrix, OwnVector, UnknownUse
+from mpies.model.lowrank_own import Own, OwnMatrix, OwnVector
 
 
 class Unfit(InputError):
@@ -91,9 +91,8 @@ def _of_rows(block: Block, place: Wrapped, x: Any) -> torch.Tensor:
         return x.expand(rows, *x.shape[1:])
     # Two dimensions may be some tokens' that have been chosen, as many as rows by chance.
     chosen = x.dim() == 2 and x.is_floating_point() and block.tokens > 1
-    if chosen or x.shape[0] != rows:
-        if x.shape[0] % (rows * block.tokens):
-            place.refuse("whose rows the {} at {} is called with")
+    if (chosen or x.shape[0] != rows) and x.shape[0] % (rows * block.tokens):
+        place.refuse("whose rows the {} at {} is called with")
     return x
 
 
@@ -216,7 +215,7 @@ KNOWN: dict[type[nn.Module] | str, Rule] = {
     "Qwen3RMSNorm": rms_norm,
 }
 
-# Whose parameters are lent while the module that they are in computes, which may read them past their forward.
+# Whose parameters are lent while the module around them computes, which may read them past their forward.
 READ_BY_OTHERS: set[type[nn.Module]] = {nn.Conv1d}
 
 
@@ -229,9 +228,12 @@ def rules_for(place: Wrapped) -> list[Rule]:
         return [KNOWN[kind.__name__]]
     if lowrank_experts.knows(place.module):
         return [experts]
-    vectors = all(parameter is None or parameter.dim() == 1 for parameter in place.module._parameters.values())
+    vectors = all(
+        parameter is None or parameter.dim() == 1 for parameter in place.module._parameters.values()
+    )
     by_functions: list[Rule] = [InPlaceOf([place])]
     return [elementwise, *by_functions] if vectors and "norm" in kind.__name__.lower() else by_functions
 
 
-GUESSES = (UnknownUse, RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError)
+# What comes of a guess that is wrong.
+GUESSES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError)

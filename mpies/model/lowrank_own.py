@@ -24,7 +24,7 @@ class UnknownUse(Exception):
 
 
 class Own(Tensor):
-    """A parameter with the noise of all members, see `OwnMatrix` and `OwnVector`; a shared one looks alike."""
+    """A parameter with the noise of all members: an `OwnMatrix` or `OwnVector`. It looks as the shared one."""
 
     block: Block
 
@@ -70,7 +70,7 @@ class OwnVector(Own):
     def beside(self, other: Tensor) -> Tensor:
         """In a shape that broadcasts with what is computed of rows, or of all rows' tokens."""
         own, rows, dims = self.of_rows(), len(self.block.rows), other.dim()
-        if dims < own.dim() or other.shape[0] % rows and other.shape[0] != 1:
+        if dims < own.dim() or (other.shape[0] % rows and other.shape[0] != 1):
             raise UnknownUse(f"rows {tuple(other.shape)}")
         if not self.block.alone and other.shape[0] > rows:
             own = own.repeat_interleave(other.shape[0] // rows, dim=0)
@@ -95,7 +95,7 @@ def _binary(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if not isinstance(own, OwnVector):
             raise UnknownUse(function.__name__)
         block, others = own.block, [x for x in (left, right) if x is not own]
-        if all(isinstance(x, OwnVector) and x.shape == own.shape or _is_number(x) for x in others):
+        if all((isinstance(x, OwnVector) and x.shape == own.shape) or _is_number(x) for x in others):
             values = (x.values if isinstance(x, OwnVector) else x for x in (left, right))
             return OwnVector.of(block, function(*values, **named))
         (other,) = others
@@ -111,7 +111,7 @@ def _binary(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) or isinstance(value, Tensor) and value.dim() == 0
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.dim() == 0)
 
 
 def _shaped(own: OwnVector, *sizes: Any) -> Tensor:
@@ -170,7 +170,9 @@ def _product(x: Tensor, matrix: Tensor) -> Tensor:
     return _linear(x, _turned(matrix))
 
 
-def _embedding(ids: Tensor, weight: Tensor, padding_idx: Any = None, max_norm: Any = None, *_, **__) -> Tensor:
+def _embedding(
+    ids: Tensor, weight: Tensor, padding_idx: Any = None, max_norm: Any = None, *_, **__
+) -> Tensor:
     rows = len(weight.block.rows) if isinstance(weight, OwnMatrix) else 0
     if not rows or max_norm is not None or ids.dim() != 2:
         raise UnknownUse("embedding")
@@ -198,9 +200,7 @@ def _convolved(
         own_bias = own_bias.expand(len(own), -1)
     flat = None if own_bias is None else own_bias.reshape(-1)
     channels = x.reshape(1, -1, x.shape[-1])
-    y = functional.conv1d(
-        channels, own.flatten(0, 1), flat, stride, padding, dilation, len(own) * groups
-    )
+    y = functional.conv1d(channels, own.flatten(0, 1), flat, stride, padding, dilation, len(own) * groups)
     return y.view(len(x), -1, y.shape[-1])
 
 
@@ -219,9 +219,27 @@ def _layer_norm(
 # What may be asked of a parameter without computing with it.
 LOOKS: set[Any] = {
     getattr(Tensor, name).__get__
-    for name in ("dtype", "device", "shape", "ndim", "requires_grad", "is_cuda", "is_cpu", "layout", "itemsize")
+    for name in (
+        "dtype",
+        "device",
+        "shape",
+        "ndim",
+        "requires_grad",
+        "is_cuda",
+        "is_cpu",
+        "layout",
+        "itemsize",
+    )
 } | {Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_floating_point, Tensor.__len__, Tensor.is_contiguous}
-CASTS: set[Any] = {Tensor.float, Tensor.to, Tensor.type, Tensor.type_as, Tensor.bfloat16, Tensor.half, Tensor.contiguous}
+CASTS: set[Any] = {
+    Tensor.float,
+    Tensor.to,
+    Tensor.type,
+    Tensor.type_as,
+    Tensor.bfloat16,
+    Tensor.half,
+    Tensor.contiguous,
+}
 UNARY: set[Any] = CASTS | {
     torch.exp, Tensor.exp, torch.neg, Tensor.neg, Tensor.__neg__, torch.sigmoid, Tensor.sigmoid, torch.tanh,
     functional.softplus, functional.sigmoid, functional.relu, Tensor.abs, torch.abs, Tensor.square, torch.log,

@@ -8,7 +8,8 @@ and so on up to the whole model. Modules of one kind, as those of all layers, ch
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 
 from mpies.model.lowrank_block import Block
 from mpies.model.lowrank_kinds import GUESSES, READ_BY_OTHERS, InPlaceOf, Rule, Unfit, Wrapped, rules_for
+from mpies.model.lowrank_own import UnknownUse
 from mpies.model.lowrank_turns import Turns
 
 
@@ -32,6 +34,11 @@ class Way:
     @property
     def rule(self) -> Rule | None:
         return self.rules[0] if self.rules else None
+
+    @property
+    def is_guess(self) -> bool:
+        """Is it none of the table's rules?"""
+        return isinstance(self.rule, InPlaceOf | Turns) or len(self.rules) > 1
 
     @property
     def kind(self) -> tuple[str, type]:
@@ -56,6 +63,7 @@ class Ways:
         self.model = model
         self.block = block
         self.ways: dict[str, Way] = {}
+        self.trying = False
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._at("", top=True)
         for path, module in model.named_modules():
@@ -65,14 +73,23 @@ class Ways:
         for path in [path for path, way in self.ways.items() if type(way.place.module) in READ_BY_OTHERS]:
             self._leave_to_reader(path)
 
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """For the time being, what goes wrong in a module's own way is `Unfit`, whatever it is."""
+        self.trying = True
+        try:
+            yield
+        finally:
+            self.trying = False
+
     def give_way(self, unfit: Unfit) -> bool:
-        """After a module could not be computed as it was: simpler from now on. False: there is nothing simpler.
+        """After a module could not be computed as it was: simpler from now on. False: nothing is.
 
         One that was called with something else than rows keeps its rule, within a module that is computed
         member by member.
         """
         way = self.ways[unfit.place.path]
-        if unfit.in_turn or isinstance(way.rule, InPlaceOf | Turns) or len(way.rules) > 1:
+        if unfit.in_turn or way.is_guess:
             return self._each_of_kind(way, self._simplify)
         return self._each_of_kind(way, lambda one: self._raise(one, []))
 
@@ -82,10 +99,19 @@ class Ways:
         found = [way for way in self.ways.values() if chosen & self._computed(way)]
         return all([self._each_of_kind(way, self._simplify) for way in found]) and bool(found)
 
-    def give_way_of_guesses(self) -> bool:
-        """The same for all modules that are computed by guesses. False: there are none."""
-        found = [way for way in self.ways.values() if isinstance(way.rule, InPlaceOf) or len(way.rules) > 1]
-        return all([self._simplify(way) for way in found]) and bool(found)
+    def give_way_of_guess(self, is_right: Callable[[], bool]) -> bool:
+        """The same after something went wrong, and it is not known where: for a kind that makes it right.
+
+        For all that are guesses, if it takes more than one kind. False: there are none.
+        """
+        found = {way.kind: way for way in self.ways.values() if way.is_guess}
+        before = {path: way.rules for path, way in self.ways.items()}
+        for way in found.values():
+            if self._each_of_kind(way, self._simplify) and is_right():
+                return True
+            for path, one in self.ways.items():
+                one.rules = before.get(path, [])
+        return any([self._each_of_kind(way, self._simplify) for way in found.values()])
 
     def in_turns(self) -> list[str]:
         """Classes of the modules that are computed member by member, in the model's order."""
@@ -117,7 +143,12 @@ class Ways:
         if path is None:
             return False
         outer = self._at(path)
-        outer.rules = [Turns(outer.place, list({p.path: p for p in (*outer.lends(), *lends)}.values()))]
+        if not lends and isinstance(outer.rule, Turns):  # its forward is not what calls this one
+            return self._raise(outer, outer.lends())
+        lent = list({place.path: place for place in (*outer.lends(), *lends)}.values())
+        tried = isinstance(outer.rule, Turns) or not lends
+        read = [] if tried or not InPlaceOf.can_lend(lent) else [InPlaceOf(lent)]
+        outer.rules = [*read, Turns(outer.place, lent)]
         if lends:
             way.rules = []
         return True
@@ -143,37 +174,35 @@ class Ways:
             module = self.model.get_submodule(path)
             own = {key: self.names[id(p)] for key, p in module._parameters.items() if p is not None}
             way = self.ways[path] = Way(Wrapped(path, module, own, module.forward), [])
-            vars(module)["forward"] = _computed_by(way, self.block, top)
+            vars(module)["forward"] = self._forward(way, top)
         return self.ways[path]
 
+    def _forward(self, way: Way, top: bool) -> Callable[..., Any]:
+        """A module's forward: its own without a block, else that of its way."""
+        place, block = way.place, self.block
 
-def _computed_by(way: Way, block: Block, top: bool) -> Callable[..., Any]:
-    """A module's forward: its own without a block, else that of its way."""
-    place = way.place
-
-    @wraps(place.plain)  # others look at its signature
-    def forward(*given: Any, **named: Any) -> Any:
-        if not block.members:
-            return place.plain(*given, **named)
-        if top:
-            block.tokens = _tokens(*given, **named)
-        rule = way.rule
-        if rule is None:
-            return place.plain(*given, **named)
-        try:
-            return rule(block, place, *given, **named)
-        except Unfit as unfit:
-            unfit.in_turn |= block.alone
-            raise
-        except GUESSES as error:
-            if isinstance(rule, Turns) or isinstance(error, torch.OutOfMemoryError):
+        @wraps(place.plain)  # others look at its signature
+        def forward(*given: Any, **named: Any) -> Any:
+            if not block.members:
+                return place.plain(*given, **named)
+            if top:
+                block.tokens = _tokens(*given, **named)
+            rule = way.rule
+            if rule is None:
+                return place.plain(*given, **named)
+            try:
+                return rule(block, place, *given, **named)
+            except Unfit as unfit:
+                unfit.in_turn |= block.alone
                 raise
-            what = "all that the {} at {} is called with"
-            if isinstance(rule, InPlaceOf):
-                what = "all that the {} at {} does"
-            raise Unfit.of(place, what, block.alone) from error
+            except UnknownUse as error:
+                raise Unfit.of(place, f"the use of {error} in the {{}} at {{}}", block.alone) from error
+            except GUESSES as error:
+                if not self.trying or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise Unfit.of(place, "all that the {} at {} does", block.alone) from error
 
-    return forward
+        return forward
 
 
 def _tokens(input_ids: torch.Tensor | None = None, *_: Any, **named: Any) -> int:
