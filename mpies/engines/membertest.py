@@ -19,7 +19,7 @@ from mpies.engines.probing import TOLERANCES, Probe, by_one_forward, decoded, rm
 from mpies.errors import InputError
 from mpies.es.population import Member
 from mpies.model.lowrank import LowRank
-from mpies.model.lowrank_kinds import Unfit
+from mpies.model.lowrank_place import Unfit
 from mpies.model.weights import Tensors, Weights
 
 FULL = "use es.perturbation=full"
@@ -54,7 +54,7 @@ class Trial:
     names: list[str]
 
     def find_ways(self) -> None:
-        """Until the block computes what its members' weights do. Raises whatever it comes to if it never does."""
+        """Until the block computes what its members' weights do. Raises what is wrong if it never does."""
         with self.lowrank.ways.tried():
             while (wrong := self._attempt()) is not None:
                 refusal, resort = wrong
@@ -97,13 +97,13 @@ class Trial:
         for those, difference in zip(("unperturbed", "perturbed"), apart, strict=True):
             if not difference <= tolerated:
                 return (
-                    f"es.perturbation: lowrank computes {type(self.model).__name__} otherwise than its {those}"
-                    f" weights do (log-probabilities {difference:.2g} apart); {FULL}"
+                    f"es.perturbation: lowrank computes {type(self.model).__name__} otherwise than its"
+                    f" {those} weights do (log-probabilities {difference:.2g} apart); {FULL}"
                 )
         return None
 
     def _apart(self, names: list[str]) -> tuple[float, float, float]:
-        """How far a block's log-probabilities are from its weights', unperturbed and perturbed ones; the effect.
+        """How far a block is from its weights, unperturbed and perturbed, in log-probabilities; the effect.
 
         The last is the difference between unperturbed and perturbed weights' log-probabilities.
         """

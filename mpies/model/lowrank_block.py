@@ -153,7 +153,7 @@ class Block:
         y.view(-1, y.shape[-1]).addmm_(own.view(-1, own.shape[-1]), noise.a.view(-1, y.shape[-1]))
 
     def add_chosen(self, y: torch.Tensor, x: torch.Tensor, noise: Factors, chosen: torch.Tensor) -> None:
-        """y (S, N) += x (S, K) times E^T of factors number chosen[i], of `noise.each`, in place; int64 (S,)."""
+        """y (S, N) += x (S, K) times E^T of factors number chosen[i], int64 (S,), of `noise`, in place."""
         if self.fuses(x):
             from mpies.model import lowrank_gpu
 

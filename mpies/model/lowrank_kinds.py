@@ -7,77 +7,22 @@ none is right: all of it is compared with the members' own weights at every star
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from mpies.errors import InputError
 from mpies.model import lowrank_experts
 from mpies.model.linear_cpu import linear
 from mpies.model.lowrank_block import Block
 from mpies.model.lowrank_own import Own, OwnMatrix, OwnVector
-
-
-class Unfit(InputError):
-    """A module that cannot be computed in the way that was tried."""
-
-    in_turn = False
-    """Did it happen while one member was computed?"""
-
-    def __init__(self, place: Wrapped, what: str):
-        told = what.format(type(place.module).__name__, place.path or "the top")
-        super().__init__(f"es.perturbation: lowrank does not know {told}; use es.perturbation=full")
-        self.place = place
-
-    @classmethod
-    def of(cls, place: Wrapped, what: str, in_turn: bool) -> Unfit:
-        made = cls(place, what)
-        made.in_turn = in_turn
-        return made
-
-
-@dataclass(frozen=True)
-class Wrapped:
-    """A module in a model."""
-
-    path: str
-    module: nn.Module
-    names: dict[str, str]
-    """Of its own parameters: the name in the module -> the name in the weights."""
-    plain: Callable[..., Any]
-    """The module's own forward."""
-
-    def parameter(self, key: str) -> torch.Tensor:
-        """One of the module's parameters, as it is live."""
-        found = self.module._parameters[key]
-        assert found is not None
-        return found
-
-    def refuse(self, what: str = "the {} at {}") -> NoReturn:
-        """Raise Unfit; `what` low rank does not know of the module."""
-        raise Unfit(self, what)
-
-    @contextmanager
-    def lent(self, **parameters: torch.Tensor) -> Iterator[None]:
-        """The module has other tensors for parameters, for the time being."""
-        own = dict(self.module._parameters)
-        try:
-            self.module._parameters.update(parameters)  # type: ignore[arg-type]  # tensors do as well
-            yield
-        finally:
-            self.module._parameters.update(own)
-
-
-# rule(block, place, *given, **named) computes what the module's forward does of its arguments, with each
-# row's own member's parameters. It gets what a batch has of all rows, or, while the block is `alone`, of
-# one member.
-Rule = Callable[..., Any]
+from mpies.model.lowrank_place import Rule, Wrapped
+from mpies.model.lowrank_turns import Turns
+from mpies.noise.definition import matrices_in
 
 
 def _of_rows(block: Block, place: Wrapped, x: Any) -> torch.Tensor:
@@ -179,17 +124,18 @@ class InPlaceOf:
             for lender in self.lends:
                 own = {key: _own(block, lender, key, name) for key, name in lender.names.items()}
                 stack.enter_context(lender.lent(**own))
-            y = place.plain(*given, **named)
-        if any(isinstance(one, Own) for one in (y if isinstance(y, tuple) else (y,))):
-            place.refuse("what the {} at {} returns")
-        return y
+            return place.plain(*given, **named)
+
+    @staticmethod
+    def can_lend(lends: list[Wrapped]) -> bool:
+        """Have they no stacks of matrices?"""
+        shapes = (place.parameter(key).shape for place in lends for key in place.names)
+        return all(len(shape) < 3 or not matrices_in(shape) for shape in shapes)
 
 
 def _own(block: Block, place: Wrapped, key: str, name: str) -> Own:
     weight = place.parameter(key)
     if name in block.matrices:
-        if weight.dim() > 2:
-            place.refuse()
         return OwnMatrix.of(block, weight, block.matrices[name])
     return OwnVector.of(block, block.vectors[name].view(-1, *weight.shape))
 
@@ -228,11 +174,11 @@ def rules_for(place: Wrapped) -> list[Rule]:
         return [KNOWN[kind.__name__]]
     if lowrank_experts.knows(place.module):
         return [experts]
-    vectors = all(
-        parameter is None or parameter.dim() == 1 for parameter in place.module._parameters.values()
-    )
-    by_functions: list[Rule] = [InPlaceOf([place])]
-    return [elementwise, *by_functions] if vectors and "norm" in kind.__name__.lower() else by_functions
+    shapes = [parameter.shape for parameter in place.module._parameters.values() if parameter is not None]
+    guesses: list[Rule] = [InPlaceOf([place])] if InPlaceOf.can_lend([place]) else [Turns(place, [place])]
+    if "norm" in kind.__name__.lower() and all(len(shape) == 1 for shape in shapes):
+        return [elementwise, *guesses]
+    return guesses
 
 
 # What comes of a guess that is wrong.

@@ -24,7 +24,7 @@ class UnknownUse(Exception):
 
 
 class Own(Tensor):
-    """A parameter with the noise of all members: an `OwnMatrix` or `OwnVector`. It looks as the shared one."""
+    """A parameter with all members' noise: an `OwnMatrix` or `OwnVector`. It looks as the shared one."""
 
     block: Block
 
@@ -128,6 +128,10 @@ def _indexed(own: OwnVector, key: Any) -> Tensor:
     if not isinstance(own, OwnVector) or not isinstance(key, tuple) or key[0] is not None:
         raise UnknownUse("indexing")
     return own.of_rows()[(slice(None), *key[1:])]
+
+
+def _expanded_as(own: OwnVector, other: Tensor) -> Tensor:
+    return own.beside(other).expand_as(other)
 
 
 def _unsqueezed(own: OwnVector, dim: int) -> OwnVector:
@@ -258,6 +262,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((Tensor.t, torch.t, Tensor.T.__get__, Tensor.mT.__get__), _turned),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _product),
     Tensor.__getitem__: _indexed,
+    Tensor.expand_as: _expanded_as,
     functional.linear: _linear,
     functional.embedding: _embedding,
     functional.conv1d: _convolved,

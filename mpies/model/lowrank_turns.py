@@ -19,7 +19,7 @@ import torch
 from transformers import Cache
 
 from mpies.model.lowrank_block import Block
-from mpies.model.lowrank_kinds import Wrapped
+from mpies.model.lowrank_place import Wrapped
 
 
 @dataclass

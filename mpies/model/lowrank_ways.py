@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from mpies.model.lowrank_block import Block
-from mpies.model.lowrank_kinds import GUESSES, READ_BY_OTHERS, InPlaceOf, Rule, Unfit, Wrapped, rules_for
+from mpies.model.lowrank_kinds import GUESSES, READ_BY_OTHERS, InPlaceOf, rules_for
 from mpies.model.lowrank_own import UnknownUse
+from mpies.model.lowrank_place import Rule, Unfit, Wrapped
 from mpies.model.lowrank_turns import Turns
 
 
