@@ -39,11 +39,11 @@ def check_members(
     Modules that do not are computed in simpler ways from now on. Raises InputError if none is right.
     """
     for names in packs_of_kinds(model, weights.base):
-        Trial(model, weights, lowrank, probe, base, names).find_ways()
+        Attempt(model, weights, lowrank, probe, base, names).find_ways()
 
 
 @dataclass(frozen=True)
-class Trial:
+class Attempt:
     """A block of two members, of which one differs from the base by these parameters."""
 
     model: PreTrainedModel
@@ -74,10 +74,10 @@ class Trial:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # outside of what has a way of its own, but perhaps because of that
-            return error, partial(ways.give_way_of_guess, self._is_right)
+            return error, partial(ways.give_way_where, self._is_right)
         refusal = InputError(difference)
         if len(faulty) == len(names) > 1:  # it is not about these parameters
-            return refusal, lambda: ways.give_way_of_guess(self._is_right) or ways.give_way_of(names)
+            return refusal, lambda: ways.give_way_where(self._is_right) or ways.give_way_of(names)
         return refusal, partial(ways.give_way_of, faulty)
 
     def _is_right(self) -> bool:

@@ -100,19 +100,20 @@ class Ways:
         found = [way for way in self.ways.values() if chosen & self._computed(way)]
         return all([self._each_of_kind(way, self._simplify) for way in found]) and bool(found)
 
-    def give_way_of_guess(self, is_right: Callable[[], bool]) -> bool:
-        """The same after something went wrong, and it is not known where: for a kind that makes it right.
+    def give_way_where(self, is_right: Callable[[], bool]) -> bool:
+        """The same after something went wrong that is not about parameters: for a kind that makes it right.
 
-        For all that are guesses, if it takes more than one kind. False: there are none.
+        Guesses first. For all of these, if it takes more than one kind. False: there are none.
         """
-        found = {way.kind: way for way in self.ways.values() if way.is_guess}
+        found = {way.kind: way for way in self.ways.values() if way.rules}
         before = {path: way.rules for path, way in self.ways.items()}
-        for way in found.values():
+        for way in sorted(found.values(), key=lambda way: not way.is_guess):
             if self._each_of_kind(way, self._simplify) and is_right():
                 return True
             for path, one in self.ways.items():
                 one.rules = before.get(path, [])
-        return any([self._each_of_kind(way, self._simplify) for way in found.values()])
+        guesses = [way for way in found.values() if way.is_guess]
+        return any([self._each_of_kind(way, self._simplify) for way in guesses])
 
     def in_turns(self) -> list[str]:
         """Classes of the modules that are computed member by member, in the model's order."""
