@@ -47,10 +47,13 @@ class Probe:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Probe:
-        """Of tokens from all over the vocabulary. The second prompt is shorter: it is padded."""
-        vocabulary, count = model.config.get_text_config().vocab_size, 12
+        """Of tokens from all over the vocabulary. The second prompt is shorter: it is padded.
+
+        The first has more tokens than a block of two members has rows: what is as long is one or the other.
+        """
+        vocabulary, count = model.config.get_text_config().vocab_size, 13
         ids = [vocabulary * (i + 1) // (count + 2) for i in range(count)]
-        return cls([ids[:4], ids[4:6]], [ids[6:9], ids[9:]], 2)
+        return cls([ids[:5], ids[5:7]], [ids[7:10], ids[10:]], 2)
 
     @property
     def second(self) -> Probe:
