@@ -53,19 +53,19 @@ class OwnMatrix(Own):
 
 
 class OwnVector(Own):
-    """values (M, ...): each member's. Of any shape, most often a vector."""
+    """members (M, ...): each one's. Of any shape, most often a vector."""
 
-    values: Tensor
+    members: Tensor
 
     @staticmethod
     def of(block: Block, values: Tensor) -> OwnVector:
         made = Tensor._make_subclass(OwnVector, values[0])
-        made.block, made.values = block, values
+        made.block, made.members = block, values
         return made
 
     def of_rows(self) -> Tensor:
         """(rows, ...)"""
-        return self.values[self.block.rows.members]
+        return self.members[self.block.rows.members]
 
     def beside(self, other: Tensor) -> Tensor:
         """In a shape that broadcasts with what is computed of rows, or of all rows' tokens."""
@@ -80,7 +80,7 @@ class OwnVector(Own):
 def _unary(function: Callable[..., Tensor]) -> Callable[..., Own]:
     def rule(own: Own, *rest: Any, **named: Any) -> Own:
         if isinstance(own, OwnVector):
-            return OwnVector.of(own.block, function(own.values, *rest, **named))
+            return OwnVector.of(own.block, function(own.members, *rest, **named))
         if function in CASTS and isinstance(own, OwnMatrix):
             noise = (function(part, *rest, **named) for part in (own.noise.a, own.noise.b))
             return OwnMatrix.of(own.block, function(own.weight, *rest, **named), Factors(*noise))
@@ -96,13 +96,13 @@ def _binary(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             raise UnknownUse(function.__name__)
         block, others = own.block, [x for x in (left, right) if x is not own]
         if all((isinstance(x, OwnVector) and x.shape == own.shape) or _is_number(x) for x in others):
-            values = (x.values if isinstance(x, OwnVector) else x for x in (left, right))
+            values = (x.members if isinstance(x, OwnVector) else x for x in (left, right))
             return OwnVector.of(block, function(*values, **named))
         (other,) = others
         if not isinstance(other, Tensor) or isinstance(other, Own):
             raise UnknownUse(function.__name__)
         if other.dim() == own.dim() and other.shape == own.shape:  # one that all members share
-            values = (x.values if x is own else x for x in (left, right))
+            values = (x.members if x is own else x for x in (left, right))
             return OwnVector.of(block, function(*values, **named))
         beside = own.beside(other)
         return function(*(beside if x is own else x for x in (left, right)), **named)
@@ -135,11 +135,11 @@ def _expanded_as(own: OwnVector, other: Tensor) -> Tensor:
 
 
 def _unsqueezed(own: OwnVector, dim: int) -> OwnVector:
-    return OwnVector.of(own.block, own.values.unsqueeze(dim + 1 if dim >= 0 else dim))
+    return OwnVector.of(own.block, own.members.unsqueeze(dim + 1 if dim >= 0 else dim))
 
 
 def _squeezed(own: OwnVector, dim: int) -> OwnVector:
-    return OwnVector.of(own.block, own.values.squeeze(dim + 1 if dim >= 0 else dim))
+    return OwnVector.of(own.block, own.members.squeeze(dim + 1 if dim >= 0 else dim))
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -210,3 +210,18 @@ class Ways:
 def _tokens(input_ids: torch.Tensor | None = None, *_: Any, **named: Any) -> int:
     """Of each row, in a call of the whole model."""
     return (named["inputs_embeds"] if input_ids is None else input_ids).shape[1]
+
+
+def count_in_turn(model: nn.Module) -> int:
+    """The most numbers of a module's own parameters that may have to be made of one member; see Turns.
+
+    Those of modules that are in no table: of others, single small ones may be read past their forward.
+    """
+    places = (Wrapped(path, module, {}, module.forward) for path, module in model.named_modules())
+    guessed = (place.module for place in places if _is_guessed(place))
+    return max((sum(p.numel() for p in module.parameters(recurse=False)) for module in guessed), default=0)
+
+
+def _is_guessed(place: Wrapped) -> bool:
+    has_own = any(parameter is not None for parameter in place.module._parameters.values())
+    return has_own and isinstance(rules_for(place)[-1], InPlaceOf | Turns)
