@@ -127,7 +127,8 @@ def _indexed(own: OwnVector, key: Any) -> Tensor:
     """own[None, ...]"""
     if not isinstance(own, OwnVector) or not isinstance(key, tuple) or key[0] is not None:
         raise UnknownUse("indexing")
-    return own.of_rows()[(slice(None), *key[1:])]
+    of_each_row = (slice(None), *key[1:])
+    return own.of_rows()[of_each_row]
 
 
 def _expanded_as(own: OwnVector, other: Tensor) -> Tensor:
@@ -177,9 +178,9 @@ def _product(x: Tensor, matrix: Tensor) -> Tensor:
 def _embedding(
     ids: Tensor, weight: Tensor, padding_idx: Any = None, max_norm: Any = None, *_, **__
 ) -> Tensor:
-    rows = len(weight.block.rows) if isinstance(weight, OwnMatrix) else 0
-    if not rows or max_norm is not None or ids.dim() != 2:
+    if not isinstance(weight, OwnMatrix) or max_norm is not None or ids.dim() != 2:
         raise UnknownUse("embedding")
+    rows = len(weight.block.rows)
     if len(ids) == 1:
         ids = ids.expand(rows, -1)
     if len(ids) != rows and not weight.block.alone:
@@ -193,18 +194,17 @@ def _convolved(
     """A convolution of each channel for itself, x (rows, channels, tokens): as one of all rows' channels."""
     if not isinstance(weight, OwnVector) or x.dim() != 3 or groups != x.shape[1] or groups != weight.shape[0]:
         raise UnknownUse("conv1d")
-    own = weight.of_rows()
-    own_bias = bias.of_rows() if isinstance(bias, OwnVector) else bias
+    own, shift = weight.of_rows(), bias
+    if isinstance(bias, OwnVector):
+        shift = bias.of_rows().flatten()
+    elif bias is not None:
+        shift = bias.repeat(len(own))
     if weight.block.alone:
-        one = own_bias[0] if isinstance(bias, OwnVector) else bias
-        return functional.conv1d(x, own[0], one, stride, padding, dilation, groups)
+        return functional.conv1d(x, own[0], shift, stride, padding, dilation, groups)
     if len(x) != len(own):
         raise UnknownUse("conv1d")
-    if own_bias is not None and not isinstance(bias, OwnVector):
-        own_bias = own_bias.expand(len(own), -1)
-    flat = None if own_bias is None else own_bias.reshape(-1)
     channels = x.reshape(1, -1, x.shape[-1])
-    y = functional.conv1d(channels, own.flatten(0, 1), flat, stride, padding, dilation, len(own) * groups)
+    y = functional.conv1d(channels, own.flatten(0, 1), shift, stride, padding, dilation, len(own) * groups)
     return y.view(len(x), -1, y.shape[-1])
 
 
@@ -220,6 +220,7 @@ def _layer_norm(
     return y if bias is None else y + bias
 
 
+ANY: Any = Tensor  # whose properties are functions of the class
 # What may be asked of a parameter without computing with it.
 LOOKS: set[Any] = {
     getattr(Tensor, name).__get__
@@ -259,7 +260,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((Tensor.reshape, Tensor.view, torch.reshape), _shaped),
     **dict.fromkeys((Tensor.unsqueeze, torch.unsqueeze), _unsqueezed),
     **dict.fromkeys((Tensor.squeeze, torch.squeeze), _squeezed),
-    **dict.fromkeys((Tensor.t, torch.t, Tensor.T.__get__, Tensor.mT.__get__), _turned),
+    **dict.fromkeys((Tensor.t, torch.t, ANY.T.__get__, ANY.mT.__get__), _turned),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _product),
     Tensor.__getitem__: _indexed,
     Tensor.expand_as: _expanded_as,
