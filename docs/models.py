@@ -26,12 +26,12 @@ line whose reason stands here. What it lets through, `tests/model/test_zoo.py` c
 members' weights that the test itself writes out. Your model is tested at every start, with its own weights
 and in its own dtype.
 
-`model_type` is what config.json calls it. With low rank, *fast* is a block of members in one batch all through;
-*member by member* are the modules named, which cost the time of smaller batches (what is in them is fast). What hf
-refuses, `engine.name=vllm` may compute ([engines.md](engines.md)).
+`model_type` is what config.json calls it. With low rank, *fast* is a block of members in one batch all
+through; *member by member* are the modules named, which cost the time of smaller batches (what is in them is
+fast). What hf refuses, `engine.name=vllm` may compute ([engines.md](engines.md)).
 
-{both} compute with full noise and with low rank, {fast} of them fast; {full} more with full noise alone, {none} with
-neither.
+{both} compute with full noise and with low rank, {fast} of them fast; {full} more with full noise alone,
+{none} with neither.
 
 """
 TAIL = """
@@ -46,14 +46,10 @@ def outcome(name: str, lowrank: bool) -> str:
         started = zoo.start(zoo.build(name), lowrank)
     except InputError as error:
         return "no: " + reason(str(error))
-    how = lowrank and isinstance(started.perturbation, LowRank) and started.perturbation.ways.in_turns()
-    said = (
-        "yes"
-        if not lowrank
-        else "member by member: " + ", ".join(f"`{one}`" for one in how)
-        if how
-        else "fast"
-    )
+    said = "yes"
+    if isinstance(started.perturbation, LowRank):
+        modules = ", ".join(f"`{module}`" for module in started.perturbation.ways.in_turns())
+        said = f"member by member: {modules}" if modules else "fast"
     return said + ", but KL divergence reads whole answers at once" * started.engine.at_once
 
 

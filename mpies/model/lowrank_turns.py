@@ -138,7 +138,7 @@ class CacheOfRows(list[Any]):
 
     def __init__(self, layers: list[Any], rows: slice, count: int):
         super().__init__(layers)
-        self.rows, self.count = rows, count
+        self.rows, self.of_all = rows, count
         self.cut: dict[int, Any] = {}
 
     @staticmethod
@@ -163,7 +163,7 @@ class CacheOfRows(list[Any]):
 
     def _part(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            has_rows = value.dim() > 1 and value.shape[0] == self.count
+            has_rows = value.dim() > 1 and value.shape[0] == self.of_all
             return value[self.rows] if has_rows else value.clone()
         if type(value) is dict:
             return {key: self._part(one) for key, one in value.items()}
@@ -172,9 +172,9 @@ class CacheOfRows(list[Any]):
     @staticmethod
     def join(cache: Cache, parts: list[Cache]) -> None:
         """The cache's layers hold what those of its parts, one after another, have become."""
-        touched = {index for part in parts for index in part.layers.cut}
-        for index in touched:
-            layers = [part.layers[index] for part in parts]
+        cut: list[Any] = [part.layers for part in parts]
+        for index in {index for layers in cut for index in layers.cut}:
+            layers = [each[index] for each in cut]
             layer = cache.layers[index]
             join = getattr(layer, "join", None)
             if join is not None:
