@@ -194,6 +194,25 @@ def test_a_stack_of_matrices_has_factors_for_each():
     assert not np.array_equal(pairs[0][1], pairs[1][1])
 
 
+@pytest.mark.parametrize("rank", [0, 2], ids=["full", "lowrank"])
+def test_a_stack_whose_base_is_bfloat16_is_widened_matrix_by_matrix(rank, monkeypatch):
+    """With the bits that it would have as a whole."""
+    base = np.linspace(-1, 1, 5 * 40 * 30, dtype=np.float32).reshape(5, 40, 30)
+    seeds, coefficients = np.array([7, 8], np.uint64), np.array([0.5, -0.25], np.float32)
+    found = []
+    for whole in (False, True):
+        cpu, kernels = torch.device("cpu"), CpuKernels(1)
+        weights = take_over(Stacked(base), torch.bfloat16, cpu, kernels, rank, torch.bfloat16)
+        if whole:
+            monkeypatch.setattr(weights, "_parts", lambda name, w=weights: [(w.base[name], 0)])
+        weights.update(seeds, coefficients)
+        weights.perturb(9, 0.1)
+        found.append((weights.base["stack"], weights.live["stack"], weights.digest()))
+    assert all(torch.equal(one, other) for one, other in zip(found[0][:2], found[1][:2], strict=True))
+    assert found[0][2] == found[1][2]
+    assert len(weights.base["stack"].unique()) > 1000
+
+
 @pytest.mark.parametrize(
     "shape, matrices",
     [((3, 4), 1), ((1, 4), 1), ((5, 3, 4), 5), ((5, 1, 4), 0), ((5,), 0), ((2, 3, 4, 5), 0)],

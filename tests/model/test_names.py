@@ -1,7 +1,7 @@
 """Noise belongs to a parameter's name and its elements' places: both are the same in transformers' versions.
 
-`tests/data/parameter_names.json` has a digest of each architecture's, as transformers 5.23 has them; the oldest
-version that is allowed is held to it by `make test-oldest`.
+`tests/data/parameter_names.json` has a digest of each architecture's, as transformers 5.23 has them; the
+oldest version that is allowed is held to it by `make test-oldest`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import zoo
 from transformers import AutoModelForCausalLM
 
 PINNED = json.loads((Path(__file__).parents[1] / "data" / "parameter_names.json").read_text())
-# Between 5.4 and 5.23, these were given other names or shapes: a run of one version is not replayed by the other.
+# Between 5.4 and 5.23, these were given other names or shapes: one version does not replay another's runs.
 CHANGED: set[str] = set()
 
 
