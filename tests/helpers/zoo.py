@@ -189,7 +189,7 @@ def kind_of(name: str) -> str:
 def missing(names: Iterable[str] = ARCHITECTURES) -> list[str]:
     """Those that the installed transformers does not have, or whose configurations it cannot make.
 
-    transformers 5.4 says of some settings that they are numbers, which a newer huggingface_hub takes at its word.
+    transformers 5.4 says of some settings that they are numbers, and a newer huggingface_hub believes it.
     """
     return [name for name in names if not _can_be_made(name)]
 
