@@ -36,6 +36,7 @@ def trained(tiny_model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     settings = [
         f"model.path={tiny_model()}",
+        "task.name=conciseness",
         "model.dtype=bfloat16",
         "model.device=cpu",
         "es.population=5",
