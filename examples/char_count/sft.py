@@ -1,6 +1,6 @@
 """The start of char_count: one epoch of supervised fine-tuning on worked answers, in plain torch.
 
-    python examples/char_count/sft.py MODEL OUTPUT [--steps 140] [--seed 1]
+    python examples/char_count/sft.py MODEL OUTPUT [--steps 72] [--seed 1]
 
 As in verl's recipe: batches of 64 rows, AdamW with betas 0.9 and 0.95 and weight decay 0.1, gradients clipped
 at 1, a cosine down to a tenth of the learning rate. That is larger and there are fewer steps, for two cores.
@@ -17,10 +17,11 @@ from random import Random
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mpies.model.folder import locate
 from mpies.model.loading import choose_dtype
 
 HERE = Path(__file__).parent
-ROWS, PARTS = 64, 4
+PARTS = 4  # of a batch, one after another, for memory
 FLOOR, WARM_UP = 0.1, 0.05
 
 
@@ -71,9 +72,10 @@ def make_step(model, optimizer, batch: list[tuple[list[int], int]], autocast: bo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
+    parser.add_argument("model", help="a folder, or quickstart: the embedded model")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=140)
+    parser.add_argument("--steps", type=int, default=72)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
@@ -81,14 +83,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
 
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(locate(options.model))
     model = AutoModelForCausalLM.from_pretrained(
-        options.model, dtype=torch.float32, attn_implementation="eager"
+        locate(options.model), dtype=torch.float32, attn_implementation="eager"
     )
     model.train()
     rows = [json.loads(line) for line in (HERE / "train.jsonl").read_text().splitlines()]
     Random(options.seed).shuffle(rows)
-    examples = [encode(tokenizer, row) for row in rows]
+    examples = [encode(tokenizer, row) for row in rows[: options.batch * options.steps]]
     autocast = choose_dtype("auto", torch.device("cpu"))[0] == torch.bfloat16
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
 
@@ -101,7 +103,7 @@ def main() -> None:
     for step in range(first, options.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options.steps, options.learning_rate)
-        batch = examples[ROWS * step : ROWS * (step + 1)]
+        batch = examples[options.batch * step : options.batch * (step + 1)]
         loss = make_step(model, optimizer, batch, autocast)
         print(f"step {step + 1} of {options.steps}: loss {loss:.4f}", flush=True)
         if (step + 1) % 10 == 0:
