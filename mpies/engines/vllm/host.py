@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -204,17 +205,19 @@ def start(
     local_rank: int,
     packing: Packing,
     noise: Noise | None = None,
+    others: Mapping[str, Any] = MappingProxyType({}),
 ) -> LLM:
     """A vLLM whose parameters are all zero and stay where they are.
 
     cache: bytes. `packing` gets the layers that vLLM would repack. With `noise`, its layers have room for a
-    block's. Raises InputError for models that vLLM does not know or keeps in another form.
+    block's. `others`: options of vLLM's beside these, or in their place. Raises InputError for models that
+    vLLM does not know or keeps in another form.
     """
     _set_environment(local_rank)
     threads, preloaded = torch.set_num_threads, os.environ.get("LD_PRELOAD")
     try:
         with warnings.catch_warnings(), _mended(device, packing):
-            made = _make(folder, dtype, device, room, cache, noise)
+            made = _make(folder, dtype, device, room, cache, noise, others)
     except InputError:
         raise
     except Exception as error:
@@ -238,7 +241,13 @@ def start(
 
 
 def _make(
-    folder: str, dtype: torch.dtype, device: torch.device, room: Room, cache: int, noise: Noise | None
+    folder: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    room: Room,
+    cache: int,
+    noise: Noise | None,
+    others: Mapping[str, Any],
 ) -> LLM:
     from vllm import LLM
 
@@ -248,28 +257,27 @@ def _make(
     options: dict[str, Any] = {"enforce_eager": True}
     if device.type == "cuda":
         options = options_on_gpus(*torch.cuda.mem_get_info(device), room.rows)
-    return LLM(
-        folder,
-        runner="generate",
-        skip_tokenizer_init=True,
-        trust_remote_code=False,
-        dtype=str(dtype).removeprefix("torch."),
-        load_format=Unfilled.NAME,
-        model_loader_extra_config={"members": (noise.members, noise.rank)} if noise else {},
-        use_tqdm_on_load=False,
-        max_model_len=room.tokens,
-        max_num_seqs=room.rows,
-        max_num_batched_tokens=max(PREFILL, room.rows),
-        kv_cache_memory_bytes=cache,
+    options |= {
+        "runner": "generate",
+        "skip_tokenizer_init": True,
+        "trust_remote_code": False,
+        "dtype": str(dtype).removeprefix("torch."),
+        "load_format": Unfilled.NAME,
+        "model_loader_extra_config": {"members": (noise.members, noise.rank)} if noise else {},
+        "use_tqdm_on_load": False,
+        "max_model_len": room.tokens,
+        "max_num_seqs": room.rows,
+        "max_num_batched_tokens": max(PREFILL, room.rows),
+        "kv_cache_memory_bytes": cache,
         # A cached prefix would be of other weights after the next perturbation.
-        enable_prefix_caching=False,
+        "enable_prefix_caching": False,
         # What the folder suggests for sampling would make fitness depend on more than the weights.
-        generation_config="vllm",
-        logits_processors=[CounterBased],
-        distributed_executor_backend=Executor.on(device),
-        disable_log_stats=True,
-        **options,
-    )
+        "generation_config": "vllm",
+        "logits_processors": [CounterBased],
+        "distributed_executor_backend": Executor.on(device),
+        "disable_log_stats": True,
+    }
+    return LLM(folder, **(options | dict(others)))
 
 
 def options_on_gpus(free: int, total: int, rows: int) -> dict[str, Any]:
