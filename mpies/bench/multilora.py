@@ -1,6 +1,7 @@
 """vLLM's own way to have many models at once, multi-LoRA: an adapter for each member, of random factors.
 
-Adapters are on the linear layers inside of the model's layers; they do not reach norms, biases and tied embeddings.
+Adapters are on the linear layers inside of the model's layers; they reach neither norms, biases nor tied
+embeddings.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Adapters:
 
 
 def measure(subject: Subject, work: Work, repeats: int, synchronize: Callable[[], None], say) -> Timings:
-    """Seconds of the same rows without adapters, with adapters that are loaded, and with new ones from disk."""
+    """Seconds of the same rows without adapters, with adapters, and with new ones from disk."""
     with tempfile.TemporaryDirectory() as folder:
         made = Adapters(subject, work, folder)
         loaded: list[Any] = []

@@ -65,7 +65,7 @@ def test_the_work_is_the_same_in_every_way(world, model, monkeypatch):
     digest = rig.weights.digest()
     generation.lowrank()
     assert rig.weights.digest() != digest
-    del rig, generation, made
+    del rig, generation
 
 
 def test_every_member_has_an_adapter_of_its_own(world, model, tmp_path, monkeypatch):
