@@ -226,7 +226,7 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     kernels = kernels_for(device, settings.run.threads)
     base = take_base(model, device, master)
     live = host.hold(base) if host else room_for(base, dtype)
-    weights = Weights(model, base, live, kernels, settings.es.noise_rank)
+    weights = (host.weigh if host else Weights)(model, base, live, kernels, settings.es.noise_rank)
     _refuse_unfit(path, weights)
     if device.type == "cpu":
         linear_cpu.install(model)

@@ -115,7 +115,7 @@ def _start(subject: Subject, work: Work) -> LLM:
     }
     folder, cache = loading.folder_of(subject.path), room.bytes(subject.config, subject.dtype)
     made = host.start(folder, subject.dtype, subject.device, room, cache, 0, packing, others=adapters)
-    packing.refresh()
+    packing.pack()
     return made
 
 

@@ -189,6 +189,29 @@ def test_an_update_reaches_members_and_nobody(made):
         made.weights.update(np.array([3], np.uint64), np.array([-0.3], np.float32))
 
 
+def test_weights_are_packed_once_they_were_written(llama, monkeypatch):
+    """By whatever way; a block of members does not write them."""
+    packed, packing = [], llama.engine.packing
+    plain = packing.pack
+    monkeypatch.setattr(packing, "pack", lambda: (packed.append(1), plain()))
+    llama.perturbation.set(MEMBERS, SIGMA)
+    llama.engine.generate_block(PROMPTS, len(MEMBERS))
+    packed.clear()
+    llama.perturbation.set(MEMBERS[1:], SIGMA)
+    llama.engine.generate_block(PROMPTS, 2)
+    assert not packed
+    for write in (
+        lambda: llama.weights.update(np.array([3], np.uint64), np.array([0.0], np.float32)),
+        lambda: llama.weights.perturb(3, 0.1),
+        lambda: llama.weights.show(llama.weights.base.items()),
+        lambda: llama.weights.restore(*next(iter(llama.weights.base.items()))),
+    ):
+        write()
+        llama.perturbation.clear()
+        llama.engine.generate(PROMPTS)
+        assert packed.pop() and not packed, "once for each"
+
+
 def test_a_smaller_block_leaves_no_member_of_the_larger_one(llama):
     llama.perturbation.set(MEMBERS, SIGMA)
     whole = ids_of(llama.engine.generate_block(PROMPTS, 3))

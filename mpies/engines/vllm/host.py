@@ -21,14 +21,15 @@ import torch
 from mpies.engines.base import Prompt
 from mpies.engines.text import Text
 from mpies.engines.vllm import INSTEAD, mapping
-from mpies.engines.vllm.packing import Packing
+from mpies.engines.vllm.packing import Packing, WatchedWeights
 from mpies.errors import InputError, reason
 from mpies.model.lowrank import count_noise
 from mpies.model.weights import Tensors, Weights
+from mpies.noise import Kernels
 from mpies.text import size
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
     from vllm import LLM
 
     from mpies.engines.vllm.lowrank import BlocksInVllm
@@ -168,6 +169,13 @@ class Host:
                 f"engine.name: vllm has no {config.model_type} of its own, only transformers'; {INSTEAD}"
             )
         return mapping.find_views(model, base, dtype)
+
+    def weigh(
+        self, model: PreTrainedModel, base: Tensors, live: Tensors, kernels: Kernels, rank: int
+    ) -> Weights:
+        """The weights whose live ones are in vLLM: `Weights` of the same arguments."""
+        self.packing.weights = WatchedWeights(model, base, live, kernels, rank)
+        return self.packing.weights
 
     def perturb_in_blocks(self, weights: Weights) -> BlocksInVllm:
         """The perturbation of a block of members: vLLM was started for it, and holds these weights."""

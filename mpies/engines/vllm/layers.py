@@ -86,11 +86,20 @@ class MatrixNoise(nn.Module):
         return inside if whole else []
 
     def add(self, y: torch.Tensor, x: torch.Tensor, owners: Owners, share: lowrank_cpu.Share) -> torch.Tensor:
-        """y (T, N) plus the members' own products of x (T, K), and their biases; in place on a CPU."""
+        """y (..., N) plus the members' own products of x (..., K), and their biases; in place on a CPU.
+
+        Raises InputError for other rows than those that have owners.
+        """
+        rows = y.numel() // y.shape[-1]
         if self.raw is not None:
-            lowrank_cpu.add(y, x.contiguous(), owners.array[: len(y)], self.raw, share)
+            lowrank_cpu.add(y, x.contiguous(), owners.of(rows), self.raw, share)
             return y
-        own = owners.tensor[: len(y)]
+        own = owners.at(rows)
+        flat = self._added(y.reshape(rows, -1), x.reshape(rows, -1), own)
+        return flat.view(y.shape)
+
+    def _added(self, y: torch.Tensor, x: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """By torch's operations: y (T, N), x (T, K), own int64 (T,)."""
         dots = (self.b[own].float() * x[:, None, None].float()).sum(-1)  # (T, parts, rank)
         spread = torch.cat(
             [
@@ -118,9 +127,9 @@ class Layers:
     vectors: dict[nn.Parameter, torch.Tensor] = field(default_factory=dict)
     """(M + 1, size), with the base's values in it."""
 
-    def rests(self, x: torch.Tensor) -> bool:
+    def rests(self) -> bool:
         """May a layer compute without members? On GPUs there are none instead: graphs know no branches."""
-        return self.idle and x.device.type == "cpu"
+        return self.idle and self.members.tokens.on_cpu
 
 
 def install(model: nn.Module, members: Members, rank: int) -> Layers:
@@ -179,10 +188,10 @@ class MemberLinear:
         self.plain, self.noise, self.layers = plain, noise, layers
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        if self.layers.rests(x):
+        if self.layers.rests():
             return self.plain.apply(layer, x, bias)
         y = self.plain.apply(layer, x)
-        return _added(y, x, self.noise, self.layers.members.tokens, self.layers.share)
+        return self.noise.add(y, x, self.layers.members.tokens, self.layers.share)
 
 
 class MemberEmbedding:
@@ -193,46 +202,23 @@ class MemberEmbedding:
 
     def embedding(self, layer: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         found = self.plain.embedding(layer, ids)
-        if self.layers.rests(found):
+        if self.layers.rests():
             return found
-        own = _own(self.layers.members.tokens, len(ids))
+        own = self.layers.members.tokens.at(ids.shape[0])
         a, b = self.noise.a[own, :, ids], self.noise.b[own, 0]
         return torch.baddbmm(found[:, None], a[:, None], b)[:, 0]
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         y = self.plain.apply(layer, x, bias)
-        if self.layers.rests(x):
+        if self.layers.rests():
             return y
-        return _added(y, x, self.noise, self.layers.members.rows, self.layers.share)
-
-
-def _added(
-    y: torch.Tensor, x: torch.Tensor, noise: MatrixNoise, owners: Owners, share: lowrank_cpu.Share
-) -> torch.Tensor:
-    flat = y.view(-1, y.shape[-1])
-    _refuse_others(len(flat), owners)
-    return noise.add(flat, x.reshape(-1, x.shape[-1]), owners, share).view(y.shape)
-
-
-def _refuse_others(rows: int, owners: Owners) -> None:
-    """A layer that is given other rows than the step's tokens has members that nobody knows."""
-    if owners.tensor.device.type == "cpu" and rows != owners.count:
-        raise InputError(
-            f"es.perturbation: a layer of vLLM's is given {rows} rows, where a step has {owners.count};"
-            f" {WITHOUT_BLOCKS}"
-        )
-
-
-def _own(owners: Owners, rows: int) -> torch.Tensor:
-    """Members of the step's rows, as many as a layer is given: int64 (rows,)."""
-    _refuse_others(rows, owners)
-    return owners.tensor[:rows]
+        return self.noise.add(y, x, self.layers.members.rows, self.layers.share)
 
 
 def _vector(vectors: torch.Tensor, x: torch.Tensor, owners: Owners) -> torch.Tensor:
     """Each row's own: (tokens, 1, ..., size), to be multiplied with x (tokens, ..., size)."""
-    own = vectors[_own(owners, len(x))]
-    return own.view(len(own), *[1] * (x.dim() - 2), own.shape[-1])
+    own = vectors[owners.at(x.shape[0])]
+    return own.view(x.shape[0], *[1] * (x.dim() - 2), own.shape[-1])
 
 
 def rms_norm(
@@ -279,7 +265,7 @@ class MemberNorm:
         """On a CPU: is 1 added to the weight? None: the norm is computed by torch's operations."""
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
-        if self.layers.rests(x):
+        if self.layers.rests():
             return self.plain(x) if residual is None else self.plain(x, residual)
         y, summed = self._normed(x, residual)
         return y if residual is None else (y, summed)
@@ -289,8 +275,7 @@ class MemberNorm:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         owners = self.layers.members.tokens
         if self.fused is not None:
-            _refuse_others(len(x), owners)
-            members, epsilon = owners.array[: len(x)], self.module.variance_epsilon
+            members, epsilon = owners.of(x.shape[0]), self.module.variance_epsilon
             return norm_cpu.rms_norm(x, residual, self.vectors["weight"], members, epsilon, self.fused)
         own = {key: _vector(vectors, x, owners) for key, vectors in self.vectors.items()}
         total = x.float() if residual is None else x.float() + residual.float()
