@@ -357,6 +357,12 @@ def test_models_with_other_layers_are_refused_by_name(world, tmp_path, architect
         build(world, save(tmp_path / "model", architecture, **changes))
 
 
+def test_batch_invariance_is_refused_on_cpus(world, tmp_path):
+    """vLLM would take the setting, and do nothing."""
+    with pytest.raises(InputError, match=r"^engine\.batch_invariant: vllm has no such kernels for cpus"):
+        build(world, save(tmp_path / "model", "Llama"), "engine.batch_invariant=true")
+
+
 def test_a_block_that_does_not_fit_is_refused_with_numbers():
     room = Room(8, 64)
     shape = transformers.LlamaConfig(**SHAPE, vocab_size=99)

@@ -36,7 +36,8 @@ class VllmEngine:
 
     Nothing that was computed from weights is used with others: they are packed anew once they were written,
     there is no prefix cache, and a finished request's keys and values are never read again. So nothing needs
-    clearing when the weights change. Prompts have up to as many tokens, with their answers, as `host` has room for.
+    clearing when the weights change. Prompts have up to as many tokens, with their answers, as `host` has
+    room for.
     """
 
     def __init__(

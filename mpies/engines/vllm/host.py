@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -126,8 +126,8 @@ def cache_bytes(
 class Host:
     """A rank's vLLM, once `hold` was called: it holds the live weights.
 
-    `free`: bytes that this rank can have, before the base weights are there. Raises InputError for
-    prompts that are too long for the model.
+    `free`: bytes that this rank can have, before the base weights are there. `invariant`: with kernels whose
+    results do not depend on the batch. Raises InputError for prompts that are too long for the model.
     """
 
     def __init__(
@@ -140,8 +140,10 @@ class Host:
         free: int,
         local_rank: int,
         noise: Noise | None = None,
+        invariant: bool = False,
     ):
         refuse_too_long(room, config)
+        self.invariant = invariant
         self.room = room
         self.noise = noise
         self.llm: LLM | None = None
@@ -160,6 +162,8 @@ class Host:
         left = free - sum(tensor.nbytes for tensor in base.values())
         noise = self.noise.bytes(base, dtype) if self.noise else 0
         self.cache = cache_bytes(self.room, config, dtype, device.type, parameters, left, noise)
+        # Set whatever the user has set, since the run file tells the setting.
+        os.environ["VLLM_BATCH_INVARIANT"] = str(int(self.invariant))
         self.llm = start(folder, dtype, device, self.room, self.cache, local_rank, self.packing, self.noise)
         (self.runner,) = self.llm.collective_rpc(lambda worker: worker.model_runner)
         model = self.runner.get_model()
@@ -259,8 +263,10 @@ def _make(
 ) -> LLM:
     from vllm import LLM
 
+    from mpies.engines.vllm.insides import refuse_changed
     from mpies.engines.vllm.plugins import CounterBased, Executor, Unfilled
 
+    refuse_changed(device.type)
     Unfilled.register()
     options: dict[str, Any] = {"enforce_eager": True}
     if device.type == "cuda":
@@ -322,15 +328,19 @@ def _mended(device: torch.device, packing: Packing) -> Iterator[None]:
     """What vLLM does while it starts, without what does not suit.
 
     On CPUs it repacks the weights of linear layers after loading, and forgets the originals. It binds the
-    process's memory to a node, which is the launcher's business. And it looks through the attributes of
-    all modules for objects with a `__dict__`, which llvmlite's library claims to have, as it claims all.
+    process's memory to a node, which is the launcher's business. And, from 0.31 on, it looks through the
+    attributes of all modules for objects with a `__dict__`, which llvmlite's library claims to have, as it
+    claims all.
     """
     warnings.simplefilter("ignore")
     if device.type != "cpu":
         yield
         return
     from vllm.model_executor.layers import utils
-    from vllm.triton_utils import dispatcher
+
+    dispatcher: Any = SimpleNamespace()
+    with contextlib.suppress(ImportError):
+        from vllm.triton_utils import dispatcher
 
     def attributes(value: Any) -> Mapping[str, Any]:
         found = vars(value)
