@@ -65,7 +65,7 @@ class Block:
 
     def fuses(self, x: torch.Tensor) -> bool:
         """Are there operations of one launch for x? Each row needs its own member, in memory without gaps."""
-        return x.device.type in FUSED_ON and _has_triton()
+        return fuses(x)
 
     def vector(self, name: str, dims: int) -> torch.Tensor:
         """Every row's own vector, (rows, 1, ..., size) with so many dimensions."""
@@ -98,6 +98,11 @@ class Block:
         members = self.row_members
         a, b = noise.a[members[:, None], :, ids], noise.b[members]
         return torch.baddbmm(functional.embedding(ids, weight), a, b)
+
+
+def fuses(x: torch.Tensor) -> bool:
+    """Are there kernels for x's device, in lowrank_gpu.py?"""
+    return x.device.type in FUSED_ON and _has_triton()
 
 
 @cache
