@@ -218,8 +218,8 @@ class EngineSettings(Section):
     def _invariant_in_vllm(self):
         if self.batch_invariant and self.name != "vllm":
             raise ValueError(
-                f"engine.batch_invariant: given true, allowed is false with engine.name={self.name}, which has"
-                " no such kernels"
+                f"engine.batch_invariant: given true, allowed is false with engine.name={self.name}, which"
+                " has no such kernels"
             )
         return self
 

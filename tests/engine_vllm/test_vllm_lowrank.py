@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from mpies import config, replica
-from mpies.engines.vllm import layers, lowrank, members, selftest
+from mpies.engines.vllm import layers, lowrank, members, noise, norms, selftest
 from mpies.engines.vllm.host import Noise, Room, cache_bytes
 from mpies.errors import InputError
 from mpies.es.population import Member
@@ -38,7 +38,8 @@ SHAPE = {
 }
 HEADS = {"head_dim": 32}
 # Untied and biases; norms of queries and keys; scaled embeddings and norms that add 1; fused in transformers,
-# too; norms that subtract the mean, with biases.
+# too; norms that subtract the mean, with biases; norms that hand on a sum; norms that add 1 to a weight and
+# have a bias; a table of positions.
 ARCHITECTURES = {
     "Llama": {"tie_word_embeddings": True},
     "Qwen2": {"tie_word_embeddings": False},
@@ -46,6 +47,9 @@ ARCHITECTURES = {
     "Gemma3Text": HEADS | {"query_pre_attn_scalar": 32},
     "Phi3": {},
     "StableLm": {"use_qkv_bias": True},
+    "Cohere": {},
+    "Nemotron": {},
+    "OPT": {"ffn_dim": 256, "word_embed_proj_dim": 128},
 }
 
 
@@ -276,7 +280,7 @@ def test_requests_that_lose_their_cache_and_begin_again(world, tmp_path, monkeyp
 @pytest.mark.parametrize("architecture", ["Qwen2", "Gemma3Text", "StableLm"])
 def test_by_torchs_operations_as_on_gpus(world, tmp_path, monkeypatch, architecture):
     """The fused products and norms are for CPUs."""
-    monkeypatch.setattr(layers.lowrank_cpu, "knows", lambda tensor: False)
+    monkeypatch.setattr(noise.lowrank_cpu, "knows", lambda tensor: False)
     made = build(world, save(tmp_path / "model", architecture))
     expected = [answers_by_transformers(made, own_weights(made, member))[0] for member in MEMBERS]
     made.perturbation.set(MEMBERS, SIGMA)
@@ -309,7 +313,7 @@ def spoil_sums(monkeypatch):
 
 
 def spoil_norms(monkeypatch):
-    monkeypatch.setitem(layers.FUSED, next(iter(layers.FUSED)), True)
+    monkeypatch.setitem(norms.FUSED, next(iter(norms.FUSED)), True)
 
 
 def spoil_rows(monkeypatch):
