@@ -82,3 +82,12 @@ def test_evaluation_and_check(model, tmp_path):
 
 def answers(report: dict) -> str:
     return json.dumps(report["splits"], sort_keys=True)
+
+
+def test_low_rank_learns_as_with_the_hf_engine(model, tmp_path):
+    """In float32 members answer the same: so rewards are equal, and then weights are, bit for bit."""
+    changes = [*LOW_RANK, "es.population=6", "es.block=3", "engine.batch_size=32"]
+    runs = [train(1, model, tmp_path / name, 3, *changes, f"engine.name={name}") for name in ("vllm", "hf")]
+    (digests, rewards, _), (expected, theirs, _) = runs
+    assert rewards == theirs and digests == expected
+    assert len({reward for row in rewards for reward in row}) > 6, "members answer differently"
