@@ -112,7 +112,7 @@ def _measure_blocks_in_vllm(
     yield from report.vllm_others(timings, work)
     much, phases = vllm_lowrank.against_vllm(rig, large, repeats, wait, say)
     yield from report.vllm_blocks(much, phases, large, repeats + 1, least=92)
-    subject = multilora.Subject.of(given.model, rig.original, vllm_lowrank.encode(rig, work))
+    subject = multilora.LoraBase.of(given.model, rig.original, vllm_lowrank.encode(rig, work))
     del rig
     yield from report.multilora(multilora.measure(subject, work, repeats, wait, say), timings, work)
 

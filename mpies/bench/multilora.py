@@ -32,7 +32,7 @@ LEAST_RANK = 8  # that vLLM has memory for
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoraBase:
     """What is measured: a model as it is on disk, its linear layers' shapes by path, and prompts' tokens."""
 
     path: str
@@ -43,7 +43,7 @@ class Subject:
     device: torch.device
 
     @classmethod
-    def of(cls, path: str, model: PreTrainedModel, prompts: list[list[int]]) -> Subject:
+    def of(cls, path: str, model: PreTrainedModel, prompts: list[list[int]]) -> LoraBase:
         outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
         layers = {
             name: tuple(module.weight.shape)
@@ -56,7 +56,7 @@ class Subject:
 class Adapters:
     """A vLLM, and adapters on disk for the work's members."""
 
-    def __init__(self, subject: Subject, work: Work, folder: str):
+    def __init__(self, subject: LoraBase, work: Work, folder: str):
         gc.collect()  # a vLLM before this one
         self.llm, self.work, self.folder = _start(subject, work), work, folder
         self.rows = [{"prompt_token_ids": tokens} for tokens in subject.prompts] * work.members
@@ -83,7 +83,7 @@ class Adapters:
         return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def measure(subject: Subject, work: Work, repeats: int, synchronize: Callable[[], None], say) -> Timings:
+def measure(subject: LoraBase, work: Work, repeats: int, synchronize: Callable[[], None], say) -> Timings:
     """Seconds of the same rows without adapters, with adapters, and with new ones from disk."""
     with tempfile.TemporaryDirectory() as folder:
         made = Adapters(subject, work, folder)
@@ -101,7 +101,7 @@ def measure(subject: Subject, work: Work, repeats: int, synchronize: Callable[[]
         return in_turns(cases, repeats, synchronize, say)
 
 
-def _start(subject: Subject, work: Work) -> LLM:
+def _start(subject: LoraBase, work: Work) -> LLM:
     rows = work.members * work.prompts
     room = host.Room(rows, max(host.LEAST, work.tokens + max(map(len, subject.prompts))))
     packing = Packing()
@@ -119,7 +119,7 @@ def _start(subject: Subject, work: Work) -> LLM:
     return made
 
 
-def write_adapter(folder: Path, subject: Subject, member: int) -> None:
+def write_adapter(folder: Path, subject: LoraBase, member: int) -> None:
     """An adapter of rank 1 in the files of peft."""
     folder.mkdir()
     numbers = torch.Generator().manual_seed(member)

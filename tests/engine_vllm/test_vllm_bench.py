@@ -71,7 +71,7 @@ def test_the_work_is_the_same_in_every_way(world, model, monkeypatch):
 def test_every_member_has_an_adapter_of_its_own(world, model, tmp_path, monkeypatch):
     monkeypatch.setattr(multilora, "SIGMA", 1.0)
     rig = vllm_lowrank.rig_for(world, parse(["--model", str(model), "--device", "cpu"]), "float32", WORK)
-    subject = multilora.Subject.of(str(model), rig.original, vllm_lowrank.encode(rig, WORK))
+    subject = multilora.LoraBase.of(str(model), rig.original, vllm_lowrank.encode(rig, WORK))
     assert len(subject.layers) == 14  # seven in each of the two layers
     del rig
     gc.collect()
