@@ -100,8 +100,8 @@ def _pointer(typing, address):
 
 @njit(inline="always")
 def at(address, shape, like):
-    """The raw numbers there, of the type of those of `like`: see `place`."""
-    return carray(_pointer(address), shape, like.dtype)
+    """The raw numbers at an address, of the type of those of `like`: see `place`."""
+    return carray(_pointer(address), shape, like.dtype)  # type: ignore[call-arg]  # the first is numba's
 
 
 @njit(nogil=True, cache=True, fastmath=LOOSE)
