@@ -294,6 +294,7 @@ def test_unknown_keys_in_a_file(write, text, key, nearest):
         ("model.dtype=bf16", "'bf16'", "'auto', 'bfloat16', 'float16' or 'float32'"),
         ("engine.batch_size=0", "0", "greater than or equal to 1"),
         ("engine.max_new_tokens=0", "0", "greater than or equal to 1"),
+        ("engine.batch_invariant=true", "true", "false with engine.name=hf"),
         ("run.threads=0", "0", "greater than or equal to 1"),
     ],
 )
