@@ -70,7 +70,7 @@ def _weights(given: Any) -> dict[str, Any]:
 class TaskSettings(Section):
     """The prompts and the reward."""
 
-    name: Literal["conciseness", "countdown", "math", "custom"] = Field(
+    name: Literal["questions", "conciseness", "countdown", "math", "custom"] = Field(
         "conciseness", description="the task; custom: your own task.reward and task.train_data"
     )
     train_data: Annotated[str, AfterValidator(os.path.expanduser), Role.DATA] = Field(
@@ -209,6 +209,19 @@ class EngineSettings(Section):
     name: Literal["hf", "vllm"] = Field("hf", description="hf: Hugging Face transformers; vllm: vLLM")
     max_new_tokens: int = Field(1024, ge=1, description="longest completion, in tokens")
     batch_size: int = Field(32, ge=1, description="prompts decoded together; results may depend on it")
+    batch_invariant: bool = Field(
+        False,
+        description="vLLM on GPUs: slower kernels, whose results do not depend on the rest of the batch",
+    )
+
+    @model_validator(mode="after")
+    def _invariant_in_vllm(self):
+        if self.batch_invariant and self.name != "vllm":
+            raise ValueError(
+                f"engine.batch_invariant: given true, allowed is false with engine.name={self.name}, which"
+                " has no such kernels"
+            )
+        return self
 
 
 class RunSettings(Section):

@@ -114,7 +114,7 @@ class Block:
 
     def fuses(self, x: torch.Tensor) -> bool:
         """Are there operations of one launch for x? Each row needs its own member, in memory without gaps."""
-        return x.device.type in FUSED_ON and _has_triton()
+        return fuses(x)
 
     def vector(self, name: str, dims: int) -> torch.Tensor:
         """Every row's own vector, (rows, 1, ..., size) with so many dimensions."""
@@ -174,6 +174,11 @@ class Block:
         members = self.rows.members
         a, b = noise.a[members[:, None], :, ids], noise.b[members]
         return torch.baddbmm(functional.embedding(ids, weight), a, b.expand(len(ids), -1, -1))
+
+
+def fuses(x: torch.Tensor) -> bool:
+    """Are there kernels for x's device, in lowrank_gpu.py?"""
+    return x.device.type in FUSED_ON and _has_triton()
 
 
 @cache
