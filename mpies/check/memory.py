@@ -14,6 +14,7 @@ from mpies.check.report import Finding
 from mpies.config import Settings
 from mpies.model import loading
 from mpies.model.lowrank import count_noise
+from mpies.model.lowrank_ways import count_in_turn
 from mpies.ranks.agreement import on_root, together
 from mpies.ranks.collectives import allgather_objects, host, named
 from mpies.ranks.devices import shares
@@ -29,7 +30,7 @@ FLOAT32 = 4  # bytes
 
 @dataclass(frozen=True)
 class Needed:
-    """Bytes for the base weights, the live weights, and scratch: one tensor."""
+    """Bytes for the base weights, the live weights, and scratch: one tensor, or more in a member's turn."""
 
     base: int
     live: int
@@ -55,7 +56,7 @@ def check_memory(comm: Comm, settings: Settings, setup: Setup) -> list[Finding]:
     least = min(range(comm.size), key=ranks.__getitem__)
     noise = f", noise of a block {size(needed.noise)}" if needed.noise else ""
     value = (
-        f"{size(needed.total)} a rank: base {size(needed.base)}, live {size(needed.live)}, largest tensor"
+        f"{size(needed.total)} a rank: base {size(needed.base)}, live {size(needed.live)}, scratch"
         f" {size(needed.scratch)}{noise}; {size(ranks[least])} there"
     )
     problem = ""
@@ -97,11 +98,13 @@ def reckon_weights(settings: Settings, dtype: torch.dtype) -> Needed:
     outline = loading.outline(settings.model.path, settings.model.allow_download)
     sizes = [parameter.numel() for parameter in outline.parameters()]  # tied ones once
     count, base = sum(sizes), loading.base_dtype(settings.model.master, dtype)
+    # A module's own weights of one member, and the noise that they are made with.
+    turn = 2 * dtype.itemsize * count_in_turn(outline) if settings.es.perturbation == "lowrank" else 0
     stored = getattr(outline.config.dtype, "itemsize", FLOAT32)
     return Needed(
         base=base.itemsize * count,
         live=dtype.itemsize * count,
-        scratch=FLOAT32 * max(sizes),
+        scratch=max(FLOAT32 * max(sizes), turn),
         noise=dtype.itemsize * _count_noise(settings, outline),
         file=stored * count,
     )

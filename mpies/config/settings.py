@@ -70,7 +70,7 @@ def _weights(given: Any) -> dict[str, Any]:
 class TaskSettings(Section):
     """The prompts and the reward."""
 
-    name: Literal["conciseness", "countdown", "math", "custom"] = Field(
+    name: Literal["questions", "conciseness", "countdown", "math", "custom"] = Field(
         "conciseness", description="the task; custom: your own task.reward and task.train_data"
     )
     train_data: Annotated[str, AfterValidator(os.path.expanduser), Role.DATA] = Field(

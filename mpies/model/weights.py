@@ -29,7 +29,7 @@ import torch
 
 from mpies.errors import InputError
 from mpies.noise import Kernels
-from mpies.noise.definition import parameter_id
+from mpies.noise.definition import matrices_in, parameter_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -136,7 +136,9 @@ class Weights:
         """live <- cast(base + scale * noise(seed)), scale being sigma * sign."""
         self._live_is_base = False
         for name, live in self.live.items():
-            self.kernels.perturb(self.value(name).view(-1), live.view(-1), seed, self.ids[name], scale)
+            for part, start in self._parts(name):
+                target = live.view(-1)[start : start + part.numel()]
+                self.kernels.perturb(part.float().view(-1), target, seed, self.ids[name], scale, start)
 
     def show_base(self) -> None:
         """live <- cast(base): the unperturbed model. Costs nothing if live shows the base already."""
@@ -185,14 +187,14 @@ class Weights:
     def update_one(self, name: str, seeds: np.ndarray, factors: np.ndarray, pull: Pull | None = None) -> None:
         """The same for one parameter."""
         self._live_is_base = False
-        value = self.value(name)
-        self._add(name, value, seeds, factors)
-        if pull:
-            pull(name, value)
-        base = self.base[name]
-        if value is not base:
-            seed = int(seeds[0]) if len(seeds) else 0
-            self.kernels.round(value.view(-1), base.view(-1), seed, self.ids[name])
+        for part, start in [(self.base[name], 0)] if pull else self._parts(name):
+            value = part.float()
+            self._add(name, value, seeds, factors, start)
+            if pull:
+                pull(name, value)
+            if value is not part:
+                seed = int(seeds[0]) if len(seeds) else 0
+                self.kernels.round(value.view(-1), part.view(-1), seed, self.ids[name], start)
 
     def updated(self, name: str, seeds: np.ndarray, factors: np.ndarray) -> torch.Tensor:
         """What `update_one` would make of a parameter, before it is rounded: float32, of its own memory."""
@@ -200,12 +202,26 @@ class Weights:
         self._add(name, value, seeds, factors)
         return value
 
-    def _add(self, name: str, value: torch.Tensor, seeds: np.ndarray, factors: np.ndarray) -> None:
-        """value <- value + sum_d factors_d * noise(seeds_d), for float32 values of a parameter."""
-        if len(seeds) and self.rank and value.dim() == 2:
-            self.kernels.lowrank_update(value, seeds, factors, self.ids[name], self.rank)
+    def _parts(self, name: str) -> list[tuple[torch.Tensor, int]]:
+        """A parameter's base, or parts of it, each with the place that it begins at.
+
+        A stack that is widened to be worked on is widened matrix by matrix: a layer's experts are gigabytes.
+        """
+        base = self.base[name]
+        if base.dtype == torch.float32 or matrices_in(base.shape) < 2:
+            return [(base, 0)]
+        return [(part, number * part.numel()) for number, part in enumerate(base)]
+
+    def _add(
+        self, name: str, value: torch.Tensor, seeds: np.ndarray, factors: np.ndarray, start: int = 0
+    ) -> None:
+        """value <- value + sum_d factors_d * noise(seeds_d): a parameter's float32 values from `start` on."""
+        if len(seeds) and self.rank and matrices_in(self.base[name].shape):
+            first = start // math.prod(value.shape[-2:])
+            for number, matrix in enumerate(value.view(-1, *value.shape[-2:])):
+                self.kernels.lowrank_update(matrix, seeds, factors, self.ids[name], self.rank, first + number)
         elif len(seeds):
-            self.kernels.update(value.view(-1), seeds, factors, self.ids[name])
+            self.kernels.update(value.view(-1), seeds, factors, self.ids[name], start)
 
     def find_unfit(self) -> str | None:
         """The first parameter that cannot be computed with, and why; None if all can."""
@@ -226,7 +242,11 @@ class Weights:
 
         Equal on CPU and GPU, for any order of work.
         """
-        return sum_digests(self.digest_of(name, self.value(name)) for name in self.base)
+        return sum_digests(
+            self.kernels.digest(part.float().view(-1), self.ids[name], start)
+            for name in self.base
+            for part, start in self._parts(name)
+        )
 
     def digest_of(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What a tensor of values adds to the digest if it is the base of that parameter; int64 ()."""

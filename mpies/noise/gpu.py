@@ -259,9 +259,9 @@ class GpuKernels:
                 )
         return out
 
-    def lowrank_update(self, base, seeds, coefficients, parameter, rank):
+    def lowrank_update(self, base, seeds, coefficients, parameter, rank, matrix=0):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
-        for tile in scaled_factors(self, base, seeds, coefficients, parameter, rank):
+        for tile in scaled_factors(self, base, seeds, coefficients, parameter, rank, matrix):
             (terms, rows), columns = tile.a.shape, tile.b.shape[1]
             grid = -(-rows // TILE), -(-columns // TILE)
             target = base[tile.row :, tile.column :]

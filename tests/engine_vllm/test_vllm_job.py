@@ -9,6 +9,7 @@ import launching
 import pytest
 
 SETTINGS = [
+    "task.name=conciseness",
     "engine.name=vllm",
     "engine.max_new_tokens=12",
     "engine.batch_size=4",

@@ -15,6 +15,7 @@ import pytest
 # Large steps, so that the random model's rewards differ between members in every generation, of
 # which one takes a tenth of a second.
 SETTINGS = {
+    "task.name": "conciseness",
     "model.dtype": "float32",
     "model.device": "cpu",
     "es.population": 5,
