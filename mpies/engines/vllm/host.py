@@ -6,6 +6,7 @@ vLLM is imported here for the first time, after its environment is set.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import warnings
@@ -340,7 +341,7 @@ def _mended(device: torch.device, packing: Packing) -> Iterator[None]:
 
     dispatcher: Any = SimpleNamespace()
     with contextlib.suppress(ImportError):
-        from vllm.triton_utils import dispatcher
+        dispatcher = importlib.import_module("vllm.triton_utils.dispatcher")
 
     def attributes(value: Any) -> Mapping[str, Any]:
         found = vars(value)
