@@ -125,7 +125,7 @@ class Replica(LoadedModel):
 
 def synchronize(device: torch.device) -> None:
     """Wait for the device's queued work; nothing is queued on a CPU."""
-    if device.type == "cuda":
+    if device.type != "cpu":
         torch.cuda.synchronize(device)
 
 

@@ -66,7 +66,7 @@ def check_memory(comm: Comm, settings: Settings, setup: Setup) -> list[Finding]:
             f" smaller {'es.block or model' if needed.noise else 'model'}"
         )
     findings = [Finding("memory", value, problem)]
-    if setup.device.type == "cuda":
+    if setup.device.type != "cpu":
         findings.append(_check_loading(comm, needed))
     return [*findings, on_root(comm, _check_disk, settings, needed)]
 

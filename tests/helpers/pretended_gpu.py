@@ -203,6 +203,8 @@ class Torch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if func is functional.scaled_dot_product_attention:
             return attention(func, args, kwargs)
+        if name in ("__getitem__", "__setitem__") and isinstance(args[0], OnGpu):
+            args = (args[0], indices(args[1]), *args[2:])
         if name == "to" and isinstance(args[0], torch.Tensor):
             return moved(func, args, kwargs)
         if name in CAST and isinstance(args[0], OnGpu):
@@ -217,6 +219,13 @@ class Torch(TorchFunctionMode):
                 COUNTED.operations[name] += 1
             return OnGpu(made)
         return func(*args, **kwargs)
+
+
+def indices(given: Any) -> Any:
+    """Lists as tensors on the CPU, as which they are uploaded."""
+    if isinstance(given, tuple):
+        return tuple(torch.tensor(part) if isinstance(part, list) else part for part in given)
+    return torch.tensor(given) if isinstance(given, list) else given
 
 
 CAST = {"float": torch.float32, "double": torch.float64, "long": torch.int64, "int": torch.int32}
