@@ -77,7 +77,8 @@ def replay_on_cpu(bench: Bench) -> Iterator[Figure]:
     """Runs of each kind on the GPU: every generation's digest has to be the CPU's."""
     for kind in [QUICK] if bench.pretended else KINDS:
         folder = bench.fresh(f"gpu-{kind}")
-        bench.run("-m", "mpies.train", *settings(bench, "tiny", folder), *_as(KINDS[kind]), ranks=1)
+        ranks = 2 if bench.pretended else 1
+        bench.run("-m", "mpies.train", *settings(bench, "tiny", folder), *_as(KINDS[kind]), ranks=ranks)
         done = bench.run("-m", "mpies.replay", folder / "run.h5", "--verify", cpu=True)
         yield Figure(f"{kind}, replayed on the CPU", done.stdout.strip().splitlines()[-1])
 
@@ -222,6 +223,8 @@ def _need_gpus(bench: Bench) -> None:
 IN_CI = "emulated, it is among the quick tests"
 TAKES_MEMORY = "it takes 13 GB"
 AS_LOWRANK = "as with low rank"
+AS_REPLAYED = "bits.replayed is made by two ranks there"
+AS_CHECKED = "as engines.hf-lowrank"
 NO_VLLM = "vLLM computes on no pretended GPU"
 
 PARTS = {
@@ -229,13 +232,13 @@ PARTS = {
         Step("kernels", "kernels against the definition", try_kernels, 60, IN_CI),
         Step("beyond", "kernels beyond 2^31 elements", try_long_tensors, 40, TAKES_MEMORY),
         Step("replayed", "small runs on the GPU, replayed on the CPU", replay_on_cpu, 120),
-        Step("replaying", "small runs on the CPU, replayed on the GPU", replay_on_gpu, 120),
+        Step("replaying", "small runs on the CPU, replayed on the GPU", replay_on_gpu, 120, AS_REPLAYED),
     ],
     "engines": [
         Step("hf-lowrank", "hf, low rank, 0.5B: a start", checked("hf", "lowrank"), 45),
         Step("hf-full", "hf, full noise, 0.5B: a start", checked("hf", "full"), 45, AS_LOWRANK),
         Step("hf-sway", "hf, 0.5B: far away and back", swayed("hf"), 45),
-        Step("hf-shared", "hf, 0.5B: two ranks on a GPU as one", shared("hf"), 90),
+        Step("hf-shared", "hf, 0.5B: two ranks on a GPU as one", shared("hf"), 90, AS_REPLAYED),
         Step("vllm-full", "vllm, full noise, 0.5B: a start", checked("vllm", "full"), 120, NO_VLLM),
         Step("vllm-sway", "vllm, 0.5B: far away and back, with graphs", swayed("vllm"), 90, NO_VLLM),
         Step("vllm-lowrank", "vllm, low rank, 0.5B: a start", checked("vllm", "lowrank"), 120, NO_VLLM),
@@ -245,11 +248,11 @@ PARTS = {
         Step("bench-3B", "the bench, 3B", measured("3B"), 150),
         Step("bench-7B", "the bench, 7B", measured("7B"), 200, "as with 3B"),
         Step("bench-0.5B", "the bench, 0.5B", measured("0.5B"), 100, "as with 3B"),
-        Step("config-7B", f"{CONFIGS['7B']}.yaml, 7B: memory and time", fitting("7B"), 120),
-        Step("config-3B", f"{CONFIGS['3B']}.yaml, 3B: memory and time", fitting("3B"), 150, "as with 7B"),
+        Step("config-7B", f"{CONFIGS['7B']}.yaml, 7B: memory and time", fitting("7B"), 120, AS_CHECKED),
+        Step("config-3B", f"{CONFIGS['3B']}.yaml, 3B: memory and time", fitting("3B"), 150, AS_CHECKED),
     ],
     "scaling": [
-        Step("scaling", "a generation on all GPUs", scale, 120),
+        Step("scaling", "a generation on all GPUs", scale, 120, "as speed.bench-3B"),
         Step("same", "a run on all GPUs as on one", same_on_all, 120, "as engines.hf-shared"),
     ],
 }

@@ -7,6 +7,7 @@ a GPU that nobody uses.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -40,6 +41,7 @@ class Figure:
     value: float | str
     unit: str = ""
     verdict: str = ""
+    """wrong, or anything else."""
 
 
 @dataclass
@@ -96,7 +98,8 @@ class Bench:
         self.commands.append(" ".join(([f"mpirun -n {ranks}"] if ranks else []) + ["python", *given]))
         start = launching.mpirun if ranks else launching.python
         before = (ranks,) if ranks else ()
-        env = {"PYTHONPATH": f"{launching.REPOSITORY}:{HERE}", "HF_HUB_OFFLINE": "1"}
+        paths = [str(launching.REPOSITORY), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
         env |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "0"} if cpu else {}
         try:
             done = start(*before, *command, env=env, timeout=max(1.0, self.left - END))
@@ -139,7 +142,7 @@ def do(step: Step, part: str, bench: Bench) -> Outcome:
             raise LeftOutError(f"{max(0.0, bench.left):.0f} s are left, and it takes {step.seconds:.0f}")
         for figure in step.call(bench):
             made.figures.append(figure)
-        missed = [figure.name for figure in made.figures if "wrong" in figure.verdict]
+        missed = [figure.name for figure in made.figures if figure.verdict == "wrong"]
         made.state, made.why = ("wrong" if missed else "right"), ", ".join(missed)
     except LeftOutError as error:
         made.why = str(error)
