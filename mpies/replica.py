@@ -224,8 +224,8 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     host = _host(settings, setup, model, text, local) if settings.engine.name == "vllm" else None
     master = loading.base_dtype(settings.model.master, dtype)
     kernels = kernels_for(device, settings.run.threads)
-    base = take_base(model, device, master)
-    live = host.hold(base) if host else room_for(base, dtype)
+    base = take_base(model, device, master, settings.model.base)
+    live = host.hold(base) if host else room_for(base, dtype, device)
     weights = Weights(model, base, live, kernels, settings.es.noise_rank)
     _refuse_unfit(path, weights)
     if device.type == "cpu":
