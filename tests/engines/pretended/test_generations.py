@@ -114,6 +114,7 @@ def test_a_stream_of_the_base_never_waits(ranks):
     size = 4 * ranks[2].weights.size
     with counting():
         far = Rank.load(ranks[2].folder, DEVICE, "host").weights
+        far.perturb(1, 0.1)
     perturbed = cost(ranks[2], lambda rank: far.perturb(1, 0.1))
     assert perturbed.uploaded[torch.float32] == size and not perturbed.waits
     assert sum(perturbed.operations.values()) == 0, "but for the kernels"
