@@ -142,15 +142,15 @@ def test_a_base_on_the_host_is_not_on_the_gpu(tiny_model, master):
     """But for two buffers, which get the parameters by turns; and it is proposed where it helps."""
     given = [f"model.path={tiny_model()}", "es.perturbation=full", f"model.master={master}"]
     near, far = (config.load([*given, f"model.base={where}"]) for where in ("device", "host"))
-    needed = {settings: reckon_weights(settings, torch.bfloat16, gpu=True) for settings in (near, far)}
+    on_gpu, streamed = (reckon_weights(settings, torch.bfloat16, gpu=True) for settings in (near, far))
     sizes = [p.numel() for p in loading.outline(near.model.path, False).parameters()]
     width = 4 if master == "float32" else 2
     buffers = width * (max(sizes[::2]) + max(sizes[1::2])) + (4 - width) * 2 * max(sizes)
-    assert needed[far].total == needed[far].live + buffers < needed[near].total
-    assert needed[far].on_host == needed[far].file + width * sum(sizes) and needed[near].on_host == needed[far].file
+    assert streamed.total == streamed.live + buffers < on_gpu.total
+    assert streamed.on_host == streamed.file + width * sum(sizes) and on_gpu.on_host == streamed.file
     assert reckon_weights(far, torch.bfloat16).total == reckon_weights(near, torch.bfloat16).total, "on a CPU"
-    assert propose_host(near, torch.bfloat16, needed[far].total).startswith("model.base=host, which needs")
-    assert propose_host(near, torch.bfloat16, needed[far].total - 1) == ""
+    assert propose_host(near, torch.bfloat16, streamed.total).startswith("model.base=host, which needs")
+    assert propose_host(near, torch.bfloat16, streamed.total - 1) == ""
     assert propose_host(far, torch.bfloat16, 10**12) == ""
 
 

@@ -118,7 +118,7 @@ def test_a_stream_of_the_base_never_waits(ranks):
     perturbed = cost(ranks[2], lambda rank: far.perturb(1, 0.1))
     assert perturbed.uploaded[torch.float32] == size and not perturbed.waits
     assert sum(perturbed.operations.values()) == 0, "but for the kernels"
-    near = cost(ranks[2], update)
+    near = [cost(ranks[2], update) for _ in range(2)][-1]  # the seeds are there already
     updated = cost(ranks[2], lambda rank: (far.update(SEEDS, FACTORS), far.digest()))
     assert sum(updated.waits.values()) == sum(near.waits.values()) + 1
 
