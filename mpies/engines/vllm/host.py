@@ -160,7 +160,7 @@ class Host:
         """
         folder, config, dtype, device, free, local_rank = self._start
         parameters = sum(tensor.numel() for tensor in base.values())
-        left = free - sum(tensor.nbytes for tensor in base.values())
+        left = free - sum(tensor.nbytes for tensor in base.values() if tensor.device.type == device.type)
         noise = self.noise.bytes(base, dtype) if self.noise else 0
         self.cache = cache_bytes(self.room, config, dtype, device.type, parameters, left, noise)
         # Set whatever the user has set, since the run file tells the setting.
