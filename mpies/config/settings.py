@@ -265,6 +265,14 @@ class RunSettings(Section):
     progress: Literal["auto", "bar", "lines"] = Field(
         "auto", description="bar on a terminal, else a plain line per generation"
     )
+    metrics: Annotated[str, AfterValidator(os.path.expanduser)] = Field(
+        "",
+        description="a file that rank 0 writes after every generation with its figures, in Prometheus's text"
+        " format; its exporter reads those whose names end in .prom. empty: none",
+    )
+    slurm_comment: bool = Field(
+        False, description="show progress in the Slurm job's comment, changed once a minute by scontrol"
+    )
     resume: Literal["auto", "never", "must"] = Field(
         "auto", description="go on with the directory's run file: if there is one, never, or it must be there"
     )

@@ -23,6 +23,7 @@ from mpies.replica import InitialUse, Replica, Setup, load, settle
 from mpies.run import checkpoint, continuity, milestones, resume
 from mpies.run.advice import Advisor
 from mpies.run.milestones import Milestone
+from mpies.run.monitoring import Monitor
 from mpies.run.screen import Screen
 from mpies.run.stopping import RECENT, Stop, announce
 from mpies.runfile import RUN_FILE, History, RunFile
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Job:
-    """What the generation loop works with, on every rank; `log` is there on rank 0 only."""
+    """What the generation loop works with, on every rank; `monitor` and `log` are there on rank 0 only."""
 
     comm: Comm
     settings: Settings
@@ -46,6 +47,7 @@ class Job:
     stop: Stop
     screen: Screen
     advisor: Advisor
+    monitor: Monitor | None
     log: RunFile | None
     first: int = 0
     """Generations that were committed when this job began."""
@@ -217,6 +219,7 @@ def _make_job(
         stop=stop,
         screen=screen,
         advisor=Advisor(screen.say),
+        monitor=Monitor(settings, screen.say) if comm.rank == 0 else None,
         log=log,
     )
     if history:
@@ -229,6 +232,8 @@ def _make_job(
 def open_log(job: Job, setup: Setup) -> set[tuple[int, str]]:
     """On rank 0: create the run file, if there is none, and note this start. Returns what is evaluated."""
     facts = job.replica.facts
+    if job.monitor:
+        job.monitor.begin(job.first)
     row = {
         "world_size": job.comm.size,
         "hosts": ",".join(place.host for place in setup.places),

@@ -51,6 +51,8 @@ def record(job: Job, outcome: Outcome, mine: list[Evaluated]) -> None:
     row, members = make_rows(outcome, costs, job.phases.elapsed, received)
     with job.phases("log"):
         job.log.append(row, members)
+        if job.monitor:
+            job.monitor.generation(outcome.generation + 1, row)
     job.screen.generation(row)
     job.advisor.look(outcome.generation, outcome.rewards, outcome.coefficients)
 

@@ -127,6 +127,8 @@ JOB = (
     "run.kl_prompts",
     "run.measure_drift",
     "run.progress",
+    "run.metrics",
+    "run.slurm_comment",
     "run.resume",
     "run.changed_reward",
     "run.checkpoint_every",
