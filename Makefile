@@ -20,6 +20,9 @@ VLLM_VENV ?= .venv-vllm
 VLLM_TEST_SECONDS ?= 1200
 # VLLM_ALL=1 runs the slow one, too, of the whole bench.
 VLLM_ALL ?=
+# The tools of a cluster's staff, and Sphinx: their environment, and how many seconds the tests with them may take.
+SITE_VENV ?= .venv-site
+SITE_TEST_SECONDS ?= 900
 # The Triton that comes with torch for CUDA, and so is users'; torch for CPUs names none.
 TRITON ?= 3.7.1
 TRITON_FOLDER := build/triton-$(TRITON)
@@ -48,6 +51,8 @@ LAUNCH_SKIPS ?= 15
 OLDEST_SKIPS ?= 8
 SLURM_SKIPS ?= 8
 VLLM_SKIPS ?= 2
+# A machine without root has no Slurm of its own, no module tool, no Chromium.
+SITE_SKIPS ?= 3
 PYTEST_ARGS ?=
 # SIGKILLs of `make torture`; each costs a start of the program.
 KILLS ?= 300
@@ -60,7 +65,7 @@ RUN := $(VENV)/bin/python
 # The end lists failures, errors, and what was skipped and why.
 PYTEST := $(RUN) -m pytest -r fEs $(PYTEST_ARGS)
 WITHIN_THE_PROCESS := -m "not slow and not launch and not render"
-QUICK := --ignore=tests/mpi --ignore=tests/slurm $(WITHIN_THE_PROCESS) \
+QUICK := --ignore=tests/mpi --ignore=tests/slurm --ignore=tests/site $(WITHIN_THE_PROCESS) \
   -n $(TESTS_AT_ONCE) --max-skips $(QUICK_SKIPS)
 # Of the tests that show whether a wheel and an sdist are whole, those that take seconds.
 SMOKE := tests/packaging tests/config tests/docs tests/analyze/test_docs.py tests/tasks/test_math.py \
@@ -70,10 +75,11 @@ OLDEST_RUN := $(OLDEST_VENV)/bin/python
 GPU_INSTALLED := $(GPU_VENV)/.installed
 OLDEST_INSTALLED := $(OLDEST_VENV)/.installed
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
+SITE_INSTALLED := $(SITE_VENV)/.installed
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 
 .DEFAULT_GOAL := help
-.PHONY: help install model quickstart test-quick test-mpi test-launch test-zoo test test-slurm test-vllm test-oldest test-aot test-gpu \
+.PHONY: help install model quickstart test-quick test-mpi test-launch test-zoo test test-slurm test-vllm site test-site test-oldest test-aot test-gpu \
   gpu-wheels torture \
   models lint check dist test-dist smoke-dist
 
@@ -122,9 +128,9 @@ test-mpi: $(INSTALLED) ## the tests that run under MPI, on 1, 2, 3 and 4 ranks
 
 test-launch: $(INSTALLED) ## whole jobs under mpirun, the embedded model, figures
 	-@$(RUN) -m mpies.quickstart.fetch # without the model, the tests that use it are skipped
-	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm $(ZOO:%=--ignore=%) -m "(slow or launch or render) and not timed" \
+	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm --ignore=tests/site $(ZOO:%=--ignore=%) -m "(slow or launch or render) and not timed" \
 	  -n $(TESTS_AT_ONCE) --dist loadfile --max-skips $(LAUNCH_SKIPS)
-	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm -m "launch and timed" --max-skips $(LAUNCH_SKIPS)
+	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm --ignore=tests/site -m "launch and timed" --max-skips $(LAUNCH_SKIPS)
 
 # A dozen architectures are among the quick tests.
 test-zoo: $(INSTALLED) ## a hundred architectures, each computed as its weights say or refused by name; docs/models.md
@@ -159,6 +165,23 @@ test-vllm: export PATH := $(abspath $(VLLM_VENV))/bin:$(PATH)
 test-vllm: $(VLLM_INSTALLED) ## the vLLM engine, in an environment of its own with vLLM's build for CPUs
 	timeout -k 10 $(VLLM_TEST_SECONDS) $(VLLM_RUN) -m pytest -r fEs $(if $(VLLM_ALL),,-m "not slow") $(PYTEST_ARGS) tests/engine_vllm \
 	  --max-skips $(VLLM_SKIPS)
+
+$(SITE_INSTALLED): requirements-site.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "the tools for sites need Python 3.11 or newer: make site PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(SITE_VENV)/bin/python || $(PYTHON) -m venv $(SITE_VENV)
+	$(SITE_VENV)/bin/python -m pip install --disable-pip-version-check -q --no-compile -r $<
+	@touch $@
+
+site: $(SITE_INSTALLED) ## the documentation as pages with a search, in build/site; needs none of .venv
+	PYTHONPATH=. $(SITE_VENV)/bin/python -m sphinx -q -W --keep-going -d build/doctrees -c docs . build/site
+	@echo "build/site/index.html"
+
+test-site: export PATH := $(abspath $(VENV))/bin:$(PATH)
+test-site: export SITE_VENV := $(SITE_VENV)
+test-site: $(INSTALLED) $(SITE_INSTALLED) ## the pages, in a browser; packaging/ read by EasyBuild, rattler-build, ReFrame
+	-@tests/site/install
+	timeout -k 10 $(SITE_TEST_SECONDS) $(PYTEST) tests/site -n $(TESTS_AT_ONCE) --dist loadfile --max-skips $(SITE_SKIPS)
 
 # torch 2.7.0 comes from PyPI with CUDA, some GB; PIP_EXTRA_INDEX_URL may name an index with its build for CPUs.
 $(OLDEST_INSTALLED): pyproject.toml constraints-oldest.txt
@@ -223,7 +246,7 @@ lint: $(INSTALLED) ## ruff: rules and format; the floors of the house; spelling;
 	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/codespell
 	@! command -v shellcheck >/dev/null || \
-	  shellcheck --external-sources jobs/*.sh jobs/*.sbatch tests/slurm/install tests/packaging/try-dist .ci/run
+	  shellcheck --external-sources jobs/*.sh jobs/*.sbatch tests/slurm/install tests/site/install tests/packaging/try-dist .ci/run
 	$(RUN) -m mypy
 
 check: lint test-quick ## what to run before every commit

@@ -87,6 +87,13 @@ def run(command: list[str], *, env, cwd, timeout) -> subprocess.CompletedProcess
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
+def output_of(*command: str | Path, cwd: Path, timeout: float = 800, **environment: str) -> str:
+    """What a program prints, which has to succeed."""
+    done = run(list(map(str, command)), env=environment, cwd=cwd, timeout=timeout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def kill_tree(pid: int) -> None:
     """Kill a launcher and everything below it."""
     try:
