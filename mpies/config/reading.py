@@ -128,7 +128,7 @@ def describe() -> str:
     for name, section in SECTIONS.items():
         lines.append(f"{name}: {section.__doc__}")
         for key, field in section.model_fields.items():
-            default = "required" if field.is_required() else f"default {_shown(field.default)}"
+            default = "required" if field.is_required() else f"default {shown(field.default)}"
             about = f"{name}.{key}: {field.description} ({default}; {allowed(field)})"
             lines += textwrap.wrap(
                 about, columns, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
@@ -136,7 +136,7 @@ def describe() -> str:
     return "\n".join(lines)
 
 
-def _shown(default: Any) -> str:
+def shown(default: Any) -> str:
     """A default as one would type it."""
     if isinstance(default, bool):
         return str(default).lower()

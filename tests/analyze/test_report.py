@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from pathlib import Path
 
+import browsers
 import launching
 import made_up
 import pytest
@@ -22,14 +21,6 @@ from mpies.runfile import RunFile
 DATA = launching.DATA
 HOSTILE = (
     "</pre><script>document.title='taken'</script><img src='https://example.org/x.png' onerror='alert(1)'>"
-)
-# A browser that is installed, by name; MPIES_BROWSER overrides.
-BROWSERS = (
-    "chromium-headless-shell",
-    "chromium",
-    "chromium-browser",
-    "google-chrome",
-    "google-chrome-stable",
 )
 
 
@@ -49,16 +40,8 @@ def page(tmp_path) -> Path:
 
 @pytest.fixture
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = [os.environ.get("MPIES_BROWSER"), *map(shutil.which, BROWSERS)]
-    program = next(filter(None, found), None)
-    if program is None:
-        pytest.skip("there is no Chromium here: apt install chromium, or set MPIES_BROWSER")
-    with sync_api.sync_playwright() as playwright:
-        # Its sandbox cannot be had by root, as in a container; what it opens is our own page.
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    with browsers.started() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.mark.render
