@@ -53,11 +53,13 @@ DTYPES = {name: getattr(torch, model["dtype"]) for name, (_, model, _) in CASES.
 TABLES = {
     "generation": "reward_mean reward_std reward_min reward_max sigma alpha digest seconds seconds_perturb"
     " seconds_generate seconds_reward seconds_communicate seconds_wait seconds_update seconds_log"
-    " imbalance tokens bytes_communicated",
+    " imbalance tokens bytes_communicated bytes_gathered identical_pairs pairs_with_signal"
+    " prompts_disagreeing distinct_answers truncated",
     "member": "seed sign reward coefficient rank tokens seconds",
     "evaluation": "generation split reward_mean accuracy kl tokens drift_l2 answer_tokens",
     "metric": "generation split name mean",
     "sample": "generation split prompt completion reward",
+    "prompt": "generation split number reward accuracy tokens",
     "start": "generation utc world_size hosts devices versions reason rewards",
     "config": "000",
 }

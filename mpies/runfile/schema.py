@@ -43,8 +43,8 @@ MOST_FIGURES = 32
 
 
 def column_name(name: str) -> str:
-    """A figure's name, which users choose, as HDF5 can have it."""
-    return "".join(c if c.isprintable() and c != "/" else "_" for c in name)[:100]
+    """A figure's name, which users choose, as HDF5 and the list of what a checksum covers can have it."""
+    return "".join("_" if c in "/ " or not c.isprintable() else c for c in name)[:100]
 
 
 def own_column(name: str) -> Column:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+import made_up
 import numpy as np
 import pytest
-import made_up
 import threads
 
 from mpies.errors import DivergedError, RefusedError
