@@ -18,9 +18,21 @@ TESTS_AT_ONCE ?= 2
 # The environment of the vLLM tests, and how many seconds they may take; 2 minutes on two cores.
 VLLM_VENV ?= .venv-vllm
 VLLM_TEST_SECONDS ?= 1200
+# VLLM_ALL=1 runs the slow one, too, of the whole bench.
+VLLM_ALL ?=
 # The Triton that comes with torch for CUDA, and so is users'; torch for CPUs names none.
 TRITON ?= 3.7.1
 TRITON_FOLDER := build/triton-$(TRITON)
+# The environment of the test on a GPU; GPU_RUN names a python whose environment has what is needed, and then none is made.
+GPU_VENV ?= .venv-gpu
+GPU_RUN ?= $(GPU_VENV)/bin/python
+# What of it: parts and steps, all of them if empty; seconds that it may take; on a GPU that is pretended.
+PART ?=
+GPU_SECONDS ?= 590
+PRETENDED ?=
+# Wheels for the machine with a GPU, and the version of its Python.
+GPU_WHEELS := build/gpu-wheels
+GPU_PYTHON ?= 3.12
 # The environment of the oldest versions that are allowed.
 OLDEST_VENV ?= .venv-oldest
 # Of all architectures: slow tests that no other target runs.
@@ -55,12 +67,14 @@ SMOKE := tests/packaging tests/config tests/docs tests/analyze/test_docs.py test
   $(WITHIN_THE_PROCESS) --max-skips 0
 VLLM_RUN := $(VLLM_VENV)/bin/python
 OLDEST_RUN := $(OLDEST_VENV)/bin/python
+GPU_INSTALLED := $(GPU_VENV)/.installed
 OLDEST_INSTALLED := $(OLDEST_VENV)/.installed
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 
 .DEFAULT_GOAL := help
-.PHONY: help install model quickstart test-quick test-mpi test-launch test-zoo test test-slurm test-vllm test-oldest test-aot torture \
+.PHONY: help install model quickstart test-quick test-mpi test-launch test-zoo test test-slurm test-vllm test-oldest test-aot test-gpu \
+  gpu-wheels torture \
   models lint check dist test-dist smoke-dist
 
 help: ## list the targets
@@ -143,7 +157,7 @@ $(VLLM_INSTALLED): pyproject.toml requirements-vllm.txt
 
 test-vllm: export PATH := $(abspath $(VLLM_VENV))/bin:$(PATH)
 test-vllm: $(VLLM_INSTALLED) ## the vLLM engine, in an environment of its own with vLLM's build for CPUs
-	timeout -k 10 $(VLLM_TEST_SECONDS) $(VLLM_RUN) -m pytest -r fEs $(PYTEST_ARGS) tests/engine_vllm \
+	timeout -k 10 $(VLLM_TEST_SECONDS) $(VLLM_RUN) -m pytest -r fEs $(if $(VLLM_ALL),,-m "not slow") $(PYTEST_ARGS) tests/engine_vllm \
 	  --max-skips $(VLLM_SKIPS)
 
 # torch 2.7.0 comes from PyPI with CUDA, some GB; PIP_EXTRA_INDEX_URL may name an index with its build for CPUs.
@@ -165,6 +179,26 @@ test-aot: export PYTHONPATH := $(abspath $(TRITON_FOLDER))$(if $(PYTHONPATH),:$(
 test-aot: $(TRITON_FOLDER) ## the GPU's kernels as Triton TRITON compiles them, ahead of time and without a GPU
 	$(RUN) -c 'import triton; assert triton.__version__ == "$(TRITON)", triton.__version__'
 	$(PYTEST) tests/noise/test_compiled.py --max-skips 0
+
+# Without a network: from the wheels, if they were carried along.
+$(GPU_INSTALLED): requirements-gpu.txt
+	@test -x $(GPU_VENV)/bin/python || $(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --disable-pip-version-check -q --no-compile \
+	  $(if $(wildcard $(GPU_WHEELS)/*.whl),--no-index --find-links $(GPU_WHEELS)) -r $<
+	@touch $@
+
+# On a GPU that is pretended, this project's own environment will do.
+test-gpu: GPU_RUN := $(if $(PRETENDED),$(RUN),$(GPU_RUN))
+test-gpu: $(if $(PRETENDED),$(INSTALLED),$(if $(filter $(GPU_VENV)/%,$(GPU_RUN)),$(GPU_INSTALLED))) ## on a GPU, without a network, in parts (PART=bits, engines, speed, scaling): a report in build/gpu-report
+	PYTHONPATH=. $(GPU_RUN) tests/gpu $(PART) --seconds $(GPU_SECONDS) $(if $(PRETENDED),--pretended)
+
+# pip takes a platform as it is named, not as one that others fit into.
+gpu-wheels: $(INSTALLED) ## what test-gpu needs, for a machine with Python GPU_PYTHON: GBs of wheels in build/gpu-wheels, and a list of them
+	$(RUN) -m pip download --disable-pip-version-check -q --dest $(GPU_WHEELS) --only-binary=:all: \
+	  --python-version $(GPU_PYTHON) --implementation cp \
+	  $(foreach n,$(shell seq 17 39),--platform manylinux_2_$(n)_x86_64) \
+	  --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -r requirements-gpu.txt
+	@cd $(GPU_WHEELS) && ls -s --block-size=M *.whl | tee wheels.txt
 
 torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one left alone; or flip FLIPS bits of its file
 	PYTHONPATH=tests/helpers $(RUN) $(if $(FLIPS),tests/flips.py --flips $(FLIPS),tests/torture.py --kills $(KILLS))

@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    _check(options)
+    device = _check(options)
     history = _read(options.run_file)
     refuse_unknown(options.run_file, history)
     if options.verify:
-        loaded = _load_initial(options, history)
+        loaded = _load_initial(options, history, device)
         return _report(history, _replay(options, loaded.weights, history, 0, history.generations))
     generation = which_generation(options.generation, history)
-    loaded = _load_initial(options, history)
+    loaded = _load_initial(options, history, device)
     first = _from_checkpoint(options, loaded.weights, history, generation) if options.output else 0
     (digest,) = _replay(options, loaded.weights, history, first, generation)
     expected = int(history.digest[generation - 1]) if generation else history.model_digest
@@ -57,19 +57,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Raise InputError for options that cannot be, and where libraries are missing."""
+def _check(options: argparse.Namespace) -> torch.device:
+    """The device. Raises InputError for options that cannot be, and where libraries are missing."""
     extras.require("replay", "python -m mpies.replay")
-    import torch
-
     if options.verify and options.output:
         raise InputError("--verify writes no model: leave out --output, or --verify")
     if options.verify and options.generation is not None:
         raise InputError("--verify recomputes all generations: leave out --generation, or --verify")
     if not 1 <= options.threads <= config.MOST_THREADS:
         raise InputError(f"--threads: given {options.threads}, allowed is 1 to {config.MOST_THREADS}")
-    if options.device == "cuda":
-        _make_ready(torch.device("cuda", 0))
+    device = _make_ready(options.device)
     if options.output:
         from mpies.model.saving import refuse_overwriting
 
@@ -80,12 +77,18 @@ def _check(options: argparse.Namespace) -> None:
             refuse_overwriting(nearest if nearest.is_file() else folder)
         except InputError as error:
             raise InputError(f"--output: {error}") from None
+    return device
 
 
-def _make_ready(device: torch.device) -> None:
-    """Raise InputError if there is no GPU, or none that can be used."""
+def _make_ready(name: str) -> torch.device:
+    """The CPU, or the first GPU. Raises InputError if there is none, or none that can be used."""
+    import torch
+
+    if name == "cpu":
+        return torch.device(name)
     from mpies.ranks import gpu
 
+    device = torch.device(gpu.KIND, 0)
     try:
         if not gpu.count_visible():
             raise InputError("--device: no GPU is visible here; leave it out to replay on the CPU")
@@ -93,6 +96,7 @@ def _make_ready(device: torch.device) -> None:
     except InputError as error:
         told = str(error).replace("model.device:", "--device:")
         raise InputError(told.replace(gpu.INSTEAD, "or leave it out to replay on the CPU")) from error
+    return device
 
 
 def _read(path: str) -> History:
@@ -111,7 +115,7 @@ def _read(path: str) -> History:
     return history
 
 
-def _load_initial(options: argparse.Namespace, history: History) -> LoadedModel:
+def _load_initial(options: argparse.Namespace, history: History, device: torch.device) -> LoadedModel:
     """The initial model, its weights checked against the digest in the run file."""
     import torch
 
@@ -123,7 +127,7 @@ def _load_initial(options: argparse.Namespace, history: History) -> LoadedModel:
     try:
         loaded = load_model(
             path,
-            device=torch.device(options.device),
+            device=device,
             dtype=getattr(torch, options.dtype or history.dtype),
             # The base is the run's, whatever dtype is asked for here.
             master=base_dtype(settings.model.master, getattr(torch, history.dtype)),

@@ -125,7 +125,7 @@ class Replica(LoadedModel):
 
 def synchronize(device: torch.device) -> None:
     """Wait for the device's queued work; nothing is queued on a CPU."""
-    if device.type == "cuda":
+    if device.type != "cpu":
         torch.cuda.synchronize(device)
 
 
@@ -226,8 +226,8 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     host = _host(settings, setup, model, text, local) if settings.engine.name == "vllm" else None
     master = loading.base_dtype(settings.model.master, dtype)
     kernels = kernels_for(device, settings.run.threads)
-    base = take_base(model, device, master)
-    live = host.hold(base) if host else room_for(base, dtype)
+    base = take_base(model, device, master, settings.model.base)
+    live = host.hold(base) if host else room_for(base, dtype, device)
     weights = (host.weigh if host else Weights)(model, base, live, kernels, settings.es.noise_rank)
     _refuse_unfit(path, weights)
     if device.type == "cpu":

@@ -47,7 +47,7 @@ def describe(comm: Comm, given: argparse.Namespace, device: torch.device, dtype:
     return {
         "mpies": mpies.__version__,
         "machine": platform.processor() or platform.machine(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type != "cpu" else "cpu",
         "dtype": dtype,
         "threads": given.threads,
         "ranks": comm.size,

@@ -46,7 +46,7 @@ class LoraBase:
     def of(cls, path: str, model: PreTrainedModel, prompts: list[list[int]]) -> LoraBase:
         outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
         layers = {
-            name: tuple(module.weight.shape)
+            name: (module.out_features, module.in_features)
             for name, module in model.named_modules()
             if isinstance(module, torch.nn.Linear) and id(module) not in outer
         }

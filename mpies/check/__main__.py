@@ -31,7 +31,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
     be_done_in_time(comm, settings)
     start = time.perf_counter()
     # Torch comes along: only once the settings are good. A job's start takes these seconds, too.
-    from mpies.check import load, memory, ranks, storage
+    from mpies.check import forecast, load, memory, ranks, storage
     from mpies.check.report import Findings
 
     imports = time.perf_counter() - start
@@ -51,6 +51,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
     if loaded:
         replica, seconds = loaded
         done = history.generations if history else 0
+        found.check("start", forecast.describe_start, imports, seconds)
         rehearse_and_forecast(found, settings, replica, setup.memory, imports + seconds, done)
     return found.verdict()
 

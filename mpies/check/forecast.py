@@ -56,12 +56,19 @@ def forecast(settings: Settings, cost: Trial, task: Task, ranks: int, start: flo
     )
 
 
+def describe_start(imports: float, loading: float) -> list[Finding]:
+    """Seconds of rank 0 to import libraries, and of the slowest rank to load the model and its engine."""
+    parts = f"{duration(imports)} to import, {duration(loading)} to load and to test the model"
+    return [Finding("start", f"{duration(imports + loading)} before the first generation: {parts}")]
+
+
 def describe_memory(cost: Trial, replica: Replica, there: int) -> list[Finding]:
     """The engine's cache and all else that an evaluation needs beyond the weights; `there`: bytes."""
     weights, held = replica.weights, replica.engine.held
     if cost.memory is None:
         return []
-    tensors = [*weights.base.values(), *weights.live.values()]
+    kept = [base for base in weights.base.values() if base.device.type == weights.device.type]
+    tensors = [*kept, *weights.live.values()]
     beyond = held + cost.memory
     peak = sum(tensor.nbytes for tensor in tensors) + beyond
     note = "little is left for longer prompts: a smaller engine.batch_size needs less"

@@ -20,17 +20,18 @@ from mpies.ranks.collectives import allgather_objects, host, named
 from mpies.ranks.devices import shares
 from mpies.ranks.memory import free_on_node
 from mpies.replica import Setup
-from mpies.text import size
+from mpies.text import duration, size
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
 FLOAT32 = 4  # bytes
+COPYING = 25e9  # bytes a second from the host's memory to a GPU, by PCIe 4 or 5; where none was measured
 
 
 @dataclass(frozen=True)
 class Needed:
-    """Bytes for the base weights, the live weights, and scratch: one tensor, or more in a member's turn."""
+    """Bytes for the base weights, the live weights, and scratch: a tensor, a member's turn, two buffers."""
 
     base: int
     live: int
@@ -39,10 +40,18 @@ class Needed:
     """Bytes of a block's noise of low rank: 0 with full noise."""
     file: int
     """Bytes of the model as its files hold it, and as every rank loads it."""
+    streamed: bool = False
+    """Is the base in the host's memory, beside a GPU?"""
 
     @property
     def total(self) -> int:
-        return self.base + self.live + self.scratch + self.noise
+        """On the device."""
+        return (0 if self.streamed else self.base) + self.live + self.scratch + self.noise
+
+    @property
+    def on_host(self) -> int:
+        """Of a GPU's host, while the model is loaded."""
+        return self.file + (self.base if self.streamed else 0)
 
 
 def check_memory(comm: Comm, settings: Settings, setup: Setup) -> list[Finding]:
@@ -51,36 +60,60 @@ def check_memory(comm: Comm, settings: Settings, setup: Setup) -> list[Finding]:
     Raises RefusedError when the model's configuration cannot be read on a rank. What the engine's
     cache takes is measured later, when one member is evaluated.
     """
-    needed = together(comm, reckon_weights, settings, setup.dtype)
+    gpu = setup.device.type != "cpu"
+    needed = together(comm, reckon_weights, settings, setup.dtype, gpu)
     ranks = shares(setup.places)
     least = min(range(comm.size), key=ranks.__getitem__)
     noise = f", noise of a block {size(needed.noise)}" if needed.noise else ""
+    base = "" if needed.streamed else f"base {size(needed.base)}, "
     value = (
-        f"{size(needed.total)} a rank: base {size(needed.base)}, live {size(needed.live)}, scratch"
-        f" {size(needed.scratch)}{noise}; {size(ranks[least])} there"
+        f"{size(needed.total)} a rank: {base}live {size(needed.live)}, scratch {size(needed.scratch)}{noise};"
+        f" {size(ranks[least])} there{_tell_streaming(needed)}"
     )
     problem = ""
     if needed.total > ranks[least]:
         problem = (
             f"{named(comm, [least])} has {size(ranks[least])} of memory free, but needs"
-            f" {size(needed.total)}: fewer ranks on a node, more memory (--mem, larger GPUs), or a"
+            f" {size(needed.total)}: {propose_host(settings, setup.dtype, ranks[least]) if gpu else ''}fewer"
+            " ranks on a node, more memory (--mem, larger GPUs), or a"
             f" smaller {'es.block or model' if needed.noise else 'model'}"
         )
     findings = [Finding("memory", value, problem)]
-    if setup.device.type == "cuda":
+    if gpu:
         findings.append(_check_loading(comm, needed))
     return [*findings, on_root(comm, _check_disk, settings, needed)]
+
+
+def _tell_streaming(needed: Needed) -> str:
+    if not needed.streamed:
+        return ""
+    seconds = duration(needed.base / COPYING)
+    return (
+        f"; the base, {size(needed.base)} of the host's memory, is copied in some {seconds}, for every member"
+    )
+
+
+def propose_host(settings: Settings, dtype: torch.dtype, there: int) -> str:
+    """The base in the host's memory, if that would help: words to begin a remedy with."""
+    if settings.model.base == "host":
+        return ""
+    model = settings.model.model_copy(update={"base": "host"})
+    needed = reckon_weights(settings.model_copy(update={"model": model}), dtype, gpu=True)
+    if needed.total > there:
+        return ""
+    seconds = duration(needed.base / COPYING)
+    return f"model.base=host, which needs {size(needed.total)} and some {seconds} more a member, or "
 
 
 def _check_loading(comm: Comm, needed: Needed) -> Finding:
     """On GPU nodes: the host's memory, into which all ranks of a node load the model at once. Collective."""
     hosts = allgather_objects(comm, (host(), free_on_node()))
     sharers = Counter(name for name, _ in hosts)
-    return room_to_load(needed.file, {name: (sharers[name], free) for name, free in hosts})
+    return room_to_load(needed.on_host, {name: (sharers[name], free) for name, free in hosts})
 
 
 def room_to_load(copy: int, hosts: dict[str, tuple[int, int]]) -> Finding:
-    """`copy`: bytes of the model as it is loaded; `hosts`: name -> (its ranks, its bytes of free memory)."""
+    """`copy`: bytes that a rank needs of it; `hosts`: name -> (its ranks, its bytes of free memory)."""
     host = min(hosts, key=lambda name: hosts[name][1] - copy * hosts[name][0])
     ranks, free = hosts[host]
     value = f"{size(ranks * copy)} of {host}'s own memory while {ranks} rank(s) load, {size(free)} there"
@@ -93,20 +126,26 @@ def room_to_load(copy: int, hosts: dict[str, tuple[int, int]]) -> Finding:
     return Finding("loading", value, problem)
 
 
-def reckon_weights(settings: Settings, dtype: torch.dtype) -> Needed:
-    """From the model's configuration alone."""
+def reckon_weights(settings: Settings, dtype: torch.dtype, gpu: bool = False) -> Needed:
+    """From the model's configuration alone; `gpu`: for a rank that computes on one."""
     outline = loading.outline(settings.model.path, settings.model.allow_download)
     sizes = [parameter.numel() for parameter in outline.parameters()]  # tied ones once
     count, base = sum(sizes), loading.base_dtype(settings.model.master, dtype)
     # A module's own weights of one member, and the noise that they are made with.
     turn = 2 * dtype.itemsize * count_in_turn(outline) if settings.es.perturbation == "lowrank" else 0
     stored = getattr(outline.config.dtype, "itemsize", FLOAT32)
+    streamed = gpu and settings.model.base == "host"
+    scratch = FLOAT32 * max(sizes)
+    if streamed:  # storage.py; in another dtype, a parameter is widened besides
+        buffers = base.itemsize * sum(max(sizes[first::2], default=0) for first in (0, 1))
+        scratch = buffers + (scratch if base.itemsize < FLOAT32 else 0)
     return Needed(
         base=base.itemsize * count,
         live=dtype.itemsize * count,
-        scratch=max(FLOAT32 * max(sizes), turn),
+        scratch=max(scratch, turn),
         noise=dtype.itemsize * _count_noise(settings, outline),
         file=stored * count,
+        streamed=streamed,
     )
 
 

@@ -39,6 +39,12 @@ class ModelSettings(Section):
         description="dtype of the base weights that are updated; live: that of the live weights. In bfloat16"
         " they take 2 bytes a parameter instead of 4; updates are rounded at random, exactly repeatable",
     )
+    base: Annotated[Literal["device", "host"], Role.JOB] = Field(
+        "device",
+        description="where a GPU's rank keeps the base weights; host: in the host's memory, 4 bytes a"
+        " parameter less on the GPU. They are copied to it anew for each member's perturbation, and for"
+        " each update",
+    )
     device: Annotated[Literal["auto", "cpu", "cuda"], Role.JOB] = Field(
         "auto", description="where ranks compute; auto: a GPU if any is visible. One GPU a rank"
     )

@@ -68,7 +68,8 @@ class Attempt:
             difference = self._difference(names)
             if difference is None:
                 return None
-            faulty = [name for name in names if self._difference([name])] or names
+            # Where unperturbed weights differ, it is not about these parameters.
+            faulty = [] if "its unperturbed" in difference else self._faulty(names)
         except Unfit as unfit:
             return unfit, partial(ways.give_way, unfit)
         except torch.OutOfMemoryError:
@@ -76,9 +77,17 @@ class Attempt:
         except Exception as error:  # outside of what has a way of its own, but perhaps because of that
             return error, partial(ways.give_way_where, self._is_right)
         refusal = InputError(difference)
-        if len(faulty) == len(names) > 1:  # it is not about these parameters
-            return refusal, lambda: ways.give_way_where(self._is_right) or ways.give_way_of(names)
-        return refusal, partial(ways.give_way_of, faulty)
+        if faulty:
+            return refusal, partial(ways.give_way_of, faulty)
+        return refusal, lambda: ways.give_way_where(self._is_right) or ways.give_way_of(names)
+
+    def _faulty(self, names: list[str]) -> list[str]:
+        """Which of them make a difference by themselves, by halves: most often it is one or two of many."""
+        if len(names) < 2:
+            return names
+        middle = len(names) // 2
+        halves = [half for half in (names[:middle], names[middle:]) if self._difference(half) is not None]
+        return [name for half in halves for name in self._faulty(half)]
 
     def _is_right(self) -> bool:
         try:

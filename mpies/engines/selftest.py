@@ -47,7 +47,8 @@ def check(model: PreTrainedModel, weights: Weights, perturbation: Perturbation, 
     if isinstance(perturbation, LowRank):
         with _computing(f"es.perturbation: lowrank cannot compute {name} in {live}", FULL):
             check_members(model, weights, perturbation, probe, base)
-    if weights.dtype != torch.float32:
+    # Where the base is kept on the host, the device has no room for it.
+    if weights.dtype != torch.float32 and not weights.storage.streams:
         # Some models cannot, whose buffers are in the checkpoint's dtype.
         with suppress(RuntimeError), weights.lending(weights.base):
             base = check_reading(model, engine, probe)

@@ -29,7 +29,7 @@ def measure_drift(comm: Comm, replica: Replica, initial: InitialWeights) -> dict
     weights = replica.weights
     names = list(weights.base)
     mine = {
-        name: squared_distance(weights.base[name], value)
+        name: squared_distance(weights.value(name), value)
         for name, value in initial.items(weights, set(names[comm.rank :: comm.size]))
     }
     barrier(comm)

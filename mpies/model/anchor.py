@@ -23,13 +23,13 @@ class Anchor:
     def __init__(self, path: str, weights: Weights, digest: int):
         try:
             self._files = InitialFromFiles(path, weights, digest)
-            self._bases = weights.base
+            self._weights = weights
         except InputError as error:
             raise InputError(f"es.anchor_decay: {error}; set it to 0") from None
 
     def initial(self, name: str) -> torch.Tensor:
-        """The initial value of a parameter: float32, a tensor of its own, on the base's device."""
-        return self._files.read(name, self._bases[name])
+        """The initial value of a parameter: float32, a tensor of its own, on the weights' device."""
+        return self._files.read(name, self._weights)
 
     def pulling(self, decay: float) -> Pull:
         """Moves a parameter's value by `decay` of the way towards the initial one."""

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from mpies.errors import InputError, reason
 from mpies.model import loading
-from mpies.model.weights import Weights, sum_digests, uploaded_as
+from mpies.model.weights import Weights, sum_digests
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -28,7 +28,7 @@ class InitialWeights(Protocol):
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, initial value) of all parameters, or of those in `names`, one at a time.
 
-        A value is a float32 tensor of its own, on the base's device.
+        A value is a float32 tensor of its own, on the weights' device.
         """
         ...
 
@@ -54,21 +54,21 @@ class InitialFromFiles:
         if digest is not None and found != digest:
             raise InputError(f"the files of {path} hold other values than the model has when it is loaded")
 
-    def read(self, name: str, base: torch.Tensor) -> torch.Tensor:
-        """The initial value of a parameter: float32, a tensor of its own, on the base's device."""
+    def read(self, name: str, weights: Weights) -> torch.Tensor:
+        """The initial value of a parameter: float32, a tensor of its own, on the weights' device."""
         with safe_open(self._files[name], "pt") as file:
             value = file.get_tensor(name)
-        if value.shape != base.shape:
+        if value.shape != weights.base[name].shape:
             raise ValueError(f"{name} has another shape there")
-        return as_base(value, base)
+        return weights.as_base(value)
 
     def items(
         self, weights: Weights, names: Container[str] | None = None
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, initial value) of all parameters, or of those in `names`, one at a time."""
-        for name, base in weights.base.items():
+        for name in weights.base:
             if names is None or name in names:
-                yield name, self.read(name, base)
+                yield name, self.read(name, weights)
 
 
 class InitialFromLoading:
@@ -91,19 +91,13 @@ class InitialFromLoading:
             raise InputError(f"{self._path}: has other parameters than the model that it is compared with")
         if self._digest is not None and self._found(weights, values) != self._digest:
             raise InputError(f"model.path: {self._path} has changed since the job began")
-        for name, base in weights.base.items():
+        for name in weights.base:
             if names is None or name in names:
-                yield name, as_base(values[name], base)
+                yield name, weights.as_base(values[name])
 
     @staticmethod
     def _found(weights: Weights, values: dict[str, torch.Tensor]) -> int:
-        bases = weights.base.items()
-        return sum_digests(weights.digest_of(n, as_base(values[n], b)) for n, b in bases)
-
-
-def as_base(value: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """What the base would hold of a value, in float32: a tensor of its own on the base's device."""
-    return uploaded_as(value, torch.empty_like(base)).float()
+        return sum_digests(weights.digest_of(name, weights.as_base(values[name])) for name in weights.base)
 
 
 def find_initial(path: str, weights: Weights, digest: int | None) -> InitialWeights:

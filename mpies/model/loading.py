@@ -24,7 +24,7 @@ def choose_dtype(setting: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The live dtype for `model.dtype` on a device, and why."""
     if setting != "auto":
         return getattr(torch, setting), "as set"
-    if device.type == "cuda":
+    if device.type != "cpu":
         if torch.cuda.get_device_capability(device) >= (8, 0):
             return torch.bfloat16, "the GPU computes in it"
         return torch.float32, "the GPU has no bfloat16"

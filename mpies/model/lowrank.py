@@ -58,7 +58,7 @@ class LowRank:
         block, dtype = self.block, self.weights.dtype
         block.members = len(members)
         for name, base in self.weights.base.items():
-            made = partial(torch.empty, dtype=dtype, device=base.device)
+            made = partial(torch.empty, dtype=dtype, device=self.weights.device)
             count, sigma = len(members), sigmas[name]
             if stack := matrices_in(base.shape):
                 several = [stack] if base.dim() > 2 else []
@@ -97,10 +97,9 @@ def draw_vectors(
     into: torch.Tensor, weights: Weights, members: list[Member], name: str, sigma: float
 ) -> None:
     """into (M, size) <- the members' own vectors, base + sigma sign noise: float32 until it is rounded."""
-    base = weights.base[name]
-    noise = torch.empty(into.shape, device=base.device)
+    noise = torch.empty(into.shape, device=into.device)
     _draw(noise, weights, members, name, STREAM_NOISE, sigma)
-    into.copy_(noise.add_(base.view(-1)))
+    into.copy_(noise.add_(weights.value(name).view(-1)))
 
 
 def count_noise(shapes: Iterable[torch.Size], rank: int) -> int:

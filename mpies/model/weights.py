@@ -3,7 +3,8 @@
 The base is a float32 tensor per parameter and the only truth. The live weights are the model's own
 parameters, in the dtype that the engine computes with; they are overwritten as a whole from the base,
 `live <- cast(base + sigma * sign * noise)`, so there is nothing to restore and nothing that can drift.
-Tied parameters are one tensor. Beyond base and live, no more than one tensor's memory is needed.
+Tied parameters are one tensor. Beyond base and live, no more than one tensor's memory is needed; if the
+base is kept in the host's memory (storage.py), two tensors' instead of the base's.
 
 With a `master` of bfloat16 the base is kept in that, which halves its memory. A parameter is then
 widened to float32 to be worked on, and an update is rounded to it once, up or down at random, so that
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 
 from mpies.errors import InputError
+from mpies.model.storage import Tensors, pinned_room, room_on, storage_for
 from mpies.noise import Kernels
 from mpies.noise.definition import matrices_in, parameter_id
 
@@ -36,13 +38,19 @@ if TYPE_CHECKING:
 
 MASTERS = (torch.float32, torch.bfloat16)
 
-Tensors = dict[str, torch.Tensor]
 # What may change a parameter's value, float32, at the end of its update: (name, value).
 Pull = Callable[[str, torch.Tensor], None]
 
 
-def take_base(model: torch.nn.Module, device: torch.device, master: torch.dtype = torch.float32) -> Tensors:
+def take_base(
+    model: torch.nn.Module,
+    device: torch.device,
+    master: torch.dtype = torch.float32,
+    where: str = "device",
+) -> Tensors:
     """Take a model's values out of it: the base weights on `device`, in the dtype `master`, by name.
+
+    `where`: on a GPU's `host` instead, if it is a GPU; model.base.
 
     The model's parameters are empty afterwards, and the checkpoint's memory is free. Raises InputError for
     parameters that are not floating point (quantised models), and for a `master` of float16.
@@ -52,15 +60,18 @@ def take_base(model: torch.nn.Module, device: torch.device, master: torch.dtype 
             "model.master: live needs live weights in bfloat16, and here they are"
             f" {str(master).removeprefix('torch.')}; use model.master=float32, or model.dtype=bfloat16"
         )
-    base: Tensors = {}
     # Without duplicates: a tied parameter appears once, under its first state-dict name.
-    for name, parameter in model.named_parameters(remove_duplicate=True):
+    parameters = dict(model.named_parameters(remove_duplicate=True))
+    for name, parameter in parameters.items():
         if not parameter.is_floating_point():
             raise InputError(f"model: {name} is {parameter.dtype}; quantised models cannot be tuned")
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    on_host = where == "host" and device.type != "cpu"
+    base = pinned_room(shapes, master) if on_host else {}
+    for name, parameter in parameters.items():
         # A copy always, never a view of the checkpoint's memory, which may be a mapped file.
-        base[name] = uploaded_as(
-            parameter.detach(), torch.empty(parameter.shape, dtype=master, device=device)
-        )
+        room = base if on_host else room_on(device, {name: shapes[name]}, master)
+        base[name] = uploaded_as(parameter.detach(), room[name])
         parameter.requires_grad_(False)
         parameter.data = torch.empty(0, dtype=parameter.dtype, device=device)
     return base
@@ -75,9 +86,9 @@ def uploaded_as(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return target.copy_(value.to(target.device, non_blocking=True))
 
 
-def room_for(base: Tensors, dtype: torch.dtype) -> Tensors:
+def room_for(base: Tensors, dtype: torch.dtype, device: torch.device) -> Tensors:
     """Memory for live weights of `dtype`, by name, where no engine has any for them; not yet written."""
-    return {name: torch.empty_like(tensor, dtype=dtype) for name, tensor in base.items()}
+    return room_on(device, {name: tensor.shape for name, tensor in base.items()}, dtype)
 
 
 def take_over(
@@ -87,23 +98,25 @@ def take_over(
     kernels: Kernels,
     rank: int = 0,
     master: torch.dtype = torch.float32,
+    where: str = "device",
 ) -> Weights:
     """The base and live weights of a model, the latter in memory of their own. Raises as `take_base`."""
-    base = take_base(model, device, master)
-    return Weights(model, base, room_for(base, dtype), kernels, rank)
+    base = take_base(model, device, master, where)
+    return Weights(model, base, room_for(base, dtype, device), kernels, rank)
 
 
 class Weights:
     """The base weights of a model, and its live weights, which are the model's parameters from now on.
 
-    `base` is what `take_base` took from the model. `live`: contiguous tensors in the base's shapes and on
-    its device, by name, to be written; they share a dtype, which the model has afterwards. `rank` is that
-    of the noise of matrices, 0: full. Whoever writes the base or the live weights does it here.
+    `base` is what `take_base` took from the model. `live`: contiguous tensors in the base's shapes, on the
+    device that is computed on, by name, to be written; they share a dtype, which the model has afterwards.
+    `rank` is that of the noise of matrices, 0: full. Who writes the base or the live weights does it here.
     """
 
     def __init__(self, model: PreTrainedModel, base: Tensors, live: Tensors, kernels: Kernels, rank: int = 0):
         self.base = base
         self.live = live
+        self.storage = storage_for(base, next(iter(live.values())).device)
         self.kernels = kernels
         self.rank = rank
         self.ids = _ids(list(base))
@@ -126,24 +139,38 @@ class Weights:
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.base.values())).device
+        """That is computed on; the base may be kept elsewhere."""
+        return next(iter(self.live.values())).device
+
+    @property
+    def master(self) -> torch.dtype:
+        """The base's dtype."""
+        return next(iter(self.base.values())).dtype
 
     def value(self, name: str) -> torch.Tensor:
-        """The base of a parameter in float32: the base itself, or a copy if its dtype is another."""
-        return self.base[name].float()
+        """The base of a parameter in float32, on the device.
+
+        The base itself, or a copy if its dtype is another or it is kept elsewhere.
+        """
+        return self.storage.copy(name).float()
+
+    def as_base(self, value: torch.Tensor) -> torch.Tensor:
+        """What the base would hold of a value, in float32: a tensor of its own on the device."""
+        room = torch.empty(value.shape, dtype=self.master, device=self.device)
+        return uploaded_as(value, room).float()
 
     def perturb(self, seed: int, scale: float) -> None:
         """live <- cast(base + scale * noise(seed)), scale being sigma * sign."""
         self._live_is_base = False
-        for name, live in self.live.items():
-            for part, start in self._parts(name):
-                target = live.view(-1)[start : start + part.numel()]
+        for name, base in self.storage.bring(self.live):
+            for part, start in _parts_of(base):
+                target = self.live[name].view(-1)[start : start + part.numel()]
                 self.kernels.perturb(part.float().view(-1), target, seed, self.ids[name], scale, start)
 
     def show_base(self) -> None:
         """live <- cast(base): the unperturbed model. Costs nothing if live shows the base already."""
         if not self._live_is_base:
-            self.show(self.base.items())
+            self.show(self.storage.bring(self.base))
             self._live_is_base = True
 
     def show(self, values: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -172,6 +199,7 @@ class Weights:
     def restore(self, name: str, value: torch.Tensor) -> None:
         """base <- value, for one parameter: that of a checkpoint."""
         self._live_is_base = False
+        self.storage.settle()
         uploaded_as(value, self.base[name])
 
     def update(self, seeds: np.ndarray, factors: np.ndarray, pull: Pull | None = None) -> None:
@@ -181,36 +209,33 @@ class Weights:
         decomposed in-place update. Without directions the base stays as it is. `pull` is called with
         each parameter's name and new value, float32, which it may change.
         """
-        for name in self.base:
-            self.update_one(name, seeds, factors, pull)
+        self._update(self.base, seeds, factors, pull)
 
     def update_one(self, name: str, seeds: np.ndarray, factors: np.ndarray, pull: Pull | None = None) -> None:
         """The same for one parameter."""
+        self._update([name], seeds, factors, pull)
+
+    def _update(
+        self, names: Iterable[str], seeds: np.ndarray, factors: np.ndarray, pull: Pull | None
+    ) -> None:
         self._live_is_base = False
-        for part, start in [(self.base[name], 0)] if pull else self._parts(name):
-            value = part.float()
-            self._add(name, value, seeds, factors, start)
-            if pull:
-                pull(name, value)
-            if value is not part:
-                seed = int(seeds[0]) if len(seeds) else 0
-                self.kernels.round(value.view(-1), part.view(-1), seed, self.ids[name], start)
+        first = int(seeds[0]) if len(seeds) else 0
+        for name, base in self.storage.bring(names):
+            for part, start in [(base, 0)] if pull else _parts_of(base):
+                value = part.float()
+                self._add(name, value, seeds, factors, start)
+                if pull:
+                    pull(name, value)
+                if value is not part:
+                    self.kernels.round(value.view(-1), part.view(-1), first, self.ids[name], start)
+            self.storage.keep(name, base)
+        self.storage.settle()
 
     def updated(self, name: str, seeds: np.ndarray, factors: np.ndarray) -> torch.Tensor:
         """What `update_one` would make of a parameter, before it is rounded: float32, of its own memory."""
-        value = self.base[name].to(torch.float32, copy=True)
+        value = self.storage.copy(name).to(torch.float32, copy=True)
         self._add(name, value, seeds, factors)
         return value
-
-    def _parts(self, name: str) -> list[tuple[torch.Tensor, int]]:
-        """A parameter's base, or parts of it, each with the place that it begins at.
-
-        A stack that is widened to be worked on is widened matrix by matrix: a layer's experts are gigabytes.
-        """
-        base = self.base[name]
-        if base.dtype == torch.float32 or matrices_in(base.shape) < 2:
-            return [(base, 0)]
-        return [(part, number * part.numel()) for number, part in enumerate(base)]
 
     def _add(
         self, name: str, value: torch.Tensor, seeds: np.ndarray, factors: np.ndarray, start: int = 0
@@ -227,7 +252,7 @@ class Weights:
         """The first parameter that cannot be computed with, and why; None if all can."""
         names = [name for name, base in self.base.items() if base.numel()]
         # All are asked before any answers: a GPU is waited for once.
-        largest = torch.stack([_largest(self.base[name]) for name in names]).tolist()
+        largest = torch.stack([_largest(base) for _, base in self.storage.bring(names)]).tolist()
         limit = torch.finfo(self.dtype).max
         for name, size in zip(names, largest, strict=True):
             if not math.isfinite(size):
@@ -244,8 +269,8 @@ class Weights:
         """
         return sum_digests(
             self.kernels.digest(part.float().view(-1), self.ids[name], start)
-            for name in self.base
-            for part, start in self._parts(name)
+            for name, base in self.storage.bring(self.base)
+            for part, start in _parts_of(base)
         )
 
     def digest_of(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -256,6 +281,16 @@ class Weights:
 def sum_digests(parts: Iterable[torch.Tensor]) -> int:
     """The digest, below 2^64, that is made up of what the parameters add. A GPU is waited for once."""
     return int(torch.stack(list(parts)).sum()) % 2**64  # integers wrap
+
+
+def _parts_of(base: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
+    """A parameter's base, or parts of it, each with the place that it begins at.
+
+    A stack that is widened to be worked on is widened matrix by matrix: a layer's experts are gigabytes.
+    """
+    if base.dtype == torch.float32 or matrices_in(base.shape) < 2:
+        return [(base, 0)]
+    return [(part, number * part.numel()) for number, part in enumerate(base)]
 
 
 def _largest(tensor: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# What torch calls the GPUs that Triton compiles for: NVIDIA's, and AMD's too.
+TRITON_KNOWS = {"cuda"}
+
+
 class Kernels(Protocol):
     """What `Weights` needs from a device. `start` is the index of the first element given."""
 
@@ -79,7 +83,7 @@ def kernels_for(device: torch.device, threads: int) -> Kernels:
         from mpies.noise.cpu import CpuKernels
 
         return CpuKernels(threads)
-    if device.type == "cuda" and find_spec("triton"):  # torch names AMD's devices cuda, too
+    if device.type in TRITON_KNOWS and find_spec("triton"):
         from mpies.noise.gpu import GpuKernels
 
         return GpuKernels()

@@ -12,6 +12,7 @@ Triton compiles a kernel anew for a seed with a top bit, in the middle of a run.
 from __future__ import annotations
 
 import functools
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ LOW = tl.constexpr(0xFFFFFFFF)
 
 CHUNKS = 2  # per program
 SPAN = 4096  # elements per program of the digest
-TILE = 64  # rows and columns per program of the low-rank update
+TILE = 64  # rows and columns per program of the low-rank update without Gluon
 THREADS = CHUNKS * definition.LANES  # a counter each
 ROWS = 65535  # of a grid, at most
 
@@ -219,6 +220,21 @@ def _threads_of_a_warp() -> int:
     return triton.runtime.driver.active.get_current_target().warp_size
 
 
+@functools.cache
+def _layouts_by_hand() -> ModuleType | None:
+    """`gpu_lowrank`, where Triton compiles and has a Gluon that it was tried with."""
+    if not isinstance(_perturb, triton.JITFunction) or not _knows_gluon(triton.__version__):
+        return None
+    from mpies.noise import gpu_lowrank
+
+    return gpu_lowrank
+
+
+def _knows_gluon(version: str) -> bool:
+    """Triton 3.7 and newer."""
+    return tuple(int(part) for part in version.split(".")[:2]) >= (3, 7)
+
+
 def _programs(size: int, start: int = 0) -> int:
     chunks = -(-(start + size) // definition.CHUNK) - start // definition.CHUNK
     return -(-chunks // CHUNKS)
@@ -261,8 +277,13 @@ class GpuKernels:
 
     def lowrank_update(self, base, seeds, coefficients, parameter, rank, matrix=0):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
+        by_hand = _layouts_by_hand()
         for tile in scaled_factors(self, base, seeds, coefficients, parameter, rank, matrix):
             (terms, rows), columns = tile.a.shape, tile.b.shape[1]
+            if by_hand:
+                target = base[tile.row :, tile.column :]
+                by_hand.add_products(target, tile.a, tile.b, launch, _threads_of_a_warp())
+                continue
             grid = -(-rows // TILE), -(-columns // TILE)
             target = base[tile.row :, tile.column :]
             launch(

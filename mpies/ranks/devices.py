@@ -35,7 +35,7 @@ class Place:
 
 def place_of(device: torch.device) -> Place:
     """This rank's place, as it is now."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return Place(host(), str(device), None, free_on_node())
     found = torch.cuda.get_device_properties(device)
     name, model = f"{device} {found.name}", f"{found.name}, {found.multi_processor_count} multiprocessors"
@@ -79,7 +79,7 @@ def device_for(comm: Comm, setting: str) -> torch.device:
     """
     visible = gpu.count_visible() if setting != "cpu" else 0
     if visible:
-        return torch.device("cuda", local_rank(comm) % visible)
+        return torch.device(gpu.KIND, local_rank(comm) % visible)
     if setting == "cuda":
         raise InputError("model.device: cuda was asked for, but no GPU is visible; use cpu or auto")
     return torch.device("cpu")

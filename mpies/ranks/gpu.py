@@ -17,6 +17,8 @@ from mpies.errors import InputError, reason
 from mpies.noise import kernels_for
 from mpies.noise.trial import find_wrong
 
+# What torch calls GPUs, AMD's too.
+KIND = "cuda"
 INSTEAD = "or use model.device=cpu"
 
 
@@ -48,7 +50,7 @@ def make_ready(device: torch.device) -> None:
 
     Raises InputError, with the remedy, where they cannot be compiled or run, or compute something else.
     """
-    if device.type != "cuda":
+    if device.type == "cpu":
         return
     torch.cuda.set_device(device)
     # cuDNN's attention makes a plan for every new length of the keys, so for nearly every token, and

@@ -61,7 +61,7 @@ def _copies_of_files(stat: Path) -> int:
 
 def measure_peak(device: torch.device, call: Callable[[], None]) -> int | None:
     """Bytes that a call needs at its peak beyond what is in use before it; None where nobody counts."""
-    if device.type == "cuda":
+    if device.type != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()

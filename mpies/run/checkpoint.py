@@ -74,7 +74,7 @@ def _problem(file, weights: Weights, run_uuid: str, generation: int, digest: int
         stored = file.get_tensor(name)
         if stored.shape != base.shape or stored.dtype != base.dtype:
             return f"it holds another {name}"
-        parts.append(weights.digest_of(name, stored.to(base.device, non_blocking=True)))
+        parts.append(weights.digest_of(name, stored.to(weights.device, non_blocking=True)))
     return None if sum_digests(parts) == digest else "damaged: its digest is not the run file's"
 
 

@@ -20,7 +20,7 @@ from mpies import config
 from mpies.check import ranks, storage
 from mpies.check.forecast import Forecast, jobs_needed
 from mpies.check.load import check_setup
-from mpies.check.memory import reckon_weights, room_to_load
+from mpies.check.memory import propose_host, reckon_weights, room_to_load
 from mpies.errors import RefusedError
 from mpies.es.population import Member
 from mpies.model import loading
@@ -135,6 +135,23 @@ def test_the_noise_of_a_block_is_reckoned_as_it_is_drawn(tiny_model):
     assert reckon_weights(settings, torch.bfloat16).noise == sum(t.nbytes for t in drawn)
     full = config.load([*overrides, "task.name=conciseness", "es.perturbation=full"])
     assert reckon_weights(full, torch.bfloat16).noise == 0
+
+
+@pytest.mark.parametrize("master", ["float32", "live"])
+def test_a_base_on_the_host_is_not_on_the_gpu(tiny_model, master):
+    """But for two buffers, which get the parameters by turns; and it is proposed where it helps."""
+    given = [f"model.path={tiny_model()}", "es.perturbation=full", f"model.master={master}"]
+    near, far = (config.load([*given, f"model.base={where}"]) for where in ("device", "host"))
+    on_gpu, streamed = (reckon_weights(settings, torch.bfloat16, gpu=True) for settings in (near, far))
+    sizes = [p.numel() for p in loading.outline(near.model.path, False).parameters()]
+    width = 4 if master == "float32" else 2
+    buffers = width * (max(sizes[::2]) + max(sizes[1::2])) + (4 - width) * 2 * max(sizes)
+    assert streamed.total == streamed.live + buffers < on_gpu.total
+    assert streamed.on_host == streamed.file + width * sum(sizes) and on_gpu.on_host == streamed.file
+    assert reckon_weights(far, torch.bfloat16).total == reckon_weights(near, torch.bfloat16).total, "on a CPU"
+    assert propose_host(near, torch.bfloat16, streamed.total).startswith("model.base=host, which needs")
+    assert propose_host(near, torch.bfloat16, streamed.total - 1) == ""
+    assert propose_host(far, torch.bfloat16, 10**12) == ""
 
 
 @pytest.mark.launch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mpies.check.__main__ import main
 from mpies.errors import RefusedError
+from mpies.text import size
 
 
 @pytest.fixture
@@ -33,6 +35,15 @@ def problems_of(runs: small.Runs, capsys, **changes) -> list[str]:
             runs.begin(2, **changes)
         assert str(refused.value) == problems[0]
     return problems
+
+
+def test_how_long_a_start_takes(runs, capsys):
+    assert problems_of(runs, capsys) == []
+    main(runs.comm, runs.arguments(2))
+    table = capsys.readouterr().out
+    assert re.search(r"ok +start +[\d.]+ .* before the first generation: .* to import, .* to load", table)
+    weights = (runs.model / "model.safetensors").stat().st_size
+    assert f"; {size(weights)} loaded in " in table
 
 
 def test_another_dtype(runs, capsys):

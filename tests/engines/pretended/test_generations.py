@@ -42,11 +42,12 @@ class Rank:
     text: Text
 
     @classmethod
-    def load(cls, folder, device: torch.device) -> Rank:
+    def load(cls, folder, device: torch.device, where: str = "device", master=torch.float32) -> Rank:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
         text = Text(model, AutoTokenizer.from_pretrained(folder), False)
         kernels = CpuKernels(1) if device == CPU else GpuKernels()
-        return cls(str(folder), take_over(model, model.dtype, device, kernels, rank=1), model, text)
+        weights = take_over(model, model.dtype, device, kernels, 1, master, where)
+        return cls(str(folder), weights, model, text)
 
     def engine(self, tokens: int, on_rows=lambda rows: None) -> HfEngine:
         return HfEngine(self.model, self.text, max_new_tokens=tokens, batch_size=64, on_rows=on_rows)
@@ -82,6 +83,46 @@ def test_the_same_is_computed(tiny_model, kind, tied):
     assert np.allclose(found.pop("likelihood"), expected.pop("likelihood"), atol=1e-5)
     assert found == expected
     assert len({str(ids) for ids in found["low rank"]}) > 2, "members answer differently"
+
+
+@pytest.mark.parametrize("master", [torch.float32, torch.bfloat16])
+def test_a_base_on_the_host(tiny_model, master):
+    """Streamed to the GPU: the same bits are live, updated, pulled, read, told, and nothing is mixed up."""
+    folder = tiny_model(kind="qwen2", tied=False, dtype=torch.bfloat16)
+    with counting():
+        near, far = (Rank.load(folder, DEVICE, where, master).weights for where in ("device", "host"))
+        assert {base.device.type for base in far.base.values()} == {"cpu"} and far.device == DEVICE
+        anchor = Anchor(str(folder), far, far.digest())
+        found = []
+        for weights in (near, far):
+            shown = [live.cpu() for live in weights.live.values()]
+            weights.perturb(int(SEEDS[1]), 0.05)
+            shown += [live.cpu() for live in weights.live.values()]
+            weights.update(SEEDS, FACTORS, anchor.pulling(0.1))
+            weights.show_base()
+            shown += [live.cpu() for live in weights.live.values()]
+            weights.rank = 0
+            weights.update_one("lm_head.weight", SEEDS, FACTORS)
+            weights.restore(
+                "model.norm.weight", torch.full_like(weights.live["model.norm.weight"].cpu(), 1.5)
+            )
+            found.append((shown, weights.digest(), weights.find_unfit()))
+        (expected, digest, fit), (shown, *others) = found
+        assert all(map(torch.equal, shown, expected)) and others == [digest, fit]
+
+
+def test_a_stream_of_the_base_never_waits(ranks):
+    """Copies begin a parameter ahead: 4 bytes of each, no wait while perturbing, one at an update's end."""
+    size = 4 * ranks[2].weights.size
+    with counting():
+        far = Rank.load(ranks[2].folder, DEVICE, "host").weights
+        far.perturb(1, 0.1)
+    perturbed = cost(ranks[2], lambda rank: far.perturb(1, 0.1))
+    assert perturbed.uploaded[torch.float32] == size and not perturbed.waits
+    assert sum(perturbed.operations.values()) == 0, "but for the kernels"
+    near = [cost(ranks[2], update) for _ in range(2)][-1]  # the seeds are there already
+    updated = cost(ranks[2], lambda rank: (far.update(SEEDS, FACTORS), far.digest()))
+    assert sum(updated.waits.values()) == sum(near.waits.values()) + 1
 
 
 # What it costs. A GPU's time while decoding is that of launching: operations are counted.

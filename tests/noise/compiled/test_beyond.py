@@ -89,11 +89,11 @@ def test_normal(monkeypatch):
 
 
 def test_lowrank_update():
-    """The last two tiles of 64 x 64, one above the other."""
+    """The last two tiles of 128 x 64, one above the other."""
     del driver.active.only["_normal"]
     rows, columns = 60_010, 40_010
     base = room(rows * columns, torch.float32).view(rows, columns)
-    top, left = rows // 64 * 64 - 64, columns // 64 * 64
+    top, left = rows // 128 * 128 - 128, columns // 64 * 64
     base[top:, left:] = values((rows - top) * (columns - left)).view(rows - top, -1)
     before = base[top:, left:].clone().numpy()
     KERNELS.lowrank_update(base, SEEDS, FACTORS, PARAMETER, 1)

@@ -82,7 +82,7 @@ def codes(launches) -> dict[str, list[Launch]]:
     """Kernel -> a launch of each of its variants."""
     found: dict[str, dict] = {}
     for launch in launches:
-        found.setdefault(launch.kernel, {})[str(launch.files["ttir"])] = launch
+        found.setdefault(launch.kernel, {})[str(launch.files["ttgir"])] = launch
     return {kernel: list(variants.values()) for kernel, variants in found.items()}
 
 
@@ -144,6 +144,8 @@ def test_machine_code_of_nvidia(codes):
         code = subprocess.run(
             [TOOLS / "nvdisasm", "-c", file], capture_output=True, text=True, check=True
         ).stdout
+        # A way of ptxas to move a constant into a register: -0 times 0 plus it.
+        code = re.sub(r"HFMA2(?:\.MMA)? R\d+, -RZ, RZ, [^;]*;", "MOV ;", code)
         found = set(re.findall(r"\s(?:@!?U?P[T\d]+ )?([A-Z][A-Z0-9]*(?:\.[A-Z0-9_]+)*) ", code))
         assert {"EXIT"} <= found and ("FMUL" in str(found)) == (kernel in WITH_PRODUCTS), "it can be read"
         floats = {name for name in found if re.match(r"F(?!LO|ENCE)|MUFU|H[A-Z]+2|D(ADD|MUL|FMA)", name)}
