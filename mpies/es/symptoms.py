@@ -69,15 +69,15 @@ def find_truncation(course: Course) -> str | None:
     if latest < first + TRUNCATED:
         return None
     return (
-        f"{100 * latest:.0f} % of the answers are cut off at engine.max_new_tokens,"
-        f" {100 * first:.0f} % at first. A larger engine.max_new_tokens lets them end; a reward for short ones, or a smaller"
-        " es.alpha, keeps them short"
+        f"{100 * latest:.0f} % of the answers are cut off at engine.max_new_tokens, {100 * first:.0f} % at"
+        " first. A larger engine.max_new_tokens lets them end; a reward for short ones, or a smaller es.alpha,"
+        " keeps them short"
     )
 
 
 def find_taken_over(course: Course) -> str | None:
     """One figure takes the update, and right answers, or another part of the reward, have no share in it."""
-    latest = {name: _latest_mean(values) for name, values in course.cosines.items()}
+    latest = {name: latest_mean(values) for name, values in course.cosines.items()}
     means = {name: mean for name, mean in latest.items() if mean is not None}
     wanted = [name for name in means if name in course.parts | {ACCURACY}]
     strongest = max(means, key=lambda name: abs(means[name]), default="")
@@ -92,13 +92,13 @@ def find_taken_over(course: Course) -> str | None:
     )
 
 
-def _latest_mean(values: np.ndarray) -> float | None:
-    """The mean of the latest PARTS values; None where there are not so many.
+def latest_mean(values: np.ndarray, least: int = PARTS) -> float | None:
+    """The mean of the latest PARTS values; None where there are fewer than `least`.
 
     NaN counts as 0: a figure that is the same for all members has no part in the update.
     """
     latest = values[-PARTS:]
-    return float(np.nan_to_num(latest).mean()) if len(latest) == PARTS else None
+    return float(np.nan_to_num(latest).mean()) if len(latest) >= least else None
 
 
 def is_far_below(means: np.ndarray, deviations: np.ndarray, unperturbed: float, error: float) -> bool:
