@@ -251,6 +251,25 @@ def test_telemetry_adds_up(runs, case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_cosines_are_those_of_the_logged_numbers(runs, case):
+    """Of the answers' length, a figure that every task has: by NumPy, from seeds, signs, coefficients."""
+    data = contents(runs(2) / case / "run.h5")
+    prompts = 2  # of conciseness
+    for g, found in enumerate(data["generation/cosine_answer_tokens"]):
+        lengths = data["member/tokens"][g] / prompts
+        z = (lengths - lengths.mean()) / (lengths.std() or np.nan)
+        seeds, signs = data["member/seed"][g], data["member/sign"][g]
+        one, other = (
+            np.array([(signs * factor)[seeds == seed].sum() for seed in dict.fromkeys(seeds)])
+            for factor in (data["member/coefficient"][g].astype(float), z)
+        )
+        lengths_of_both = np.linalg.norm(one) * np.linalg.norm(other)
+        expected = one @ other / lengths_of_both if lengths_of_both > 0 else np.nan
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.isfinite(data["generation/cosine_answer_tokens"]).any()
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_the_file_proves_the_tuned_model(runs, tiny_model, case):
     """Promise 2, by the plain NumPy definition: initial weights and logged rows give every digest,
     and, cast to the live dtype, the model that was saved."""

@@ -60,7 +60,7 @@ class Change:
 
 
 def changes(run: Run, split: str) -> list[Change]:
-    """Of each evaluation against the one before; then, if there are more than two, the last against the first."""
+    """Of each evaluation against the one before; of more than two, also of the last against the first."""
     values = _by_generation(run, split)
     pairs = list(pairwise(sorted(values)))
     if len(pairs) > 1:
@@ -78,7 +78,7 @@ def changes_since_start(run: Run, split: str) -> list[Change]:
 
 
 def _by_generation(run: Run, split: str) -> dict[int, dict[str, np.ndarray]]:
-    """Generation -> {"accuracy", "reward"} of its prompts, float64 (prompts,) in the order of their numbers."""
+    """Generation -> {"accuracy", "reward"} of its prompts, float64 (prompts,), in their order."""
     table = run.tables["prompt"]
     found = {}
     for generation in np.unique(table["generation"][table["split"] == split]).astype(int).tolist():
@@ -152,6 +152,6 @@ def _far_below(run: Run, known_prompts: bool) -> Iterator[str]:
     ]
     if any(far):
         yield (
-            f"{sum(far)} times, the members of {PATIENCE} generations were more than {FAR:g} of their standard"
+            f"{sum(far)} times, {PATIENCE} generations' members were more than {FAR:g} of their standard"
             " deviations worse than the unperturbed model: es.sigma is too large"
         )

@@ -70,8 +70,8 @@ def find_truncation(course: Course) -> str | None:
         return None
     return (
         f"{100 * latest:.0f} % of the answers are cut off at engine.max_new_tokens, {100 * first:.0f} % at"
-        " first. A larger engine.max_new_tokens lets them end; a reward for short ones, or a smaller es.alpha,"
-        " keeps them short"
+        " first. A larger engine.max_new_tokens lets them end; a reward for short ones, or a smaller"
+        " es.alpha, keeps them short"
     )
 
 
