@@ -155,7 +155,7 @@ def test_two_messages_from_each_rank_and_16_bytes_for_an_answer():
 
 def test_what_the_answers_tell():
     """Of 6 members in antithetic pairs with 3 prompts, as counted by hand."""
-    texts = np.array(["aab", "aaa", "abc", "xbc", "abd", "abd"], dtype=object)
+    texts = np.array(["aab", "aaa", "abc", "xbc", "abz", "abz"], dtype=object)
     marks = np.array([[ord(c) for c in word] for word in texts], dtype=np.uint64)
     per_answer = np.array([[1.0, 0, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0], [1, 0, 0], [1, 0, 0]])
     rewards = per_answer.mean(axis=1)
