@@ -87,7 +87,7 @@ def told(identical: float = 0.1, truncated: float = 0.0, **cosines: float) -> Fi
     ("findings", "generation", "words"),
     [
         ([told(identical=0.8)] * 9, 3, "80 % of the pairs of answers to a prompt are identical"),
-        ([told()] * 3 + [told(truncated=0.5)] * 6, 6, "17 % of the answers are cut off"),
+        ([told()] * 3 + [told(truncated=0.5)] * 6, 6, "50 % of the answers are cut off"),
         ([told(style=0.99, accuracy=0.0)] * 15, 10, "the update is that of style alone"),
     ],
 )
