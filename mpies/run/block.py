@@ -24,17 +24,25 @@ def evaluate_block(
 ) -> list[Evaluated]:
     """The members' rewards and costs, in the block's order; they share its seconds."""
     start = time.perf_counter()
+    judged = judge_block(replica, rows, block, sigma, state, phases)
+    seconds = (time.perf_counter() - start) / len(block)
+    return [
+        Evaluated(member, member_reward(score.rewards), sum(answer.tokens), seconds, _noted(answer, score))
+        for member, (answer, score) in zip(block, judged, strict=True)
+    ]
+
+
+def judge_block(
+    replica: Replica, rows: list[Row], block: list[Member], sigma: float, state: TrainerState, phases: Phases
+) -> list[tuple[Completions, Scores]]:
+    """What each member answers to the rows, and what that is worth, in the block's order."""
     with phases("perturb"):  # the model computes with base + sigma * sign * noise(seed)
         replica.perturbation.set(block, sigma)
     with phases("generate"):
         answers = replica.engine.generate_block([row["prompt"] for row in rows], len(block))
     with phases("reward"):
         scores = [replica.task.judge(rows, answer.texts, answer.ids, state) for answer in answers]
-    seconds = (time.perf_counter() - start) / len(block)
-    return [
-        Evaluated(member, member_reward(score.rewards), sum(answer.tokens), seconds, _noted(answer, score))
-        for member, score, answer in zip(block, scores, answers, strict=True)
-    ]
+    return list(zip(answers, scores, strict=True))
 
 
 def _noted(made: Completions, scores: Scores) -> Answers:

@@ -1,0 +1,169 @@
+"""Which sigma of a ladder, which alpha with it, and why.
+
+**sigma.** Members lose in proportion to sigma^2 and differ in proportion to sigma, so a step is worth the
+more the larger sigma is, until members are damaged more than they tell. A sigma is bearable if the members'
+mean loses no more than BEARABLE of the standard deviation between members in a generation of the run. Of the
+sigmas below the first that is not bearable, the one is taken at which a step gains most (`Signal.gain`).
+
+**alpha.** After T generations of N members, the noise of the updates has moved each weight by a random amount
+of standard deviation alpha sqrt(T / N), as the squares of independent steps add up. With alpha = sigma
+sqrt(N / T) that is as much as one perturbation, of which the ladder says what it costs. At equal answers N T,
+alpha is then in proportion to N, as found in docs/results.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mpies.config import EsSettings
+from mpies.es.symptoms import IDENTICAL
+from mpies.measure.statistics import Figure, mean
+from mpies.probe.rung import Base, Rung, Signal, jackknife, signal
+
+BEARABLE = 1.0  # standard deviations between members
+FEWEST = (
+    4  # generations that alpha is spread over at least: a single step is no larger than sigma sqrt(N) / 2
+)
+
+# Standard deviation of a generation's fitness values, which steps are in proportion to.
+FITNESS_SPREAD = {"zscore": 1.0, "centered_rank": 1 / math.sqrt(12)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rung comes to."""
+
+    rung: Rung
+    lost: Figure
+    accuracy_lost: Figure
+    disagreement: Figure
+    signal: Signal
+    """With the prompts of a generation of the run."""
+    to_noise_error: float
+    """Of the signal to noise, over pairs."""
+    gain_error: float
+
+    @classmethod
+    def of(cls, base: Base, rung: Rung, prompts: int) -> Outcome:
+        def error(value: Callable[[Signal], float]) -> float:
+            return jackknife(lambda part: value(signal(part, prompts)), rung)
+
+        return cls(
+            rung,
+            rung.lost(base),
+            rung.accuracy_lost(base),
+            rung.disagreement,
+            signal(rung, prompts),
+            error(lambda found: found.to_noise),
+            error(lambda found: found.gain),
+        )
+
+    @property
+    def bearable(self) -> bool:
+        return not self.lost.mean > BEARABLE * self.signal.spread
+
+    def figures(self) -> dict[str, Any]:
+        """For JSON."""
+        rung = self.rung
+        return {
+            "sigma": rung.sigma,
+            "reward": mean(rung.rewards),
+            "reward_lost": asdict(self.lost),
+            "accuracy_lost": asdict(self.accuracy_lost),
+            "disagreement": asdict(self.disagreement),
+            "identical_pairs": rung.identical,
+            "truncated": rung.truncated,
+            "answer_tokens": mean(rung.tokens),
+            "signal_to_noise": {"mean": self.signal.to_noise, "error": self.to_noise_error},
+            "gain": {"mean": self.signal.gain, "error": self.gain_error},
+            "spread": self.signal.spread,
+            "bearable": self.bearable,
+            "rewards": rung.rewards.tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    sigma: float
+    alpha: float
+    reason: str
+    by_answers: bool = False
+    """Because no reward tells anything."""
+
+    def text(self) -> str:
+        return f"es.sigma={self.sigma:g} es.alpha={self.alpha:g}: {self.reason}"
+
+
+def recommend(es: EsSettings, outcomes: Sequence[Outcome]) -> Recommendation:
+    """Of a ladder in rising order, for a run with these settings."""
+    chosen, reason, by_answers = _choose(outcomes)
+    sigma = chosen.rung.sigma
+    return Recommendation(sigma, alpha_for(sigma, es), f"{reason}; {_alpha_told(es)}", by_answers)
+
+
+def alpha_for(sigma: float, es: EsSettings) -> float:
+    """sigma sqrt(N / T), T at least FEWEST, over the spread of the fitness values; to two digits."""
+    generations = max(es.generations, FEWEST)
+    alpha = sigma * math.sqrt(es.population / generations) / FITNESS_SPREAD[es.fitness]
+    return float(f"{alpha:.2g}")
+
+
+def _alpha_told(es: EsSettings) -> str:
+    return (
+        f"alpha so that the noise that {es.generations} updates of {es.population} members leave in the"
+        " weights is about one such perturbation"
+    )
+
+
+def _choose(outcomes: Sequence[Outcome]) -> tuple[Outcome, str, bool]:
+    """The rung, why, and whether by answers alone."""
+    bearable = list(itertools.takewhile(lambda outcome: outcome.bearable, outcomes))
+    if not bearable:
+        first = outcomes[0]
+        return (
+            first,
+            f"the least there is, and even its members lose {_damage(first)}; try smaller ones by --sigmas",
+            False,
+        )
+    if not any(outcome.disagreement.mean > 0 for outcome in bearable):
+        return _by_answers(bearable)
+    best = max(bearable, key=lambda outcome: (outcome.signal.gain, outcome.disagreement.mean))
+    beyond = outcomes[len(bearable)] if len(bearable) < len(outcomes) else None
+    return best, _why(best, beyond, best is outcomes[-1]), False
+
+
+def _why(best: Outcome, beyond: Outcome | None, last: bool) -> str:
+    if best.signal.gain > 0:
+        told = f"+- {best.gain_error:.2g} " if math.isfinite(best.gain_error) else ""
+        why = f"a step gains most there ({best.signal.gain:.2g} {told}for alpha = sigma)"
+    else:
+        why = (
+            "no signal is seen above the noise of so few pairs and prompts; there, most rewards of pairs"
+            f" differ ({100 * best.disagreement.mean:.0f} %)"
+        )
+    why += f" and members lose {_damage(best)}"
+    if beyond:
+        why += f", at {beyond.rung.sigma:g} {_damage(beyond)}"
+    return f"{why}; larger ones may be better, try by --sigmas" if last else why
+
+
+def _damage(outcome: Outcome) -> str:
+    return f"{max(0.0, outcome.lost.mean):.2g} where they differ by {outcome.signal.spread:.2g}"
+
+
+def _by_answers(bearable: Sequence[Outcome]) -> tuple[Outcome, str, bool]:
+    """The smallest sigma at which most pairs answer differently, which rewards need to differ at all."""
+    why = "no two rewards of a pair differ at any sigma that is bearable, so nothing can be learned"
+    remedy = "a reward with steps in between, easier or more prompts tell members apart"
+    for outcome in bearable:
+        if outcome.rung.identical <= IDENTICAL:
+            return (
+                outcome,
+                f"{why} ({remedy}); chosen because most pairs answer differently from there on",
+                True,
+            )
+    return bearable[-1], f"{why}, and most pairs answer alike even at the largest; try larger ones", True
