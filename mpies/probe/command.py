@@ -36,9 +36,7 @@ class Options:
     """The command line's rest: a configuration file and section.key=value."""
 
     def ladder(self, sigma: float) -> tuple[float, ...]:
-        """The sigmas to try, around the settings' one. Raises InputError if that has none."""
-        if not self.sigmas and not sigma:
-            raise InputError("es.sigma: given 0, around which there is no ladder; name one by --sigmas")
+        """The sigmas to try: around the settings' one, unless they are given."""
         return self.sigmas or tuple(float(f"{step * sigma:.12g}") for step in STEPS)
 
 
@@ -84,7 +82,6 @@ def _sigmas(text: str) -> tuple[float, ...]:
 def main(comm: Comm, arguments: list[str]) -> int:
     options = together(comm, parse, arguments)
     settings = agree_on_settings(comm, inputs.load_settings, options.settings)
-    ladder = together(comm, options.ladder, settings.es.sigma)
     on_root(comm, _refuse_unwritable, options)
     # torch comes along: only once the command line is good.
     from mpies.probe.climbing import climb
@@ -100,7 +97,9 @@ def main(comm: Comm, arguments: list[str]) -> int:
         screen.say(f"reward {line}")
     screen.say(f"loading {settings.model.path} ...")
     replica = load(comm, settings, setup, InitialUse())
-    base, rungs = climb(comm, settings, replica, ladder, options.pairs, options.prompts, screen.say)
+    base, rungs = climb(
+        comm, settings, replica, options.ladder(settings.es.sigma), options.pairs, options.prompts, screen.say
+    )
     if comm.rank == 0:
         report = Report.of(settings, setup.task, replica.facts, base, rungs)
         report.show(screen.console)

@@ -2,8 +2,9 @@
 
 **sigma.** Members lose in proportion to sigma^2 and differ in proportion to sigma, so a step is worth the
 more the larger sigma is, until members are damaged more than they tell. A sigma is bearable if the members'
-mean loses no more than BEARABLE of the standard deviation between members in a generation of the run. Of the
-sigmas below the first that is not bearable, the one is taken at which a step gains most (`Signal.gain`).
+mean does not lose more than BEARABLE of the standard deviation between members in a generation of the run, by
+a standard error of that loss. Of the sigmas below the first that is not bearable, the one is taken at which a
+step gains most (`Signal.gain`).
 
 **alpha.** After T generations of N members, the noise of the updates has moved each weight by a random amount
 of standard deviation alpha sqrt(T / N), as the squares of independent steps add up. With alpha = sigma
@@ -24,7 +25,9 @@ from mpies.es.symptoms import IDENTICAL
 from mpies.measure.statistics import Figure, mean
 from mpies.probe.rung import Base, Rung, Signal, jackknife, signal
 
-BEARABLE = 1.0  # standard deviations between members
+# Standard deviations between members. At half of one, the unperturbed model would be among the best third of
+# its members: most of what tells them apart is then not how much they were damaged.
+BEARABLE = 0.5
 FEWEST = (
     4  # generations that alpha is spread over at least: a single step is no larger than sigma sqrt(N) / 2
 )
@@ -64,7 +67,8 @@ class Outcome:
 
     @property
     def bearable(self) -> bool:
-        return not self.lost.mean > BEARABLE * self.signal.spread
+        surely = self.lost.mean - (self.lost.error if math.isfinite(self.lost.error) else 0.0)
+        return not surely > BEARABLE * self.signal.spread
 
     def figures(self) -> dict[str, Any]:
         """For JSON."""
