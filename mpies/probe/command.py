@@ -15,6 +15,7 @@ from mpies.files import refuse_unwritable
 from mpies.ranks.agreement import agree_on_settings, on_root, together
 from mpies.ranks.collectives import barrier
 from mpies.run import inputs
+from mpies.text import clip
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -56,14 +57,16 @@ def parse(arguments: list[str]) -> Options:
     given, rest = parser.parse_known_args(arguments)
     unknown = next((one for one in rest if one.startswith("-")), None)
     if unknown:
-        parser.error(f"{unknown}: there is no such option")
+        parser.error(f"{clip(unknown, 60)}: there is no such option")
     if not 2 <= given.pairs <= MOST_PAIRS:
         raise InputError(f"--pairs: given {given.pairs}, allowed is 2 to {MOST_PAIRS}")
     if given.prompts < 1:
         raise InputError(f"--prompts: given {given.prompts}, allowed is 1 or more")
     if given.output and Path(given.output).suffix.lower().removeprefix(".") not in FORMS:
         endings = ", ".join(f".{form}" for form in FORMS)
-        raise InputError(f"--output: given {given.output}, allowed is a name that ends in {endings}")
+        raise InputError(
+            f"--output: given {clip(given.output, 60)}, allowed is a name that ends in {endings}"
+        )
     return Options(given.pairs, given.prompts, _sigmas(given.sigmas), given.output, given.json, rest)
 
 
@@ -74,7 +77,7 @@ def _sigmas(text: str) -> tuple[float, ...]:
         made = [math.nan]
     if len(made) > MOST_SIGMAS or not all(0 < sigma < math.inf for sigma in made):
         raise InputError(
-            f"--sigmas: given {text}, allowed are up to {MOST_SIGMAS} numbers above 0, with commas between"
+            f"--sigmas: given {clip(text, 60)}, allowed are up to {MOST_SIGMAS} numbers above 0, with commas"
         )
     return tuple(made)
 

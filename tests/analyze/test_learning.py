@@ -119,7 +119,7 @@ def test_panels_show_it(told):
     lines = {line.get_label(): line.get_ydata() for line in shares.lines}
     assert lines["format"][[0, -1]].tolist() == [-0.5, -1] and lines["accuracy"][[0, -1]].tolist() == [0, 0.8]
     (net,) = (line for line in changes.lines if line.get_label() == "net")
-    assert [list(map(float, values)) for values in net.get_data()] == [[10, 20], [2, 3]]
+    assert [list(map(float, values)) for values in net.get_data()] == [[0, 10, 20], [0, 2, 3]]
     both = draw([told, told], ["signal", "shares", "changes"])
     assert [len(axes.lines) for axes in both.axes] == [2, 3, 3], "with the lines at 0"
 

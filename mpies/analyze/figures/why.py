@@ -69,7 +69,9 @@ def draw_changes(axes: Axes, view: View) -> None:
             axes.vlines(at, 0, [-change.broken for change in found], color="#D55E00", lw=4, label="broken")
         style = line_style(shown) | ({} if shown.thin else {"marker": "o", "ms": 4, "mfc": "white"})
         colour, label = ("black", "net") if view.single else (shown.colour, shown.label)
-        axes.plot(at, [change.net for change in found], color=colour, label=label, **style)
+        start = [change.before for change in found[:1]]
+        axes.plot(start + at, [0] * len(start) + [change.net for change in found], color=colour, label=label,
+                  **style)  # fmt: skip
     axes.axhline(0, color="black", lw=0.6)
     axes.set_xlabel("generation")
     axes.set_ylabel("held-out prompts since the first evaluation")
