@@ -57,10 +57,8 @@ def test_figures_are_those_of_the_latest_generations(told):
 
 
 def test_prompts_that_were_fixed_and_broken(told):
-    found = [
-        (c.before, c.after, c.by, c.prompts, c.fixed, c.broken) for c in learning.changes(told, "held_out")
-    ]
-    assert found == [
+    found = learning.changes(told, "held_out")
+    assert [(c.before, c.after, c.by, c.prompts, c.fixed, c.broken) for c in found] == [
         (0, 10, "accuracy", 7, 3, 1),
         (10, 20, "accuracy", 7, 1, 0),
         (0, 20, "accuracy", 7, 4, 1),
