@@ -41,14 +41,14 @@ class Options:
         return self.sigmas or tuple(float(f"{step * sigma:.12g}") for step in STEPS)
 
 
-class Parser(argparse.ArgumentParser):
+class ProbeParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; --help shows what there is")
 
 
 def parse(arguments: list[str]) -> Options:
     """The command line. Raises InputError for what cannot be."""
-    parser = Parser(add_help=False, allow_abbrev=False)
+    parser = ProbeParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--sigmas", default="")
@@ -88,7 +88,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
     on_root(comm, _refuse_unwritable, options)
     # torch comes along: only once the command line is good.
     from mpies.probe.climbing import climb
-    from mpies.probe.report import Report
+    from mpies.probe.report import ProbeReport
     from mpies.replica import InitialUse, load, settle
     from mpies.run.screen import Screen, rewards_shown
 
@@ -104,7 +104,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
         comm, settings, replica, options.ladder(settings.es.sigma), options.pairs, options.prompts, screen.say
     )
     if comm.rank == 0:
-        report = Report.of(settings, setup.task, replica.facts, base, rungs)
+        report = ProbeReport.of(settings, setup.task, replica.facts, base, rungs)
         report.show(screen.console)
         if options.output:
             report.draw(Path(options.output))

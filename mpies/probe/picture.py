@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpies.measure.statistics import Figure, mean
-from mpies.probe.recommendation import Outcome
+from mpies.probe.recommendation import Tried
 from mpies.probe.rung import Base
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
 
-def draw(base: Base, outcomes: list[Outcome], recommended: float | None, form: str) -> bytes:
+def draw(base: Base, outcomes: list[Tried], recommended: float | None, form: str) -> bytes:
     """As a png, svg or pdf file; `recommended`: a sigma that gets a line."""
     import matplotlib
-    from matplotlib.figure import Figure as Drawing
+    from matplotlib import figure
 
     file = io.BytesIO()
     with matplotlib.rc_context(LOOK):
-        drawing = Drawing(figsize=(12.0, 3.4), layout="constrained")
+        drawing = figure.Figure(figsize=(12.0, 3.4), layout="constrained")
         for axes, fill in zip(drawing.subplots(1, 3), (_lost, _differing, _signal), strict=True):
             fill(axes, base, outcomes)
             axes.set_xscale("log")
@@ -50,7 +50,7 @@ def draw(base: Base, outcomes: list[Outcome], recommended: float | None, form: s
     return file.getvalue()
 
 
-def _lost(axes: Axes, base: Base, outcomes: list[Outcome]) -> None:
+def _lost(axes: Axes, base: Base, outcomes: list[Tried]) -> None:
     axes.set_title("Reward of the members")
     level = mean(base.rewards)
     _curve(axes, outcomes, BLUE, "members, ± standard error of the loss", lambda o: _below(level, o.lost))
@@ -66,9 +66,9 @@ def _lost(axes: Axes, base: Base, outcomes: list[Outcome]) -> None:
     axes.legend(loc="lower left")
 
 
-def _differing(axes: Axes, base: Base, outcomes: list[Outcome]) -> None:
+def _differing(axes: Axes, base: Base, outcomes: list[Tried]) -> None:
     axes.set_title("Answers of a pair")
-    shares: dict[str, tuple[str, Callable[[Outcome], Figure]]] = {
+    shares: dict[str, tuple[str, Callable[[Tried], Figure]]] = {
         "identical": (BLUE, lambda o: Figure(o.rung.identical)),
         "with different rewards": (GREEN, lambda o: o.disagreement),
         "cut off": (PINK, lambda o: Figure(o.rung.truncated)),
@@ -80,7 +80,7 @@ def _differing(axes: Axes, base: Base, outcomes: list[Outcome]) -> None:
     axes.legend(loc="best")
 
 
-def _signal(axes: Axes, base: Base, outcomes: list[Outcome]) -> None:
+def _signal(axes: Axes, base: Base, outcomes: list[Tried]) -> None:
     axes.set_title("What a step learns")
     _curve(
         axes,
@@ -101,10 +101,10 @@ def _below(level: float, lost: Figure) -> Figure:
 
 def _curve(
     axes: Axes,
-    outcomes: list[Outcome],
+    outcomes: list[Tried],
     colour: str,
     label: str,
-    value: Callable[[Outcome], Figure],
+    value: Callable[[Tried], Figure],
     scale: float = 1,
 ) -> None:
     found = [value(outcome) for outcome in outcomes]

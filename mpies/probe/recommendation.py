@@ -37,7 +37,7 @@ FITNESS_SPREAD = {"zscore": 1.0, "centered_rank": 1 / math.sqrt(12)}
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Tried:
     """What a rung comes to."""
 
     rung: Rung
@@ -51,7 +51,7 @@ class Outcome:
     gain_error: float
 
     @classmethod
-    def of(cls, base: Base, rung: Rung, prompts: int) -> Outcome:
+    def of(cls, base: Base, rung: Rung, prompts: int) -> Tried:
         def error(value: Callable[[Signal], float]) -> float:
             return jackknife(lambda part: value(signal(part, prompts)), rung)
 
@@ -102,7 +102,7 @@ class Recommendation:
         return f"es.sigma={self.sigma:g} es.alpha={self.alpha:g}: {self.reason}"
 
 
-def recommend(es: EsSettings, outcomes: Sequence[Outcome]) -> Recommendation:
+def recommend(es: EsSettings, outcomes: Sequence[Tried]) -> Recommendation:
     """Of a ladder in rising order, for a run with these settings."""
     chosen, reason, by_answers = _choose(outcomes)
     sigma = chosen.rung.sigma
@@ -123,7 +123,7 @@ def _alpha_told(es: EsSettings) -> str:
     )
 
 
-def _choose(outcomes: Sequence[Outcome]) -> tuple[Outcome, str, bool]:
+def _choose(outcomes: Sequence[Tried]) -> tuple[Tried, str, bool]:
     """The rung, why, and whether by answers alone."""
     bearable = list(itertools.takewhile(lambda outcome: outcome.bearable, outcomes))
     if not bearable:
@@ -140,7 +140,7 @@ def _choose(outcomes: Sequence[Outcome]) -> tuple[Outcome, str, bool]:
     return best, _why(best, beyond, best is outcomes[-1]), False
 
 
-def _why(best: Outcome, beyond: Outcome | None, last: bool) -> str:
+def _why(best: Tried, beyond: Tried | None, last: bool) -> str:
     if best.signal.gain > 0:
         told = f"+- {best.gain_error:.2g} " if math.isfinite(best.gain_error) else ""
         why = f"a step gains most there ({best.signal.gain:.2g} {told}for alpha = sigma)"
@@ -155,11 +155,11 @@ def _why(best: Outcome, beyond: Outcome | None, last: bool) -> str:
     return f"{why}; larger ones may be better, try by --sigmas" if last else why
 
 
-def _damage(outcome: Outcome) -> str:
+def _damage(outcome: Tried) -> str:
     return f"{max(0.0, outcome.lost.mean):.2g} where they differ by {outcome.signal.spread:.2g}"
 
 
-def _by_answers(bearable: Sequence[Outcome]) -> tuple[Outcome, str, bool]:
+def _by_answers(bearable: Sequence[Tried]) -> tuple[Tried, str, bool]:
     """The smallest sigma at which most pairs answer differently, which rewards need to differ at all."""
     why = "no two rewards of a pair differ at any sigma that is bearable, so nothing can be learned"
     remedy = "a reward with steps in between, easier or more prompts tell members apart"

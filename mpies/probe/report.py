@@ -18,7 +18,7 @@ from mpies.errors import StorageError, reason
 from mpies.files import written_whole
 from mpies.measure.statistics import Figure, mean
 from mpies.probe import picture
-from mpies.probe.recommendation import Outcome, Recommendation, recommend
+from mpies.probe.recommendation import Recommendation, Tried, recommend
 from mpies.probe.rung import Base, Rung
 from mpies.replica import Facts
 from mpies.tasks.base import Task
@@ -26,18 +26,18 @@ from mpies.text import json_ready
 
 
 @dataclass(frozen=True)
-class Report:
+class ProbeReport:
     about: dict[str, Any]
     """Model, task and the run's settings that figures are about."""
     base: Base
-    outcomes: list[Outcome]
+    outcomes: list[Tried]
     recommended: Recommendation
 
     @classmethod
-    def of(cls, settings: Settings, task: Task, facts: Facts, base: Base, rungs: list[Rung]) -> Report:
+    def of(cls, settings: Settings, task: Task, facts: Facts, base: Base, rungs: list[Rung]) -> ProbeReport:
         """`prompts_per_generation` is that of the run, which signal and spread are told for."""
         prompts = task.prompts_per_generation or len(task.train)
-        outcomes = [Outcome.of(base, rung, prompts) for rung in rungs]
+        outcomes = [Tried.of(base, rung, prompts) for rung in rungs]
         about = {
             "model": facts.model_path,
             "digest": f"{facts.model_digest:016x}",

@@ -11,7 +11,7 @@ from mpies.es import symptoms
 from mpies.es.symptoms import PATIENCE, Course
 
 if TYPE_CHECKING:
-    from mpies.run.telemetry import Findings
+    from mpies.run.telemetry import Diagnosis
 
 
 class Advisor:
@@ -38,7 +38,7 @@ class Advisor:
         generation: int,
         rewards: np.ndarray,
         coefficients: np.ndarray,
-        findings: Findings | None = None,
+        findings: Diagnosis | None = None,
     ) -> None:
         """rewards float64 (N,), NaN where not scored; coefficients (N,) of the update; what answers tell."""
         scored = rewards[~np.isnan(rewards)]
@@ -75,7 +75,7 @@ class Advisor:
             " smaller es.sigma",
         )
 
-    def _look_at_answers(self, generation: int, findings: Findings) -> None:
+    def _look_at_answers(self, generation: int, findings: Diagnosis) -> None:
         latest = findings.agreement.identical_pairs, findings.truncated, findings.cosines
         self._course.append(latest)
         identical, truncated, cosines = zip(*self._course, strict=True)

@@ -52,7 +52,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Findings:
+class Diagnosis:
     """What all members' answers tell of a generation; see es/answers.py and es/alignment.py."""
 
     agreement: Agreement
@@ -110,7 +110,7 @@ def gather(
     return costs, [answers for _, _, answers in ordered]
 
 
-def find(outcome: Outcome, costs: Costs, answers: list[Answers], fitness: str) -> Findings:
+def find(outcome: Outcome, costs: Costs, answers: list[Answers], fitness: str) -> Diagnosis:
     """What the answers, in member order, tell. `fitness`: how figures become coefficients, as rewards do."""
     marks = np.stack([one.marks for one in answers])
     rewards = np.stack([one.rewards for one in answers])
@@ -118,7 +118,7 @@ def find(outcome: Outcome, costs: Costs, answers: list[Answers], fitness: str) -
     metrics = {name: np.array([one.metrics.get(name, math.nan) for one in answers]) for name in names}
     seeds, signs = outcome.plan.seeds, outcome.plan.signs
     figures = {**metrics, LENGTH: costs.members["tokens"] / marks.shape[1]}
-    return Findings(
+    return Diagnosis(
         agreement=compare(marks, rewards, outcome.rewards, seeds),
         truncated=sum(one.truncated for one in answers) / marks.size,
         metrics=metrics,
@@ -130,7 +130,7 @@ def find(outcome: Outcome, costs: Costs, answers: list[Answers], fitness: str) -
 
 
 def make_rows(
-    outcome: Outcome, costs: Costs, findings: Findings, seconds: float, received: int
+    outcome: Outcome, costs: Costs, findings: Diagnosis, seconds: float, received: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The generation's row and its members' rows for the run file, by column.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mpies import config
-from mpies.probe.recommendation import Outcome, alpha_for, recommend
+from mpies.probe.recommendation import Tried, alpha_for, recommend
 from mpies.probe.rung import Base, Rung
 
 ES = config.load(["model.path=x", "es.population=32", "es.generations=16", "run.directory=x"]).es
@@ -42,8 +42,8 @@ class World:
         marks = np.round(4 * logits).astype(int)
         return Rung(sigma, rewards, rewards, marks, np.full(rewards.shape, 5), 0.0)
 
-    def outcomes(self, ladder=LADDER, prompts: int = PROMPTS) -> list[Outcome]:
-        return [Outcome.of(self.base(), self.rung(sigma), prompts) for sigma in ladder]
+    def outcomes(self, ladder=LADDER, prompts: int = PROMPTS) -> list[Tried]:
+        return [Tried.of(self.base(), self.rung(sigma), prompts) for sigma in ladder]
 
     def _ease(self) -> np.ndarray:
         return np.linspace(-1, 1, PROMPTS) + 2 * (self.right - 0.5)
@@ -99,7 +99,7 @@ def test_nothing_was_scored():
     rungs = [world.rung(sigma) for sigma in LADDER]
     rungs = [replace(rung, rewards=np.full(rung.rewards.shape, math.nan)) for rung in rungs]
     base = Base(unknown, unknown, np.full(PROMPTS, 5), 0.0)
-    assert recommend(ES, [Outcome.of(base, rung, PROMPTS) for rung in rungs]).by_answers
+    assert recommend(ES, [Tried.of(base, rung, PROMPTS) for rung in rungs]).by_answers
 
 
 def test_alpha_is_what_a_run_of_that_length_can_bear():

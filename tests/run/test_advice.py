@@ -9,7 +9,7 @@ from jobs import arguments, train
 from mpies.es.answers import Agreement
 from mpies.es.fitness import coefficients
 from mpies.run.advice import Advisor
-from mpies.run.telemetry import Findings
+from mpies.run.telemetry import Diagnosis
 
 NAN = float("nan")
 
@@ -79,8 +79,8 @@ def test_other_prompts_may_be_as_much_harder(advisor):
     assert advisor.see(*[[0.0] * 15 + [1.0]] * 4) == []
 
 
-def told(identical: float = 0.1, truncated: float = 0.0, **cosines: float) -> Findings:
-    return Findings(Agreement(identical, 0.9, 0.9, 2.0), truncated, cosines=cosines)
+def told(identical: float = 0.1, truncated: float = 0.0, **cosines: float) -> Diagnosis:
+    return Diagnosis(Agreement(identical, 0.9, 0.9, 2.0), truncated, cosines=cosines)
 
 
 @pytest.mark.parametrize(

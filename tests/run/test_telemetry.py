@@ -17,12 +17,12 @@ from mpies.es.population import Plan, Population
 from mpies.es.schedule import Step
 from mpies.phases import PHASES, Phases
 from mpies.run.exchange import Evaluated
-from mpies.run.telemetry import COST, Costs, Findings, Outcome, find, gather, make_rows
+from mpies.run.telemetry import COST, Costs, Diagnosis, Outcome, find, gather, make_rows
 from mpies.runfile import TABLES, open_for_reading
 
 MEMBERS, RANKS = 6, 3
 REWARDS = np.array([-3.0, 0.1, math.nan, 2.25, -3.5, math.nan])
-FOUND = Findings(Agreement(0.5, 0.25, 1.0, 3.0), 0.125)
+FOUND = Diagnosis(Agreement(0.5, 0.25, 1.0, 3.0), 0.125)
 
 
 def outcome(rewards: np.ndarray = REWARDS) -> Outcome:
