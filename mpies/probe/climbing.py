@@ -61,13 +61,12 @@ def climb(
     )
     state = TrainerState(0, settings.es.generations)
     base = _stand_below(comm, settings, replica, rows, state)
-    work = list(_pieces(settings, ladder, members))
+    work = list(_pieces(settings, ladder, members))[comm.rank :: comm.size]
     mine = []
-    for i in range(comm.rank, len(work), comm.size):
-        rung, block = work[i]
+    for done, (rung, block) in enumerate(work, 1):
         judged = judge_block(replica, rows, block, ladder[rung], state, Phases())
         mine += [(rung, _noted(member, *one)) for member, one in zip(block, judged, strict=True)]
-        say(f"sigma {ladder[rung]:g}: members {block[0].index + 1} to {block[-1].index + 1} of {members}")
+        say(f"block {done} of {len(work)} that are rank 0's, at sigma {ladder[rung]:g}")
     everyone = [one for part in allgather_objects(comm, mine) for one in part]
     return base, [
         _rung(sigma, sorted((m for r, m in everyone if r == rung), key=lambda m: m.member))
