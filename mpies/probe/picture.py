@@ -1,4 +1,4 @@
-"""The ladder as a picture: what is lost, what differs, what of it is signal, over sigma."""
+"""The ladder as a picture: what is lost, what differs, what a run would net, over sigma."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def draw(base: Base, outcomes: list[Tried], recommended: float | None, form: str
     file = io.BytesIO()
     with matplotlib.rc_context(LOOK):
         drawing = figure.Figure(figsize=(12.0, 3.4), layout="constrained")
-        for axes, fill in zip(drawing.subplots(1, 3), (_lost, _differing, _signal), strict=True):
+        for axes, fill in zip(drawing.subplots(1, 3), (_lost, _differing, _whole), strict=True):
             fill(axes, base, outcomes)
             axes.set_xscale("log")
             axes.set_xlabel("sigma")
@@ -80,17 +80,11 @@ def _differing(axes: Axes, base: Base, outcomes: list[Tried]) -> None:
     axes.legend(loc="best")
 
 
-def _signal(axes: Axes, base: Base, outcomes: list[Tried]) -> None:
-    axes.set_title("What a step learns")
-    _curve(
-        axes,
-        outcomes,
-        BLUE,
-        "gain of a step with alpha = sigma",
-        lambda o: Figure(o.signal.gain, o.gain_error),
-    )
-    _curve(axes, outcomes, RED, "standard deviation between members", lambda o: Figure(o.signal.spread))
-    axes.set_ylim(bottom=0)
+def _whole(axes: Axes, base: Base, outcomes: list[Tried]) -> None:
+    axes.set_title("A whole run")
+    _curve(axes, outcomes, BLUE, "what a run nets, if the reward were linear", lambda o: o.net)
+    _curve(axes, outcomes, RED, "what its noise costs", lambda o: o.lost)
+    axes.axhline(0, color="grey", lw=0.8)
     axes.set_ylabel("reward")
     axes.legend(loc="best")
 

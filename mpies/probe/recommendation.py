@@ -1,33 +1,30 @@
 """Which sigma of a ladder, which alpha with it, and why.
 
-**sigma.** Members lose in proportion to sigma^2 and differ in proportion to sigma, so a step is worth the
-more the larger sigma is, until members are damaged more than they tell. A sigma is bearable if the members'
-mean does not lose more than BEARABLE of the standard deviation between members in a generation of the run, by
-a standard error of that loss. Of the sigmas below the first that is not bearable, the one is taken at which a
-step gains most (`Signal.gain`).
-
 **alpha.** After T generations of N members, the noise of the updates has moved each weight by a random amount
 of standard deviation alpha sqrt(T / N), as the squares of independent steps add up. With alpha = sigma
 sqrt(N / T) that is as much as one perturbation, of which the ladder says what it costs. At equal answers N T,
 alpha is then in proportion to N, as found in docs/results.md.
+
+**sigma.** Members lose in proportion to sigma^2 and differ in proportion to sigma, so steps are worth the
+more the larger sigma is, until members are damaged more than they tell. With that alpha, T steps gain T
+(alpha / sigma) `Signal.gain`, as far as the reward is linear, and their noise costs what a perturbation
+costs. The sigma with the largest difference is taken, of those below the first whose members are far worse
+than the unperturbed model (`symptoms.FAR`, by a standard error): there, linear is no word for it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mpies.config import EsSettings
-from mpies.es.symptoms import IDENTICAL
+from mpies.es.symptoms import FAR, IDENTICAL
 from mpies.measure.statistics import Figure, mean
 from mpies.probe.rung import Base, Rung, Signal, jackknife, signal
 
-# Standard deviations between members. At half of one, the unperturbed model would be among the best third of
-# its members: most of what tells them apart is then not how much they were damaged.
-BEARABLE = 0.5
 FEWEST = (
     4  # generations that alpha is spread over at least: a single step is no larger than sigma sqrt(N) / 2
 )
@@ -48,12 +45,16 @@ class Tried:
     """With the prompts of a generation of the run."""
     to_noise_error: float
     """Of the signal to noise, over pairs."""
-    gain_error: float
+    net: Figure
+    """What a whole run would gain, as far as the reward is linear, less what its noise costs."""
 
     @classmethod
-    def of(cls, base: Base, rung: Rung, prompts: int) -> Tried:
-        def error(value: Callable[[Signal], float]) -> float:
-            return jackknife(lambda part: value(signal(part, prompts)), rung)
+    def of(cls, es: EsSettings, base: Base, rung: Rung, prompts: int) -> Tried:
+        """For a run with these settings and so many prompts in a generation."""
+        steps = es.generations * _alpha_over_sigma(es)
+
+        def net(part: Rung) -> float:
+            return steps * signal(part, prompts).gain - part.lost(base).mean
 
         return cls(
             rung,
@@ -61,14 +62,14 @@ class Tried:
             rung.accuracy_lost(base),
             rung.disagreement,
             signal(rung, prompts),
-            error(lambda found: found.to_noise),
-            error(lambda found: found.gain),
+            jackknife(lambda part: signal(part, prompts).to_noise, rung),
+            Figure(net(rung), jackknife(net, rung)),
         )
 
     @property
     def bearable(self) -> bool:
         surely = self.lost.mean - (self.lost.error if math.isfinite(self.lost.error) else 0.0)
-        return not surely > BEARABLE * self.signal.spread
+        return not surely > FAR * self.signal.spread
 
     def figures(self) -> dict[str, Any]:
         """For JSON."""
@@ -83,7 +84,8 @@ class Tried:
             "truncated": rung.truncated,
             "answer_tokens": mean(rung.tokens),
             "signal_to_noise": {"mean": self.signal.to_noise, "error": self.to_noise_error},
-            "gain": {"mean": self.signal.gain, "error": self.gain_error},
+            "gain": self.signal.gain,
+            "net": asdict(self.net),
             "spread": self.signal.spread,
             "bearable": self.bearable,
             "rewards": rung.rewards.tolist(),
@@ -111,9 +113,12 @@ def recommend(es: EsSettings, outcomes: Sequence[Tried]) -> Recommendation:
 
 def alpha_for(sigma: float, es: EsSettings) -> float:
     """sigma sqrt(N / T), T at least FEWEST, over the spread of the fitness values; to two digits."""
-    generations = max(es.generations, FEWEST)
-    alpha = sigma * math.sqrt(es.population / generations) / FITNESS_SPREAD[es.fitness]
-    return float(f"{alpha:.2g}")
+    return float(f"{sigma * _alpha_over_sigma(es) / FITNESS_SPREAD[es.fitness]:.2g}")
+
+
+def _alpha_over_sigma(es: EsSettings) -> float:
+    """For fitness values with a standard deviation of 1."""
+    return math.sqrt(es.population / max(es.generations, FEWEST))
 
 
 def _alpha_told(es: EsSettings) -> str:
@@ -135,21 +140,25 @@ def _choose(outcomes: Sequence[Tried]) -> tuple[Tried, str, bool]:
         )
     if not any(outcome.disagreement.mean > 0 for outcome in bearable):
         return _by_answers(bearable)
-    best = max(bearable, key=lambda outcome: (outcome.signal.gain, outcome.disagreement.mean))
     beyond = outcomes[len(bearable)] if len(bearable) < len(outcomes) else None
+    telling = [outcome for outcome in bearable if outcome.signal.gain > 0]
+    if telling:
+        best = max(telling, key=lambda outcome: outcome.net.mean)
+    else:
+        best = max(bearable, key=lambda outcome: outcome.disagreement.mean)
     return best, _why(best, beyond, best is outcomes[-1]), False
 
 
 def _why(best: Tried, beyond: Tried | None, last: bool) -> str:
     if best.signal.gain > 0:
-        told = f"+- {best.gain_error:.2g} " if math.isfinite(best.gain_error) else ""
-        why = f"a step gains most there ({best.signal.gain:.2g} {told}for alpha = sigma)"
+        error = f" +- {best.net.error:.1g}" if math.isfinite(best.net.error) else ""
+        why = f"a run nets most there ({best.net.mean:.2g}{error}, if the reward were linear)"
     else:
         why = (
             "no signal is seen above the noise of so few pairs and prompts; there, most rewards of pairs"
             f" differ ({100 * best.disagreement.mean:.0f} %)"
         )
-    why += f" and members lose {_damage(best)}"
+    why += f", and members lose {_damage(best)}"
     if beyond:
         why += f", at {beyond.rung.sigma:g} {_damage(beyond)}"
     return f"{why}; larger ones may be better, try by --sigmas" if last else why

@@ -37,7 +37,7 @@ class ProbeReport:
     def of(cls, settings: Settings, task: Task, facts: Facts, base: Base, rungs: list[Rung]) -> ProbeReport:
         """`prompts_per_generation` is that of the run, which signal and spread are told for."""
         prompts = task.prompts_per_generation or len(task.train)
-        outcomes = [Tried.of(base, rung, prompts) for rung in rungs]
+        outcomes = [Tried.of(settings.es, base, rung, prompts) for rung in rungs]
         about = {
             "model": facts.model_path,
             "digest": f"{facts.model_digest:016x}",
@@ -63,7 +63,7 @@ class ProbeReport:
     def show(self, console: Console) -> None:
         console.print(self._table())
         console.print(
-            f"{self.pairs} pairs, {len(self.base.rewards)} prompts; signal and gain are those of a generation"
+            f"{self.pairs} pairs, {len(self.base.rewards)} prompts; signal to noise is that of a generation"
             f" with {self.about['prompts_per_generation']} prompts. It cost {self.answers} answers.",
             soft_wrap=True,
         )
@@ -71,35 +71,30 @@ class ProbeReport:
 
     def _table(self) -> Table:
         right = not math.isnan(mean(self.base.accuracies))
-        table = Table("sigma", box=None, pad_edge=False)
-        headings = [
-            "reward",
-            "lost",
-            *(["accuracy lost"] if right else []),
-            "disagree",
-            "identical",
-            "cut off",
+        table = Table(box=None, pad_edge=False, padding=(0, 1))
+        accuracy = ["accuracy\nlost"] if right else []
+        headings = ["reward", "lost", *accuracy, "dis-\nagree", "iden-\ntical", "cut\noff"]
+        for heading in ("sigma", *headings, "signal\n/ noise", "net", ""):
+            table.add_column(heading, justify="left" if heading == "sigma" else "right", overflow="fold")
+        below = [
+            f"{mean(self.base.rewards):.4g}",
+            *([""] * (4 if right else 3)),
+            _percent(self.base.truncated),
         ]
-        for heading in (*headings, "signal/noise", "gain", ""):
-            table.add_column(heading, justify="right", no_wrap=True)
-        base = [f"{mean(self.base.rewards):.4g}", "", *([""] if right else []), "", ""]
-        table.add_row("0", *base, _percent(self.base.truncated), "", "", "")
-        for outcome in self.outcomes:
-            lost = [_lost(outcome.lost), *([_lost(outcome.accuracy_lost)] if right else [])]
+        table.add_row("0", *below)
+        for tried in self.outcomes:
+            mark = "<-" if tried.rung.sigma == self.recommended.sigma else "" if tried.bearable else "too far"
             table.add_row(
-                f"{outcome.rung.sigma:g}",
-                f"{mean(outcome.rung.rewards):.4g}",
-                *lost,
-                _percent(outcome.disagreement.mean),
-                _percent(outcome.rung.identical),
-                _percent(outcome.rung.truncated),
-                _cell(outcome.signal.to_noise, outcome.to_noise_error),
-                _cell(outcome.signal.gain, outcome.gain_error),
-                "<-"
-                if outcome.rung.sigma == self.recommended.sigma
-                else ""
-                if outcome.bearable
-                else "too far",
+                f"{tried.rung.sigma:g}",
+                f"{mean(tried.rung.rewards):.4g}",
+                _cell(tried.lost),
+                *([_cell(tried.accuracy_lost)] if right else []),
+                _percent(tried.disagreement.mean),
+                _percent(tried.rung.identical),
+                _percent(tried.rung.truncated),
+                _cell(Figure(tried.signal.to_noise, tried.to_noise_error)),
+                _cell(tried.net),
+                mark,
             )
         return table
 
@@ -139,14 +134,10 @@ def _write(option: str, path: Path, content: bytes) -> None:
         raise StorageError(f"{option}: cannot write {path} ({reason(error)})") from None
 
 
-def _lost(figure: Figure) -> str:
-    return _cell(figure.mean, figure.error)
-
-
-def _cell(value: float, error: float) -> str:
-    if math.isnan(value):
+def _cell(figure: Figure) -> str:
+    if math.isnan(figure.mean):
         return "-"
-    return f"{value:.3g}" + ("" if math.isnan(error) else f" +- {error:.2g}")
+    return f"{figure.mean:.2g}" + ("" if math.isnan(figure.error) else f"+-{figure.error:.1g}")
 
 
 def _percent(share: float) -> str:

@@ -14,6 +14,7 @@ from mpies.probe.rung import Base, Rung
 
 ES = config.load(["model.path=x", "es.population=32", "es.generations=16", "run.directory=x"]).es
 PROMPTS = 20
+NOTHING_LOST = {"lost": -1.0, "net": 9.0}
 LADDER = (0.001, 0.002, 0.004, 0.008, 0.016)
 
 
@@ -43,33 +44,45 @@ class World:
         return Rung(sigma, rewards, rewards, marks, np.full(rewards.shape, 5), 0.0)
 
     def outcomes(self, ladder=LADDER, prompts: int = PROMPTS) -> list[Tried]:
-        return [Tried.of(self.base(), self.rung(sigma), prompts) for sigma in ladder]
+        return [Tried.of(ES, self.base(), self.rung(sigma), prompts) for sigma in ladder]
 
     def _ease(self) -> np.ndarray:
         return np.linspace(-1, 1, PROMPTS) + 2 * (self.right - 0.5)
 
 
-def test_without_damage_the_largest_gains_most():
+def test_without_damage_the_largest_nets_most():
     found = recommend(ES, World().outcomes())
     assert found.sigma == LADDER[-1] and "larger ones may be better" in found.reason
     assert found.alpha == pytest.approx(LADDER[-1] * math.sqrt(2), rel=0.05) and not found.by_answers
     assert found.text().startswith(f"es.sigma={LADDER[-1]:g} es.alpha=") and "\n" not in found.text()
 
 
+def test_what_a_run_nets():
+    """Of T = 16 generations of N = 32 members: T sqrt(N / T) steps of alpha = sigma, less the loss."""
+    world = World(damage=2e4)
+    for found in world.outcomes():
+        lost = world.base().rewards.mean() - found.rung.rewards.mean()
+        assert found.net.mean == pytest.approx(16 * math.sqrt(32 / 16) * found.signal.gain - lost)
+        assert found.net.error > 0 or found.signal.gain == 0
+
+
 def test_damage_ends_the_ladder():
     found = World(damage=2e4).outcomes()
     bearable = [outcome.bearable for outcome in found]
     assert bearable == sorted(bearable, reverse=True) and not bearable[-1] and bearable[1]
+    first = bearable.index(False)
     chosen = recommend(ES, found)
-    assert chosen.sigma == LADDER[bearable.index(False) - 1]
-    assert f", at {LADDER[bearable.index(False)]:g} " in chosen.reason
+    assert chosen.sigma == max(found[:first], key=lambda outcome: outcome.net.mean).rung.sigma
+    assert f", at {LADDER[first]:g} " in chosen.reason and "a run nets most there" in chosen.reason
 
 
 def test_what_lies_beyond_the_first_that_is_not_bearable_is_not_looked_at():
     """Where all rewards are 0, there is nothing to lose any more."""
     outcomes = World(damage=2e4).outcomes()
-    last = replace(outcomes[-1], lost=replace(outcomes[-1].lost, mean=-1.0))
-    assert recommend(ES, [*outcomes[:-1], last]).sigma < LADDER[-2]
+    assert not outcomes[-2].bearable
+    better = {name: replace(getattr(outcomes[-1], name), mean=value) for name, value in NOTHING_LOST.items()}
+    last = replace(outcomes[-1], **better)
+    assert last.bearable and recommend(ES, [*outcomes[:-1], last]).sigma < LADDER[-2]
 
 
 def test_if_none_is_bearable_it_is_the_least():
@@ -99,7 +112,7 @@ def test_nothing_was_scored():
     rungs = [world.rung(sigma) for sigma in LADDER]
     rungs = [replace(rung, rewards=np.full(rung.rewards.shape, math.nan)) for rung in rungs]
     base = Base(unknown, unknown, np.full(PROMPTS, 5), 0.0)
-    assert recommend(ES, [Tried.of(base, rung, PROMPTS) for rung in rungs]).by_answers
+    assert recommend(ES, [Tried.of(ES, base, rung, PROMPTS) for rung in rungs]).by_answers
 
 
 def test_alpha_is_what_a_run_of_that_length_can_bear():
