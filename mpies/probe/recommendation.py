@@ -8,8 +8,9 @@ alpha is then in proportion to N, as found in docs/results.md.
 **sigma.** Members lose in proportion to sigma^2 and differ in proportion to sigma, so steps are worth the
 more the larger sigma is, until members are damaged more than they tell. With that alpha, T steps gain T
 (alpha / sigma) `Signal.gain`, as far as the reward is linear, and their noise costs what a perturbation
-costs. The sigma with the largest difference is taken, of those below the first whose members are far worse
-than the unperturbed model (`symptoms.FAR`, by a standard error): there, linear is no word for it.
+costs. The sigma with the largest difference is taken, of those below the first that is not bearable: where,
+by a standard error, members are far worse than the unperturbed model (`symptoms.FAR`), or have lost more than
+RIGHT_LOST of its right answers. There, linear is no word for it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from mpies.es.symptoms import FAR, IDENTICAL
 from mpies.measure.statistics import Figure, mean
 from mpies.probe.rung import Base, Rung, Signal, jackknife, signal
 
-FEWEST = (
-    4  # generations that alpha is spread over at least: a single step is no larger than sigma sqrt(N) / 2
-)
+# Generations that alpha is spread over at least: a single step is no larger than sigma sqrt(N) / 2.
+FEWEST = 4
+
+# Of the unperturbed model's right answers, that members may lose: a reward may rise while they do.
+RIGHT_LOST = 0.5
 
 # Standard deviation of a generation's fitness values, which steps are in proportion to.
 FITNESS_SPREAD = {"zscore": 1.0, "centered_rank": 1 / math.sqrt(12)}
@@ -40,6 +43,8 @@ class Tried:
     rung: Rung
     lost: Figure
     accuracy_lost: Figure
+    right: float
+    """The unperturbed model's accuracy; NaN: not measured."""
     disagreement: Figure
     signal: Signal
     """With the prompts of a generation of the run."""
@@ -60,6 +65,7 @@ class Tried:
             rung,
             rung.lost(base),
             rung.accuracy_lost(base),
+            mean(base.accuracies),
             rung.disagreement,
             signal(rung, prompts),
             jackknife(lambda part: signal(part, prompts).to_noise, rung),
@@ -68,8 +74,8 @@ class Tried:
 
     @property
     def bearable(self) -> bool:
-        surely = self.lost.mean - (self.lost.error if math.isfinite(self.lost.error) else 0.0)
-        return not surely > FAR * self.signal.spread
+        far = _surely(self.lost) > FAR * self.signal.spread
+        return not (far or _surely(self.accuracy_lost) > RIGHT_LOST * self.right)
 
     def figures(self) -> dict[str, Any]:
         """For JSON."""
@@ -164,8 +170,16 @@ def _why(best: Tried, beyond: Tried | None, last: bool) -> str:
     return f"{why}; larger ones may be better, try by --sigmas" if last else why
 
 
+def _surely(lost: Figure) -> float:
+    """A standard error less; NaN where nothing is known, which is more than nothing."""
+    return lost.mean - (lost.error if math.isfinite(lost.error) else 0.0)
+
+
 def _damage(outcome: Tried) -> str:
-    return f"{max(0.0, outcome.lost.mean):.2g} where they differ by {outcome.signal.spread:.2g}"
+    told = f"{max(0.0, outcome.lost.mean):.2g} where they differ by {outcome.signal.spread:.2g}"
+    if math.isnan(outcome.right):
+        return told
+    return f"{told} (accuracy {max(0.0, outcome.accuracy_lost.mean):.2g} of {outcome.right:.2g})"
 
 
 def _by_answers(bearable: Sequence[Tried]) -> tuple[Tried, str, bool]:

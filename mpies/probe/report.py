@@ -137,7 +137,10 @@ def _write(option: str, path: Path, content: bytes) -> None:
 def _cell(figure: Figure) -> str:
     if math.isnan(figure.mean):
         return "-"
-    return f"{figure.mean:.2g}" + ("" if math.isnan(figure.error) else f"+-{figure.error:.1g}")
+    if math.isnan(figure.error):
+        return f"{figure.mean:.3g}"
+    error = f"{figure.error:.0f}" if figure.error >= 10 else f"{figure.error:.1g}"
+    return f"{figure.mean:.3g}+-{error}"
 
 
 def _percent(share: float) -> str:

@@ -14,7 +14,7 @@ from mpies.probe.rung import Base, Rung
 
 ES = config.load(["model.path=x", "es.population=32", "es.generations=16", "run.directory=x"]).es
 PROMPTS = 20
-NOTHING_LOST = {"lost": -1.0, "net": 9.0}
+NOTHING_LOST = {"lost": -1.0, "accuracy_lost": -1.0, "net": 9.0}
 LADDER = (0.001, 0.002, 0.004, 0.008, 0.016)
 
 
@@ -81,8 +81,22 @@ def test_what_lies_beyond_the_first_that_is_not_bearable_is_not_looked_at():
     outcomes = World(damage=2e4).outcomes()
     assert not outcomes[-2].bearable
     better = {name: replace(getattr(outcomes[-1], name), mean=value) for name, value in NOTHING_LOST.items()}
-    last = replace(outcomes[-1], **better)
-    assert last.bearable and recommend(ES, [*outcomes[:-1], last]).sigma < LADDER[-2]
+    last = replace(outcomes[-1], signal=outcomes[1].signal, **better)
+    assert last.bearable and last.signal.gain > 0 and recommend(ES, [*outcomes[:-1], last]).sigma < LADDER[-2]
+
+
+def test_a_reward_that_rises_as_right_answers_are_lost():
+    """As where only brevity is asked for: a model that is damaged enough says nothing."""
+    world = World(damage=2e4)
+    found = []
+    for outcome in world.outcomes():
+        rung = replace(outcome.rung, rewards=0.1 * outcome.rung.rewards - outcome.rung.accuracies)
+        found.append(Tried.of(ES, replace(world.base(), rewards=-0.9 * world.base().rewards), rung, PROMPTS))
+    assert max(outcome.lost.mean for outcome in found) < 0.05, "nothing is lost of the reward"
+    bearable = [outcome.bearable for outcome in found]
+    lost = [outcome.accuracy_lost.mean - outcome.accuracy_lost.error for outcome in found]
+    assert bearable == [share <= 0.25 for share in lost] and not bearable[-1] and bearable[0]
+    assert "(accuracy " in recommend(ES, found).reason
 
 
 def test_if_none_is_bearable_it_is_the_least():
