@@ -29,6 +29,7 @@ LOOK: dict[RcKeyType, Any] = {
 }
 # The same figure is the same file.
 UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+TICKS = 12  # for which there is room
 BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
 
@@ -37,12 +38,16 @@ def draw(base: Base, outcomes: list[Tried], recommended: float | None, form: str
     import matplotlib
     from matplotlib import figure
 
+    sigmas = [outcome.rung.sigma for outcome in outcomes]
+    sigmas = sigmas[:: -(-len(sigmas) // TICKS)]
     file = io.BytesIO()
     with matplotlib.rc_context(LOOK):
         drawing = figure.Figure(figsize=(12.0, 3.4), layout="constrained")
         for axes, fill in zip(drawing.subplots(1, 3), (_lost, _differing, _whole), strict=True):
             fill(axes, base, outcomes)
             axes.set_xscale("log")
+            axes.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas], rotation=45)
+            axes.minorticks_off()
             axes.set_xlabel("sigma")
             if recommended:
                 axes.axvline(recommended, color="black", lw=0.8, ls=":")
