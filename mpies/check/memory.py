@@ -87,7 +87,9 @@ def _tell_streaming(needed: Needed) -> str:
     if not needed.streamed:
         return ""
     seconds = duration(needed.base / COPYING)
-    return f"; the base, {size(needed.base)} of the host's memory, is copied in some {seconds}, for every member"
+    return (
+        f"; the base, {size(needed.base)} of the host's memory, is copied in some {seconds}, for every member"
+    )
 
 
 def propose_host(settings: Settings, dtype: torch.dtype, there: int) -> str:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import jobs
 from launching import REPOSITORY
 from steps import Bench, Figure, LeftOutError, Step, WrongError
+
+import jobs
 
 GENERATIONS = 3
 # Of small runs: what is computed otherwise on a GPU.
@@ -110,7 +111,9 @@ def checked(engine: str, kind: str):
         """A start, with all its tests that engine and perturbation compute what the weights say."""
         _need(engine)
         given = settings(bench, "0.5B", bench.fresh(f"check-{engine}-{kind}"), engine__name=engine)
-        done = bench.run("-m", "mpies.check", *given, *_as(KINDS[kind] | {"model.dtype": "bfloat16"}), ranks=1)
+        done = bench.run(
+            "-m", "mpies.check", *given, *_as(KINDS[kind] | {"model.dtype": "bfloat16"}), ranks=1
+        )
         yield from findings(done.stdout, "evaluation", "cache", "generation", "start")
 
     return check

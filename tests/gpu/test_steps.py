@@ -38,11 +38,23 @@ def break_off(bench: Bench):
 
 
 MADE = {
-    "good": (lambda bench: [Figure("speed", 2.5, "GB/s"), Figure("target", 1, "", ">= 2: missed")], "right", ""),
-    "bad": (lambda bench: [Figure("bits", 7, "", "wrong"), Figure("others", 7, "", "right")], "wrong", "bits"),
+    "good": (
+        lambda bench: [Figure("speed", 2.5, "GB/s"), Figure("target", 1, "", ">= 2: missed")],
+        "right",
+        "",
+    ),
+    "bad": (
+        lambda bench: [Figure("bits", 7, "", "wrong"), Figure("others", 7, "", "right")],
+        "wrong",
+        "bits",
+    ),
     "absent": (refuse, "left out", "there is one GPU"),
     "broken": (break_off, "wrong", "ZeroDivisionError: by zero"),
-    "failing": (lambda bench: bench.run("-c", "raise SystemExit('no such GPU')"), "wrong", "exit code 1: no such GPU"),
+    "failing": (
+        lambda bench: bench.run("-c", "raise SystemExit('no such GPU')"),
+        "wrong",
+        "exit code 1: no such GPU",
+    ),
 }
 
 
@@ -74,7 +86,9 @@ def test_a_pretended_gpu_lacks_something(bench):
 def test_reports_add_up(bench, tmp_path):
     """Parts may be done one by one, and again."""
     known = report.facts(pretended=True)
-    outcomes = [steps.do(Step(name, f"the {name}", call, 1), "bits", bench) for name, (call, *_) in MADE.items()]
+    outcomes = [
+        steps.do(Step(name, f"the {name}", call, 1), "bits", bench) for name, (call, *_) in MADE.items()
+    ]
     report.write(tmp_path, known, outcomes[:2])
     mended = steps.do(Step("bad", "the bad", lambda bench: [Figure("bits", 8)], 1), "bits", bench)
     report.write(tmp_path, known, [*outcomes[2:], mended])

@@ -265,7 +265,11 @@ class Torch(TorchFunctionMode):
             return (
                 args[0] if args[0].dtype == CAST[name] else moved(torch.Tensor.to, (args[0], CAST[name]), {})
             )
-        if name != "_parse_to" and on_gpu(kwargs.get("device")) and not any(isinstance(leaf, OnGpu) for leaf in tree_leaves(args)):
+        if (
+            name != "_parse_to"
+            and on_gpu(kwargs.get("device"))
+            and not any(isinstance(leaf, OnGpu) for leaf in tree_leaves(args))
+        ):
             made = func(*args, **{**kwargs, "device": "cpu"})
             if name in ("tensor", "as_tensor"):
                 count_upload(made.nbytes, made.dtype, waits=True)

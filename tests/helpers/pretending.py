@@ -26,7 +26,9 @@ from mpies.ranks import gpu
 
 TARGET = "sm_90"
 MEMORY = 80 * 2**30
-PROPERTIES = SimpleNamespace(name="pretended GPU", multi_processor_count=132, uuid="pretended", major=9, minor=0)
+PROPERTIES = SimpleNamespace(
+    name="pretended GPU", multi_processor_count=132, uuid="pretended", major=9, minor=0
+)
 GPUS = int(os.environ.get("MPIES_GPUS", 1))
 
 

@@ -63,7 +63,10 @@ def _numbers(model: VllmModel, own: Mapping[str, nn.Parameter], base: Tensors, p
         for number, (name, tensor) in enumerate(base.items()):
             digit = divmod(number, DIGITS)[place] + 1
             like = next(iter(own.values()))
-            yield name, torch.full((), float(digit), dtype=like.dtype, device=like.device).expand(tensor.shape)
+            yield (
+                name,
+                torch.full((), float(digit), dtype=like.dtype, device=like.device).expand(tensor.shape),
+            )
 
     _load(model, marked())
     return {

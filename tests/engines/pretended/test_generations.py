@@ -103,7 +103,9 @@ def test_a_base_on_the_host(tiny_model, master):
             shown += [live.cpu() for live in weights.live.values()]
             weights.rank = 0
             weights.update_one("lm_head.weight", SEEDS, FACTORS)
-            weights.restore("model.norm.weight", torch.full_like(weights.live["model.norm.weight"].cpu(), 1.5))
+            weights.restore(
+                "model.norm.weight", torch.full_like(weights.live["model.norm.weight"].cpu(), 1.5)
+            )
             found.append((shown, weights.digest(), weights.find_unfit()))
         (expected, digest, fit), (shown, *others) = found
         assert all(map(torch.equal, shown, expected)) and others == [digest, fit]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from steps import Figure
 
 from mpies.noise import definition, kernels_for
 from mpies.ranks import gpu
 from probes import parser, verdict, write
-from steps import Figure
 
 SIZE, END = 2**31 + 77_777, 5_000
 SEED, PARAMETER = 2**64 - 5, 2**32 - 7

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from mpi4py import MPI
+from steps import Figure
 
 from mpies import config
 from mpies.bench.generation import Work, prompts_of, task_of
 from mpies.es.population import Population
 from mpies.replica import Replica, build
 from probes import parser, verdict, write
-from steps import Figure
 
 SIGMAS = 0.001, 0.3
 
@@ -36,7 +36,10 @@ def main() -> None:
         config.load([f"{key}={value}" for key, value in settings.items()]),
         task_of(Work(1, prompts, tokens)),
     )
-    write(given.json, [*sway(replica, prompts), *compare_engines(replica, prompts, tokens), *tell_graphs(replica)])
+    write(
+        given.json,
+        [*sway(replica, prompts), *compare_engines(replica, prompts, tokens), *tell_graphs(replica)],
+    )
 
 
 def sway(replica: Replica, prompts: int) -> list[Figure]:
@@ -53,10 +56,17 @@ def sway(replica: Replica, prompts: int) -> list[Figure]:
         moved = sum(one != other for one, other in zip(before, answers[0], strict=True))
         name = f"answers that sigma={sigma} changes, of {len(asked)}"
         figures.append(Figure(name, moved, "", verdict(moved > 0) if sigma == SIGMAS[-1] else ""))
-        figures.append(Figure(f"the same answers again, sigma={sigma}", "", "", verdict(answers[0] == answers[1])))
+        figures.append(
+            Figure(f"the same answers again, sigma={sigma}", "", "", verdict(answers[0] == answers[1]))
+        )
     replica.perturbation.clear()
-    figures.append(Figure("the base's answers as before", "", "", verdict(replica.engine.generate(asked).ids == before)))
-    return [*figures, Figure("the base's digest as before", "", "", verdict(replica.weights.digest() == digest))]
+    figures.append(
+        Figure("the base's answers as before", "", "", verdict(replica.engine.generate(asked).ids == before))
+    )
+    return [
+        *figures,
+        Figure("the base's digest as before", "", "", verdict(replica.weights.digest() == digest)),
+    ]
 
 
 def compare_engines(replica: Replica, prompts: int, tokens: int) -> list[Figure]:
@@ -67,7 +77,9 @@ def compare_engines(replica: Replica, prompts: int, tokens: int) -> list[Figure]
     asked = prompts_of(prompts)
     mine, theirs = replica.engine.generate(asked).ids, other.generate(asked).ids
     alike = sum(_common(one, two) for one, two in zip(mine, theirs, strict=True))
-    return [Figure("tokens before the first that hf chooses otherwise", 100 * alike / (prompts * tokens), "%")]
+    return [
+        Figure("tokens before the first that hf chooses otherwise", 100 * alike / (prompts * tokens), "%")
+    ]
 
 
 def _common(one: list[int], two: list[int]) -> int:

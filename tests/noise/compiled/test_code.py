@@ -75,6 +75,19 @@ def codes(launches) -> dict[str, list[Launch]]:
     return {kernel: list(variants.values()) for kernel, variants in found.items()}
 
 
+def test_layouts_are_chosen_by_hand(codes):
+    """The table is in shared memory, and waited for once; factors are loaded as vectors. Without Gluon, neither."""
+    (update,), (lowrank,) = codes["_update"], codes["_lowrank_update"]
+    for launch in (update, lowrank):
+        assert "glir" in launch.files, "written in Gluon"
+    assert update.metadata.shared == 4 * 8192
+    if NVIDIA:
+        text = update.files["ptx"].read_text()
+        assert text.count("ld.shared") == 8 and text.count("bar.sync") == 1
+        vectors = re.findall(r"ld\.global\S*\.v4", lowrank.files["ptx"].read_text())
+        assert len(vectors) == 4 * (16 + 4) // 4, "of four terms"
+
+
 def test_no_kernel_is_compiled_for_the_values_of_its_arguments(codes):
     """A variant for each live dtype, but not for seeds, parameters and starts with a top bit, or without."""
     variants = {kernel: len(launches) for kernel, launches in codes.items()}
@@ -91,11 +104,11 @@ def test_no_kernel_is_compiled_for_the_values_of_its_arguments(codes):
 
 
 def test_every_counter_has_one_thread(codes):
-    """128 of them, in warps of 32 or 64."""
-    for kernel in ("_perturb", "_update", "_normal", "_round"):
+    """128 of them, or 256, in warps of 32 or 64."""
+    for kernel, counters in {"_perturb": 128, "_update": 256, "_normal": 128, "_round": 128}.items():
         for launch in codes[kernel]:
             warp = driver.active.get_current_target().warp_size
-            assert launch.metadata.num_warps * warp == 128, kernel
+            assert launch.metadata.num_warps * warp == counters, kernel
 
 
 # The others are sums and products as any of a model's: they are not rounded as something defines.
