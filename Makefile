@@ -18,6 +18,8 @@ TESTS_AT_ONCE ?= 2
 # The environment of the vLLM tests, and how many seconds they may take; 2 minutes on two cores.
 VLLM_VENV ?= .venv-vllm
 VLLM_TEST_SECONDS ?= 1200
+# VLLM_ALL=1 runs the slow one, too, of the whole bench.
+VLLM_ALL ?=
 # The Triton that comes with torch for CUDA, and so is users'; torch for CPUs names none.
 TRITON ?= 3.7.1
 TRITON_FOLDER := build/triton-$(TRITON)
@@ -34,7 +36,7 @@ GPU_PYTHON ?= 3.12
 # The environment of the oldest versions that are allowed.
 OLDEST_VENV ?= .venv-oldest
 # Of all architectures: slow tests that no other target runs.
-ZOO := tests/model/test_zoo.py tests/docs/test_models.py
+ZOO := tests/model/test_zoo.py tests/model/test_names.py tests/docs/test_models.py
 # All Slurm tests together; they take 4 minutes on two cores.
 SLURM_TEST_SECONDS ?= 1200
 # How many tests may be skipped, because a machine lacks what they need (root, a Chromium, wandb, the model); with more
@@ -155,7 +157,7 @@ $(VLLM_INSTALLED): pyproject.toml requirements-vllm.txt
 
 test-vllm: export PATH := $(abspath $(VLLM_VENV))/bin:$(PATH)
 test-vllm: $(VLLM_INSTALLED) ## the vLLM engine, in an environment of its own with vLLM's build for CPUs
-	timeout -k 10 $(VLLM_TEST_SECONDS) $(VLLM_RUN) -m pytest -r fEs $(PYTEST_ARGS) tests/engine_vllm \
+	timeout -k 10 $(VLLM_TEST_SECONDS) $(VLLM_RUN) -m pytest -r fEs $(if $(VLLM_ALL),,-m "not slow") $(PYTEST_ARGS) tests/engine_vllm \
 	  --max-skips $(VLLM_SKIPS)
 
 # torch 2.7.0 comes from PyPI with CUDA, some GB; PIP_EXTRA_INDEX_URL may name an index with its build for CPUs.

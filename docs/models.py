@@ -14,6 +14,7 @@ import zoo
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mpies.errors import InputError
+from mpies.model.lowrank import LowRank
 
 PAGE = Path(__file__).resolve().parent / "models.md"
 HEAD = """# Models: which can be tuned
@@ -25,10 +26,12 @@ line whose reason stands here. What it lets through, `tests/model/test_zoo.py` c
 members' weights that the test itself writes out. Your model is tested at every start, with its own weights
 and in its own dtype.
 
-`model_type` is what config.json calls it. What low rank alone refuses can be tuned with
-`es.perturbation=full`; what hf refuses, `engine.name=vllm` may compute ([engines.md](engines.md)).
+`model_type` is what config.json calls it. With low rank, *fast* is a block of members in one batch all
+through; *member by member* are the modules named, which cost the time of smaller batches (what is in them is
+fast). What hf refuses, `engine.name=vllm` may compute ([engines.md](engines.md)).
 
-{both} compute with full noise and with low rank, {full} more with full noise alone, {none} with neither.
+{both} compute with full noise and with low rank, {fast} of them fast; {full} more with full noise alone,
+{none} with neither.
 
 """
 TAIL = """
@@ -38,12 +41,16 @@ ROW = "| `{}` | {} | {} |\n"
 
 
 def outcome(name: str, lowrank: bool) -> str:
-    """What a start comes to: "yes", or the reason of its refusal."""
+    """What a start comes to: how it computes, or the reason of its refusal."""
     try:
         started = zoo.start(zoo.build(name), lowrank)
     except InputError as error:
         return "no: " + reason(str(error))
-    return "yes" + ", but KL divergence reads whole answers at once" * started.engine.at_once
+    said = "yes"
+    if isinstance(started.perturbation, LowRank):
+        modules = ", ".join(f"`{module}`" for module in started.perturbation.ways.in_turns())
+        said = f"member by member: {modules}" if modules else "fast"
+    return said + ", but KL divergence reads whole answers at once" * started.engine.at_once
 
 
 def reason(line: str) -> str:
@@ -59,8 +66,9 @@ def make_page() -> str:
     torch.set_num_threads(1)
     present = sorted(set(zoo.ARCHITECTURES) - set(zoo.missing()))
     rows = {name: (outcome(name, False), outcome(name, True)) for name in present}
-    works = [[said.startswith("yes") for said in row] for row in rows.values()]
+    works = [[not said.startswith("no: ") for said in row] for row in rows.values()]
     counts = {"both": works.count([True, True]), "full": works.count([True, False])}
+    counts["fast"] = sum(said.startswith("fast") for _, said in rows.values())
     untried = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(map(zoo.kind_of, present)))
     head = HEAD.format(version=transformers.__version__, none=works.count([False, False]), **counts)
     table = "".join(ROW.format(name.replace(":", "`, form `"), *said) for name, said in rows.items())

@@ -196,6 +196,8 @@ def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]
     torch.set_num_threads(settings.run.threads)
     device = device_for(comm, settings.model.device)
     make_ready(device)
+    if settings.engine.batch_invariant:
+        vllm.refuse_without_invariance(device)
     dtype, why = loading.choose_dtype(settings.model.dtype, device)
     # A call of the user's code lasts no longer than the ranks are set to wait for one another.
     load_rewards = watched(comm, rewards.load, "task.reward: the import of its functions", InputError)
@@ -226,7 +228,7 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     kernels = kernels_for(device, settings.run.threads)
     base = take_base(model, device, master, settings.model.base)
     live = host.hold(base) if host else room_for(base, dtype, device)
-    weights = Weights(model, base, live, kernels, settings.es.noise_rank)
+    weights = (host.weigh if host else Weights)(model, base, live, kernels, settings.es.noise_rank)
     _refuse_unfit(path, weights)
     if device.type == "cpu":
         linear_cpu.install(model)
@@ -294,7 +296,17 @@ def _host(settings: Settings, setup: Setup, model: Any, text: Text, local: int) 
     noise = Noise(es.block_size, es.rank) if es.perturbation == "lowrank" else None
     room = Room.of(text, setup.task.prompts, settings.engine.batch_size, settings.engine.max_new_tokens)
     folder = loading.folder_of(settings.model.path)
-    return Host(folder, model.config, room, setup.dtype, setup.device, setup.memory, local, noise)
+    return Host(
+        folder,
+        model.config,
+        room,
+        setup.dtype,
+        setup.device,
+        setup.memory,
+        local,
+        noise,
+        invariant=settings.engine.batch_invariant,
+    )
 
 
 def _engine(

@@ -17,6 +17,7 @@ LINES_OF_A_MODULE, LINES_OF_A_FUNCTION, LINES_OF_THE_MEDIAN = 400, 50, 150
 
 # Everybody calls these so.
 CUSTOMARY = {"numpy as np", "pandas as pd", "triton.language as tl", "llvmlite.binding as llvm"}
+CUSTOMARY |= {"triton.experimental.gluon.language as gl"}
 
 
 def tree_of(name: str) -> ast.Module:

@@ -27,6 +27,7 @@ from mpies.runfile import SCHEMA_VERSION
 GENERATIONS = 8
 # Large steps, so that the random model's rewards differ between members in every generation.
 SETTINGS = [
+    "task.name=conciseness",
     "model.dtype=float32",
     "model.device=cpu",
     "es.population=6",

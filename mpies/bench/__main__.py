@@ -17,7 +17,7 @@ from mpies.ranks.agreement import together
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
-PARTS = ("kernels", "vllm", "generation", "share", "memory", "scaling")
+PARTS = ("kernels", "vllm", "vllm-lowrank", "generation", "share", "memory", "scaling")
 MOST = {"threads": 4096, "repeats": 10**6, "members": 10**7, "prompts": 10**6, "tokens": 10**6, "size": 2**40}
 PATIENCE = float("inf")  # a part of one rank, which the others wait for, takes as long as its model needs
 

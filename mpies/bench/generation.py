@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,11 +46,21 @@ class Work:
 
 
 class Rig:
-    """A replica to run generations with, low rank and full, and a second copy for the paper's way."""
+    """A replica to run generations with, low rank and full, and a second copy for the paper's way.
 
-    def __init__(self, comm: Comm, given: argparse.Namespace, dtype: str, work: Work):
-        chosen = {"es.perturbation": "lowrank", "es.rank": 1, "es.block": work.members}
-        self.replica = build(comm, settings_of(given, dtype, work, chosen), task_of(work))
+    `chosen`: settings of the replica's beside those of the work.
+    """
+
+    def __init__(
+        self,
+        comm: Comm,
+        given: argparse.Namespace,
+        dtype: str,
+        work: Work,
+        chosen: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        lowrank = {"es.perturbation": "lowrank", "es.rank": 1, "es.block": work.members}
+        self.replica = build(comm, settings_of(given, dtype, work, {**lowrank, **chosen}), task_of(work))
         self.weights = self.replica.weights
         self.lowrank = self.replica.perturbation
         self.full = Full(self.weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import platform
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from rich.table import Table
 
 import mpies
 import mpies.engines.vllm
-from mpies.bench import generation, kernels, report, vllm
+from mpies.bench import generation, kernels, multilora, report, vllm, vllm_lowrank
 from mpies.bench.generation import Rig, Work
 from mpies.bench.report import Result
 from mpies.model.loading import choose_dtype
@@ -75,7 +76,9 @@ def measure(
         yield from report.kernels(timings, 4 + live.itemsize)
     if "vllm" in only and first and mpies.engines.vllm.version():
         yield from report.vllm(vllm.measure(COMM_SELF, given, dtype, long, wait, say), long)
-    rest = only - {"kernels", "vllm"} - ({"scaling"} if comm.size == 1 else set())
+    if "vllm-lowrank" in only and first and mpies.engines.vllm.version():
+        yield from _measure_blocks_in_vllm(given, dtype, work, wait, say)
+    rest = only - {"kernels", "vllm", "vllm-lowrank"} - ({"scaling"} if comm.size == 1 else set())
     if not rest or not (first or "scaling" in rest):
         return
     rig = Rig(COMM_SELF, given, dtype, work)
@@ -89,6 +92,29 @@ def measure(
         yield from report.share(generation.share(rig, long, repeats, wait, say), long)
     if "scaling" in rest:
         yield from report.scaling(generation.scaling(rig, comm, work, repeats, wait, say), comm.size, work)
+
+
+def _measure_blocks_in_vllm(
+    given: argparse.Namespace,
+    dtype: str,
+    work: Work,
+    wait: Callable[[], None],
+    say: Callable[[str], None],
+) -> Iterator[Result]:
+    """Two vLLMs, one after the other: ours, and one with adapters."""
+    from mpi4py.MPI import COMM_SELF
+
+    repeats, large = given.repeats, vllm_lowrank.larger(work)
+    gc.collect()  # a vLLM before this one
+    rig = vllm_lowrank.rig_for(COMM_SELF, given, dtype, large)
+    timings, phases = vllm_lowrank.compare(rig, work, repeats, wait, say)
+    yield from report.vllm_blocks(timings, phases, work, repeats + 1, least=88)
+    yield from report.vllm_others(timings, work)
+    much, phases = vllm_lowrank.against_vllm(rig, large, repeats, wait, say)
+    yield from report.vllm_blocks(much, phases, large, repeats + 1, least=92)
+    subject = multilora.LoraBase.of(given.model, rig.original, vllm_lowrank.encode(rig, work))
+    del rig
+    yield from report.multilora(multilora.measure(subject, work, repeats, wait, say), timings, work)
 
 
 def _measure_memory(rig: Rig, device: torch.device, work: Work) -> Iterator[Result]:

@@ -122,6 +122,47 @@ def vllm(t: Timings, work: Work) -> Iterator[Result]:
     )  # fmt: skip
 
 
+def vllm_blocks(t: Timings, phases: Phases, work: Work, rounds: int, least: float) -> Iterator[Result]:
+    """`least`: the per cent of vLLM's own speed that low rank should have."""
+    group, rows = f"vLLM, low rank, {work}", work.members * work.prompts
+    yield Result(group, "vLLM's own generate of all rows", t["vLLM alone"], "s")
+    yield Result(group, "vLLM's own generate", rows * work.tokens / t["vLLM alone"], "tokens/s")
+    yield Result(group, "low rank", t["low rank"], "s")
+    for phase in ("perturb", "generate", "reward", "update"):
+        yield Result(group, f"low rank: {phase}", phases.seconds[phase] / rounds, "s")
+    speed = t.ratio("vLLM alone", "low rank")
+    yield Result(group, "low rank, everything: speed of vLLM's own generate", 100 * speed, "%", least)
+
+
+def vllm_others(t: Timings, work: Work) -> Iterator[Result]:
+    """The same work in other ways, and how many times longer it takes than low rank in vLLM."""
+    group, n, s = f"vLLM, low rank, {work}", work.members, t.seconds
+    turns = range(len(s["low rank"]))
+    full = [n * s["full: a member"][i] + s["full: update"][i] for i in turns]
+    paper = [n * (s["paper: a member"][i] + s["paper: update, a member"][i]) for i in turns]
+    ways = {
+        "low rank in the hf engine": (s["hf: low rank"], "", 1.3),
+        "full noise in vLLM": (full, f" ({n} x a member's time, of {SAMPLE}, + update)", 8),
+        "the paper's way": (paper, f" ({n} x a member's time, of {SAMPLE}, with its update)", 28),
+    }
+    for way, (seconds, how, least) in ways.items():
+        yield Result(group, way + how, median(seconds), "s")
+        against = median(b / a for a, b in zip(s["low rank"], seconds, strict=True))
+        yield Result(group, f"low rank in vLLM, against {way}", against, "times faster", least)
+
+
+def multilora(t: Timings, lowrank: Timings, work: Work) -> Iterator[Result]:
+    """`lowrank`: of the same rows, in the turns before these."""
+    group = f"vLLM's multi-LoRA, {work}"
+    yield Result(group, "no adapters: vLLM's own generate", t["no adapters"], "s")
+    yield Result(group, "an adapter a member, on linear layers", t["adapters"], "s")
+    yield Result(group, "new adapters, from disk", t["new adapters"], "s")
+    for case in ("adapters", "new adapters"):
+        yield Result(group, f"{case}: speed without", 100 * t.ratio("no adapters", case), "%")
+    against = t["new adapters"] / lowrank["low rank"]
+    yield Result(group, "low rank, everything, against new adapters", against, "times faster")
+
+
 def scaling(t: Timings, ranks: int, work: Work) -> Iterator[Result]:
     group = f"{ranks} ranks, low rank, {work}"
     yield Result(group, "1 rank", t["1 rank"], "s")

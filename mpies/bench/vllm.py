@@ -47,7 +47,7 @@ def measure(
         "vLLM alone": Case(lambda: llm.generate(encoded, engine.parameters(), use_tqdm=False)),
         "vllm": Case(lambda: member(engine.generate)),
         "perturb": Case(lambda: subject.perturbation.set(members[:1], SIGMA)),
-        "pack": Case(engine.packing.refresh),
+        "pack": Case(engine.packing.pack),
         "hf": Case(lambda: member(engine.hf.generate)),
         "update": Case(update, work.members),
     }

@@ -14,6 +14,7 @@ from mpies.check.report import Finding
 from mpies.config import Settings
 from mpies.model import loading
 from mpies.model.lowrank import count_noise
+from mpies.model.lowrank_ways import count_in_turn
 from mpies.ranks.agreement import on_root, together
 from mpies.ranks.collectives import allgather_objects, host, named
 from mpies.ranks.devices import shares
@@ -30,7 +31,7 @@ COPYING = 25e9  # bytes a second from the host's memory to a GPU, by PCIe 4 or 5
 
 @dataclass(frozen=True)
 class Needed:
-    """Bytes for the base weights, the live weights, and scratch: one tensor, or the base's two buffers."""
+    """Bytes for the base weights, the live weights, and scratch: a tensor, a member's turn, two buffers."""
 
     base: int
     live: int
@@ -64,9 +65,9 @@ def check_memory(comm: Comm, settings: Settings, setup: Setup) -> list[Finding]:
     ranks = shares(setup.places)
     least = min(range(comm.size), key=ranks.__getitem__)
     noise = f", noise of a block {size(needed.noise)}" if needed.noise else ""
-    base = "two buffers for the base" if needed.streamed else f"base {size(needed.base)}, largest tensor"
+    base = "" if needed.streamed else f"base {size(needed.base)}, "
     value = (
-        f"{size(needed.total)} a rank: live {size(needed.live)}, {base} {size(needed.scratch)}{noise};"
+        f"{size(needed.total)} a rank: {base}live {size(needed.live)}, scratch {size(needed.scratch)}{noise};"
         f" {size(ranks[least])} there{_tell_streaming(needed)}"
     )
     problem = ""
@@ -130,16 +131,18 @@ def reckon_weights(settings: Settings, dtype: torch.dtype, gpu: bool = False) ->
     outline = loading.outline(settings.model.path, settings.model.allow_download)
     sizes = [parameter.numel() for parameter in outline.parameters()]  # tied ones once
     count, base = sum(sizes), loading.base_dtype(settings.model.master, dtype)
+    # A module's own weights of one member, and the noise that they are made with.
+    turn = 2 * dtype.itemsize * count_in_turn(outline) if settings.es.perturbation == "lowrank" else 0
     stored = getattr(outline.config.dtype, "itemsize", FLOAT32)
     streamed = gpu and settings.model.base == "host"
     scratch = FLOAT32 * max(sizes)
     if streamed:  # storage.py; in another dtype, a parameter is widened besides
-        buffers = base.itemsize * sum(max(sizes[turn::2], default=0) for turn in (0, 1))
+        buffers = base.itemsize * sum(max(sizes[first::2], default=0) for first in (0, 1))
         scratch = buffers + (scratch if base.itemsize < FLOAT32 else 0)
     return Needed(
         base=base.itemsize * count,
         live=dtype.itemsize * count,
-        scratch=scratch,
+        scratch=max(scratch, turn),
         noise=dtype.itemsize * _count_noise(settings, outline),
         file=stored * count,
         streamed=streamed,

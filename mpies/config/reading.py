@@ -26,6 +26,9 @@ from mpies.errors import InputError
 from mpies.plain_yaml import LONGEST, given, parse
 from mpies.text import clip
 
+# Whoever sets one of these means another task than the quickstart's, whose settings would not fit it.
+A_TASK_OF_ONES_OWN = ("task.name=", "task.reward=", "task.train_data=")
+
 
 def load(arguments: list[str]) -> Settings:
     """Settings from the command line's arguments: at most one YAML file, then overrides.
@@ -39,10 +42,11 @@ def load(arguments: list[str]) -> Settings:
     if len(files) > 1:
         raise InputError(f"one configuration file at most, but there are {len(files)}: {', '.join(files)}")
     tree = _read(Path(files[0])) if files else quickstart()
-    problems = []
-    for override in arguments:
-        if override not in files:
-            problems += _set(tree, *override.split("=", 1))
+    overrides, problems = [argument for argument in arguments if argument not in files], []
+    if not files and any(override.startswith(A_TASK_OF_ONES_OWN) for override in overrides):
+        del tree["task"]
+    for override in overrides:
+        problems += _set(tree, *override.split("=", 1))
     return _validate(tree, problems)
 
 

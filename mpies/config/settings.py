@@ -41,8 +41,9 @@ class ModelSettings(Section):
     )
     base: Annotated[Literal["device", "host"], Role.JOB] = Field(
         "device",
-        description="where a GPU's rank keeps the base weights; host: in the host's memory, 4 bytes a parameter less"
-        " on the GPU. They are copied to it anew for each member's perturbation, and for each update",
+        description="where a GPU's rank keeps the base weights; host: in the host's memory, 4 bytes a"
+        " parameter less on the GPU. They are copied to it anew for each member's perturbation, and for"
+        " each update",
     )
     device: Annotated[Literal["auto", "cpu", "cuda"], Role.JOB] = Field(
         "auto", description="where ranks compute; auto: a GPU if any is visible. One GPU a rank"
@@ -75,7 +76,7 @@ def _weights(given: Any) -> dict[str, Any]:
 class TaskSettings(Section):
     """The prompts and the reward."""
 
-    name: Literal["conciseness", "countdown", "math", "custom"] = Field(
+    name: Literal["questions", "conciseness", "countdown", "math", "custom"] = Field(
         "conciseness", description="the task; custom: your own task.reward and task.train_data"
     )
     train_data: Annotated[str, AfterValidator(os.path.expanduser), Role.DATA] = Field(
@@ -214,6 +215,19 @@ class EngineSettings(Section):
     name: Literal["hf", "vllm"] = Field("hf", description="hf: Hugging Face transformers; vllm: vLLM")
     max_new_tokens: int = Field(1024, ge=1, description="longest completion, in tokens")
     batch_size: int = Field(32, ge=1, description="prompts decoded together; results may depend on it")
+    batch_invariant: bool = Field(
+        False,
+        description="vLLM on GPUs: slower kernels, whose results do not depend on the rest of the batch",
+    )
+
+    @model_validator(mode="after")
+    def _invariant_in_vllm(self):
+        if self.batch_invariant and self.name != "vllm":
+            raise ValueError(
+                f"engine.batch_invariant: given true, allowed is false with engine.name={self.name}, which"
+                " has no such kernels"
+            )
+        return self
 
 
 class RunSettings(Section):

@@ -59,6 +59,14 @@ class RoomyLayer(DynamicLayer):
         self._keys, self._values = self._keys[beam_idx], self._values[beam_idx]
         self._show(tokens)
 
+    def join(self, parts: list[RoomyLayer]) -> None:
+        """Hold what copies of this layer hold, each of which has had some of the rows, in this order."""
+        if not self.is_initialized:
+            vars(self).update(vars(parts[0]))
+            self._keys = torch.cat([part._keys for part in parts])
+            self._values = torch.cat([part._values for part in parts])
+        self._show(parts[0].keys.shape[-2])
+
     def _show(self, tokens: int) -> None:
         self.keys, self.values = self._keys[:, :, :tokens], self._values[:, :, :tokens]
 

@@ -16,11 +16,9 @@ On CPUs, `linear_cpu.install` replaces forwards, too, before or after: it leaves
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +27,10 @@ from torch import nn
 from mpies.es.population import Member
 from mpies.model.lowrank_block import Block, Factors
 from mpies.model.lowrank_cpu import Share, at_once
-from mpies.model.lowrank_kinds import Wrapped, rule_for
+from mpies.model.lowrank_ways import Ways
 from mpies.model.weights import Weights
 from mpies.noise import Kernels
-from mpies.noise.definition import STREAM_A, STREAM_B, STREAM_NOISE
+from mpies.noise.definition import STREAM_A, STREAM_B, STREAM_NOISE, matrices_in
 from mpies.noise.factors import PANEL
 from mpies.noise.uploads import uploaded
 
@@ -40,19 +38,15 @@ from mpies.noise.uploads import uploaded
 class LowRank:
     """Makes a model compute with a block of members at once, between `set` and `clear`.
 
-    Raises InputError for a model with parameters in other modules than it knows how to batch, and while
-    the model computes, if a module is used in a way that is not known.
+    Raises `Unfit`, an InputError, while the model computes, if a module is used in a way that is not known;
+    `give_way` then finds a simpler one.
     """
 
     def __init__(self, model: nn.Module, weights: Weights, rank: int):
         self.weights = weights
         self.rank = rank
         self.block = Block(rank, share_of(weights.kernels))
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        for path, module in model.named_modules():
-            own = {key: names[id(p)] for key, p in module._parameters.items() if p is not None}
-            if own:
-                self._wrap(Wrapped(path, module, own, module.forward))
+        self.ways = Ways(model, self.block)
 
     def set(self, members: list[Member], sigma: float) -> None:
         """Draw the block's noise: M (rows + columns) rank numbers per matrix, M times a vector's."""
@@ -66,8 +60,9 @@ class LowRank:
         for name, base in self.weights.base.items():
             made = partial(torch.empty, dtype=dtype, device=self.weights.device)
             count, sigma = len(members), sigmas[name]
-            if base.dim() == 2:
-                a, b = (made(count, self.rank, length) for length in base.shape)
+            if stack := matrices_in(base.shape):
+                several = [stack] if base.dim() > 2 else []
+                a, b = (made(count, *several, self.rank, length) for length in base.shape[-2:])
                 draw_factors(a, b, self.weights, members, name, sigma)
                 block.matrices[name] = Factors(a, b)
             else:
@@ -86,19 +81,15 @@ class LowRank:
         self.block.vectors.clear()
         self.weights.show_base()
 
-    def _wrap(self, place: Wrapped) -> None:
-        """Replace the module's forward by one that computes with the block, if there is one."""
-        vars(place.module)["forward"] = _batched(self.block, place)
-
 
 def draw_factors(
     a: torch.Tensor, b: torch.Tensor, weights: Weights, members: list[Member], name: str, sigma: float
 ) -> None:
     """a (M, rank, rows), b (M, rank, columns) <- the members' noise of a matrix: E = A^T B / sqrt(rank).
 
-    What it is multiplied with, sigma sign / sqrt(rank), is in a.
+    What it is multiplied with, sigma sign / sqrt(rank), is in a. Of a stack of S: (M, S, rank, ...).
     """
-    _draw(a, weights, members, name, STREAM_A, sigma / math.sqrt(a.shape[1]))
+    _draw(a, weights, members, name, STREAM_A, sigma / math.sqrt(a.shape[-2]))
     _draw(b, weights, members, name, STREAM_B)
 
 
@@ -108,12 +99,13 @@ def draw_vectors(
     """into (M, size) <- the members' own vectors, base + sigma sign noise: float32 until it is rounded."""
     noise = torch.empty(into.shape, device=into.device)
     _draw(noise, weights, members, name, STREAM_NOISE, sigma)
-    into.copy_(noise.add_(weights.value(name)))
+    into.copy_(noise.add_(weights.value(name).view(-1)))
 
 
 def count_noise(shapes: Iterable[torch.Size], rank: int) -> int:
-    """Numbers of a member's noise of parameters of these shapes: a matrix's factors, a vector's own."""
-    return sum(rank * sum(shape) if len(shape) == 2 else shape.numel() for shape in shapes)
+    """Numbers of a member's noise of parameters of these shapes: matrices' factors, a vector's own."""
+    counts = ((shape, matrices_in(shape)) for shape in shapes)
+    return sum(count * rank * sum(shape[-2:]) if count else shape.numel() for shape, count in counts)
 
 
 def _draw(
@@ -138,29 +130,6 @@ def _draw(
             scales = np.array([scale * member.sign for member in some], np.float32)
             noise *= uploaded(scales, into.device)[:, None]
         part.copy_(noise.view(part.shape))
-
-
-def _batched(block: Block, place: Wrapped) -> Callable[..., Any]:
-    """A module's forward: its own without a block, else its rule's."""
-    rule, plain = rule_for(place), place.plain
-    takes_others = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(rule).parameters.values())
-
-    def forward(*given: Any, **named: Any) -> Any:
-        if not block.members:
-            return plain(*given, **named)
-        if not given or not isinstance(given[0], torch.Tensor) or given[0].dim() < 2:
-            place.refuse("what the {} at {} is called with")
-        x, *rest = given
-        if (rest or named) and not takes_others:
-            place.refuse("all that the {} at {} is called with")
-        rows = len(block.row_members)
-        if x.shape[0] == 1:  # shared by all rows, like learned positions
-            x = x.expand(rows, *x.shape[1:])
-        if x.shape[0] != rows:  # tokens of several rows together, as experts get them
-            place.refuse("whose rows the {} at {} is called with")
-        return rule(block, place, x, *rest, **named)
-
-    return forward
 
 
 def share_of(kernels: Kernels) -> Share:

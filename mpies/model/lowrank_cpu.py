@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import types
-from numba.extending import overload
+from numba import carray, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 
 from mpies.noise.compiling import njit
 from mpies.noise.cpu_kernels import to_bfloat16
@@ -49,6 +50,7 @@ class RawFactors:
     b: np.ndarray
     bounds: np.ndarray
     bias: np.ndarray
+    dtype: torch.dtype
 
     @classmethod
     def of(
@@ -61,7 +63,7 @@ class RawFactors:
         """The same memory; of one matrix, if no bounds are given."""
         edges = np.array(bounds or [0, a.shape[-1]], np.int64)
         shifts = raw(a).reshape(-1)[:0].reshape(NONE) if bias is None else raw(bias)
-        return cls(raw(a), raw(b), edges, shifts)
+        return cls(raw(a), raw(b), edges, shifts, a.dtype)
 
 
 def wide(value):
@@ -86,16 +88,37 @@ def _narrow_of(value, like):
     return lambda value, like: np.float32(value)
 
 
-@njit(nogil=True, cache=True, fastmath=LOOSE)
-def _add(y, x, members, a, b, bounds, bias, tokens, start):
-    """Raw: y (T, N), x (T, K); the others as in `RawFactors`.
+@intrinsic
+def _pointer(typing, address):
+    """An integer as a pointer."""
 
-    Row i is token start + i of a batch; members int64 has an entry for every `tokens` tokens.
+    def generate(context, builder, signature, values):
+        return builder.inttoptr(values[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+@njit(inline="always")
+def at(address, shape, like):
+    """The raw numbers at an address, of the type of those of `like`: see `place`."""
+    return carray(_pointer(address), shape, like.dtype)  # type: ignore[call-arg]  # the first is numba's
+
+
+@njit(nogil=True, cache=True, fastmath=LOOSE)
+def _add(y_place, x_place, first_row, last_row, tokens, members, a, b, bounds, bias):
+    """Rows first_row to last_row of y (T, N) and x (T, K) at those places; the others as in `RawFactors`.
+
+    members int64 has an entry for every `tokens` rows.
     """
+    y = at(y_place, (last_row, a.shape[2]), a)
+    x = at(x_place, (last_row, b.shape[3]), a)
     sums = np.empty(y.shape[1], np.float32)
-    for i in range(y.shape[0]):
-        member = members[(start + i) // tokens]
+    for i in range(first_row, last_row):
+        member = members[i // tokens]
         row, given = y[i], x[i]
+        if b.shape[2] == 1 and not bias.size:  # what there is most of, in one pass
+            _add_one(row, given, a[member, 0], b[member], bounds)
+            continue
         for c in range(sums.size):
             sums[c] = wide(row[c])
         if bias.size:
@@ -116,6 +139,19 @@ def _add(y, x, members, a, b, bounds, bias, tokens, start):
             row[c] = narrow(sums[c], row[c])
 
 
+@njit(nogil=True, cache=True, fastmath=LOOSE)
+def _add_one(row, given, a, b, bounds):
+    """A member's own, of rank 1: row (N,), given (K,), a (N,), b (parts, 1, K)."""
+    for part in range(bounds.size - 1):
+        first, last = bounds[part], bounds[part + 1]
+        own, left, right = row[first:last], b[part, 0], a[first:last]
+        dot = np.float32(0)
+        for c in range(given.size):
+            dot += wide(given[c]) * wide(left[c])
+        for c in range(own.size):
+            own[c] = narrow(wide(own[c]) + dot * wide(right[c]), own[c])
+
+
 def knows(tensor: torch.Tensor) -> bool:
     """Is `add` made for a tensor of this device and dtype?"""
     return tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float32)
@@ -128,24 +164,33 @@ def raw(tensor: torch.Tensor) -> np.ndarray:
     return tensor.view(torch.int16).numpy().view(np.uint16)
 
 
+def place(tensor: torch.Tensor, dtype: torch.dtype) -> int:
+    """Where a contiguous tensor's raw numbers are, which is quicker than an array of them.
+
+    Raises TypeError for a tensor of another dtype, or with gaps.
+    """
+    if tensor.dtype is not dtype or not tensor.is_contiguous():
+        raise TypeError(f"a contiguous tensor of {dtype} is wanted, not {tensor.dtype}, {tensor.stride()}")
+    return tensor.data_ptr()
+
+
 def add(y: torch.Tensor, x: torch.Tensor, members: np.ndarray, noise: RawFactors, share: Share) -> None:
     """Add the low-rank products to y (R, ..., N), in place; x is (R, ..., K), members int64 (R,).
 
     y and x are contiguous, of the noise's dtype, which `knows` knows. `share` spreads the work over threads.
     """
-    target, given = raw(y).reshape(-1, y.shape[-1]), raw(x).reshape(-1, x.shape[-1])
-    rows = len(target)
+    size, outputs, inputs = y.numel(), noise.a.shape[2], noise.b.shape[3]
+    rows = size // outputs
+    if y.shape[-1] != outputs or x.shape[-1] != inputs or x.numel() != rows * inputs:
+        raise TypeError(f"y {tuple(y.shape)}, x {tuple(x.shape)} with noise of ({outputs}, {inputs})")
     if not rows:
         return
-    tokens = rows // len(members)
+    y_place, x_place, tokens = place(y, noise.dtype), place(x, noise.dtype), rows // members.size
 
     def work(first, last):
-        _add(
-            target[first:last], given[first:last], members, noise.a, noise.b, noise.bounds, noise.bias,
-            tokens, first,
-        )  # fmt: skip
+        _add(y_place, x_place, first, last, tokens, members, noise.a, noise.b, noise.bounds, noise.bias)
 
-    if target.size + given.size < WORTH_SHARING:
+    if size + rows * inputs < WORTH_SHARING:
         work(0, rows)
     else:
         share(rows, work)

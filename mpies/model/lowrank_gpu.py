@@ -9,6 +9,8 @@ GPU, but on nothing else.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
@@ -27,15 +29,10 @@ def _row(members):
 
 
 @triton.jit
-def _add(
-    y, x, members, a, b, bias, inputs, outputs, rank: tl.constexpr, terms: tl.constexpr,
-    width: tl.constexpr, span: tl.constexpr, biased: tl.constexpr,
-):  # fmt: skip
-    row, member = _row(members)
+def _dots(x, b, inputs, rank: tl.constexpr, terms: tl.constexpr, width: tl.constexpr):
+    """A row x (inputs,) times b (rank, inputs), float32 (terms,)."""
     term = tl.arange(0, terms)  # a power of two: those from `rank` on are nobody's
     place = tl.arange(0, width)
-    x += row * inputs
-    b += member * rank * inputs
     sums = tl.zeros((terms, width), tl.float32)
     for first in range(0, inputs, width):
         inside = first + place < inputs
@@ -43,13 +40,19 @@ def _add(
         mine = (term < rank)[:, None] & inside[None, :]
         left = tl.load(b + term[:, None] * inputs + first + place[None, :], mine, other=0).to(tl.float32)
         sums += left * given[None, :]
-    dots = tl.sum(sums, axis=1)
-    y += row * outputs
-    a += member * rank * outputs
-    bias += member * outputs
-    begin = tl.program_id(2) * span
-    for first in range(begin, min(begin + span, outputs), width):
-        inside = first + place < outputs
+    return tl.sum(sums, axis=1)
+
+
+@triton.jit
+def _spread(
+    y, a, bias, dots, begin, end, outputs, rank: tl.constexpr, terms: tl.constexpr, width: tl.constexpr,
+    biased: tl.constexpr,
+):  # fmt: skip
+    """Outputs begin to end of a row y (outputs,) += dots times a (rank, outputs), and the bias."""
+    term = tl.arange(0, terms)
+    place = tl.arange(0, width)
+    for first in range(begin, end, width):
+        inside = first + place < end
         mine = (term < rank)[:, None] & inside[None, :]
         right = tl.load(a + term[:, None] * outputs + first + place[None, :], mine, other=0).to(tl.float32)
         value = tl.load(y + first + place, inside).to(tl.float32) + tl.sum(dots[:, None] * right, axis=0)
@@ -59,17 +62,75 @@ def _add(
 
 
 @triton.jit
-def _rms_norm(y, x, members, vectors, epsilon, size, count, width: tl.constexpr):
+def _add(
+    y, x, members, a, b, bias, inputs, outputs, rank: tl.constexpr, terms: tl.constexpr,
+    width: tl.constexpr, span: tl.constexpr, biased: tl.constexpr,
+):  # fmt: skip
+    row, member = _row(members)
+    dots = _dots(x + row * inputs, b + member * rank * inputs, inputs, rank, terms, width)
+    begin = tl.program_id(2) * span
+    _spread(
+        y + row * outputs, a + member * rank * outputs, bias + member * outputs, dots,
+        begin, min(begin + span, outputs), outputs, rank, terms, width, biased,
+    )  # fmt: skip
+
+
+@triton.jit
+def _add_parts(
+    y, x, members, a, b, bias, spans, inputs, outputs, parts, rank: tl.constexpr, terms: tl.constexpr,
+    width: tl.constexpr, biased: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(1).to(tl.int64)
+    member = tl.load(members + row)
+    mine = spans + 3 * tl.program_id(0)
+    part, begin, end = tl.load(mine), tl.load(mine + 1).to(tl.int32), tl.load(mine + 2).to(tl.int32)
+    b += (member * parts + part) * rank * inputs
+    dots = _dots(x + row * inputs, b, inputs, rank, terms, width)
+    _spread(
+        y + row * outputs, a + member * rank * outputs, bias + member * outputs, dots,
+        begin, end, outputs, rank, terms, width, biased,
+    )  # fmt: skip
+
+
+@triton.jit
+def _add_looked_up(
+    y, ids, members, a, b, columns, entries, parts, rank: tl.constexpr, terms: tl.constexpr,
+    width: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    member, token = tl.load(members + row), tl.load(ids + row)
+    term, place = tl.arange(0, terms), tl.arange(0, width)
+    left = tl.load(a + (member * rank + term) * entries + token, term < rank, other=0).to(tl.float32)
+    b += member * parts * rank * columns
+    y += row * columns
+    for first in range(0, columns, width):
+        inside = first + place < columns
+        mine = (term < rank)[:, None] & inside[None, :]
+        right = tl.load(b + term[:, None] * columns + first + place[None, :], mine, other=0).to(tl.float32)
+        value = tl.load(y + first + place, inside).to(tl.float32) + tl.sum(left[:, None] * right, axis=0)
+        tl.store(y + first + place, value.to(y.dtype.element_ty), inside)
+
+
+@triton.jit
+def _rms_norm(
+    y, x, residual, members, vectors, epsilon, size, count, width: tl.constexpr, summed: tl.constexpr,
+    plus_one: tl.constexpr,
+):  # fmt: skip
     row, member = _row(members)
     place = tl.arange(0, width)
     inside = place < size
     given = tl.load(x + row * size + place, inside, other=0).to(tl.float32)
+    if summed:
+        given += tl.load(residual + row * size + place, inside, other=0).to(tl.float32)
+        tl.store(residual + row * size + place, given.to(y.dtype.element_ty), inside)
     mean = tl.div_rn(tl.sum(given * given, axis=0), count)
     normal = tl.div_rn(given, tl.sqrt_rn(mean + epsilon))
-    # Rounded before it is multiplied, as in transformers.
-    normal = normal.to(y.dtype.element_ty).to(tl.float32)
-    value = tl.load(vectors + member * size + place, inside).to(tl.float32) * normal
-    tl.store(y + row * size + place, value.to(y.dtype.element_ty), inside)
+    vector = tl.load(vectors + member * size + place, inside).to(tl.float32)
+    if plus_one:
+        vector += 1.0
+    else:  # rounded before it is multiplied, as in transformers
+        normal = normal.to(y.dtype.element_ty).to(tl.float32)
+    tl.store(y + row * size + place, (vector * normal).to(y.dtype.element_ty), inside)
 
 
 def add(
@@ -97,16 +158,75 @@ def add(
     )  # fmt: skip
 
 
-def rms_norm(x: torch.Tensor, members: torch.Tensor, vectors: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """x / sqrt(mean(x^2) + epsilon), times each row's own member's vector.
+def spans_of(bounds: list[int]) -> list[list[int]]:
+    """What each program of `add_parts` does of a row: [part, first output, the last's next]."""
+    return [
+        [part, begin, min(begin + SPAN, last)]
+        for part, (first, last) in enumerate(itertools.pairwise(bounds))
+        for begin in range(first, last, SPAN)
+    ]
 
-    x (R, ..., N), contiguous; members int64 (R,); vectors (M, N) of x's dtype. In x's shape and dtype.
+
+def add_parts(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    members: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    spans: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> None:
+    """The same for a matrix whose parts lie one below the other, each with a b of its own.
+
+    y (T, N), x (T, K), members int64 (T,), a (M, rank, N), b (M, parts, rank, K), bias (M, N); spans int64
+    (S, 3) on y's device, as `spans_of` has them. A row depends on itself only.
+    """
+    _, parts, rank, inputs = b.shape
+    if not y.numel():
+        return
+    terms = triton.next_power_of_2(rank)
+    launch(
+        _add_parts, (len(spans), len(members)),
+        y, x, members, a, b, y if bias is None else bias, spans, inputs, a.shape[2], parts, rank, terms,
+        max(TILE // terms, 32), bias is not None,
+    )  # fmt: skip
+
+
+def add_looked_up(
+    y: torch.Tensor, ids: torch.Tensor, members: torch.Tensor, a: torch.Tensor, b: torch.Tensor
+) -> None:
+    """Add to y (T, K), rows `ids` of a matrix, those of each token's own noise: ids, members int64 (T,).
+
+    a (M, rank, N), b (M, parts, rank, K), of which the first part is taken.
+    """
+    _, parts, rank, columns = b.shape
+    if y.numel():
+        terms = triton.next_power_of_2(rank)
+        launch(
+            _add_looked_up, (len(members),),
+            y, ids, members, a, b, columns, a.shape[2], parts, rank, terms, max(TILE // terms, 32),
+        )  # fmt: skip
+
+
+def rms_norm(
+    x: torch.Tensor,
+    members: torch.Tensor,
+    vectors: torch.Tensor,
+    epsilon: float,
+    residual: torch.Tensor | None = None,
+    plus_one: bool = False,
+) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + epsilon), times each row's own member's vector, to which 1 is added if so said.
+
+    x (R, ..., N), contiguous; members int64 (R,); vectors (M, N) of x's dtype. In x's shape and dtype. A
+    residual is added first, and then holds the sum.
     """
     y, size = torch.empty_like(x), x.shape[-1]
     if x.numel():
         tokens, width = x.numel() // size // len(members), triton.next_power_of_2(size)
         launch(
-            _rms_norm, (tokens, len(members)), y, x, members, vectors, epsilon, size, float(size), width,
+            _rms_norm, (tokens, len(members)), y, x, y if residual is None else residual, members, vectors,
+            epsilon, size, float(size), width, residual is not None, plus_one,
             num_warps=4 if width <= 4096 else 16,
         )  # fmt: skip
     return y

@@ -8,18 +8,24 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mpies.model.lowrank_cpu import LOOSE, NONE, narrow, raw, wide
+from mpies.model.lowrank_cpu import LOOSE, at, narrow, place, raw, wide
 from mpies.noise.compiling import njit
 
 
 @njit(nogil=True, cache=True, fastmath=LOOSE)
-def _rms_norm(x, summed, out, weights, members, each, epsilon, plus_one):
-    """Raw, (T, size) but for weights (M, size); see `rms_norm`. summed: (0, 0) if there is no residual."""
+def _rms_norm(x_place, residual_place, out_place, rows, weights, members, each, epsilon, plus_one):
+    """Of (rows, size) at those places, 0: no residual, and raw weights (M, size); see `rms_norm`."""
+    shape = (rows, weights.shape[1])
+    x, summed, out = (
+        at(x_place, shape, weights),
+        at(residual_place, shape, weights),
+        at(out_place, shape, weights),
+    )
     values = np.empty(x.shape[1], np.float32)
     for i in range(x.shape[0]):
         given, weight, made = x[i], weights[members[i // each]], out[i]
         squares = np.float32(0)
-        if summed.size:
+        if residual_place:
             residual = summed[i]
             for c in range(values.size):
                 value = wide(given[c]) + wide(residual[c])
@@ -56,14 +62,13 @@ def rms_norm(
     `plus_one`, not rounded, and multiplied by w + 1. The residual's memory is overwritten with the sum.
     """
     size = x.shape[-1]
-    given = raw(x.contiguous()).reshape(-1, size)
-    out = torch.empty(x.shape, dtype=x.dtype)
-    summed: np.ndarray = given[:0, :0].reshape(NONE)
-    if residual is not None:
-        residual = residual.contiguous()
-        summed = raw(residual).reshape(-1, size)
+    rows = x.numel() // size
+    if size != weights.shape[1] or (residual is not None and residual.numel() != x.numel()):
+        raise TypeError(f"x {tuple(x.shape)} with weights of {weights.shape[1]}, or another residual")
+    x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+    residual = None if residual is None else residual.contiguous()
     _rms_norm(
-        given, summed, raw(out).reshape(-1, size), raw(weights), members,
-        len(given) // max(1, len(members)), np.float32(epsilon), plus_one,
+        place(x, weights.dtype), 0 if residual is None else place(residual, weights.dtype), out.data_ptr(),
+        rows, raw(weights), members, rows // max(1, members.size), np.float32(epsilon), plus_one,
     )  # fmt: skip
     return out, residual

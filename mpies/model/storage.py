@@ -24,7 +24,7 @@ class Storage(Protocol):
     """Is it somewhere else than where it is computed with?"""
 
     def bring(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, value on the device), one after another; a value is there until the next one is asked for."""
+        """(name, value on the device), one by one; a value is there until the next one is asked for."""
         ...
 
     def copy(self, name: str) -> torch.Tensor:
@@ -121,7 +121,7 @@ def room_on(device: torch.device, shapes: dict[str, torch.Size], dtype: torch.dt
 
 
 def pinned_room(shapes: dict[str, torch.Size], dtype: torch.dtype) -> Tensors:
-    """The same in the host's memory, one piece of it, which stays where it is: a GPU copies from and to it by itself.
+    """The same in the host's memory, one piece that stays where it is: a GPU copies from and to it by itself.
 
     Not of torch's own pinned memory, whose pieces are powers of two: up to twice as much. Raises InputError
     where the system does not allow it.
@@ -130,8 +130,8 @@ def pinned_room(shapes: dict[str, torch.Size], dtype: torch.dtype) -> Tensors:
     failed = int(torch.cuda.cudart().cudaHostRegister(whole.data_ptr(), whole.nbytes, 0))
     if failed:
         raise InputError(
-            f"model.base: CUDA cannot pin {whole.nbytes / 1e9:.1f} GB of the host's memory (error {failed}): ask"
-            " for more (--mem, ulimit -l), start fewer ranks on a node, or use model.base=device"
+            f"model.base: CUDA cannot pin {whole.nbytes / 1e9:.1f} GB of the host's memory (error {failed}):"
+            " ask for more (--mem, ulimit -l), start fewer ranks on a node, or use model.base=device"
         )
     pieces = whole.split([shape.numel() for shape in shapes.values()])
     return {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}

@@ -31,7 +31,7 @@ import torch
 from mpies.errors import InputError
 from mpies.model.storage import Tensors, pinned_room, room_on, storage_for
 from mpies.noise import Kernels
-from mpies.noise.definition import parameter_id
+from mpies.noise.definition import matrices_in, parameter_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,8 +109,8 @@ class Weights:
     """The base weights of a model, and its live weights, which are the model's parameters from now on.
 
     `base` is what `take_base` took from the model. `live`: contiguous tensors in the base's shapes, on the
-    device that is computed on, by name, to be written; they share a dtype, which the model has afterwards. `rank` is that
-    of the noise of matrices, 0: full. Whoever writes the base or the live weights does it here.
+    device that is computed on, by name, to be written; they share a dtype, which the model has afterwards.
+    `rank` is that of the noise of matrices, 0: full. Who writes the base or the live weights does it here.
     """
 
     def __init__(self, model: PreTrainedModel, base: Tensors, live: Tensors, kernels: Kernels, rank: int = 0):
@@ -163,8 +163,9 @@ class Weights:
         """live <- cast(base + scale * noise(seed)), scale being sigma * sign."""
         self._live_is_base = False
         for name, base in self.storage.bring(self.live):
-            live = self.live[name].view(-1)
-            self.kernels.perturb(base.float().view(-1), live, seed, self.ids[name], scale)
+            for part, start in _parts_of(base):
+                target = self.live[name].view(-1)[start : start + part.numel()]
+                self.kernels.perturb(part.float().view(-1), target, seed, self.ids[name], scale, start)
 
     def show_base(self) -> None:
         """live <- cast(base): the unperturbed model. Costs nothing if live shows the base already."""
@@ -220,12 +221,13 @@ class Weights:
         self._live_is_base = False
         first = int(seeds[0]) if len(seeds) else 0
         for name, base in self.storage.bring(names):
-            value = base.float()
-            self._add(name, value, seeds, factors)
-            if pull:
-                pull(name, value)
-            if value is not base:
-                self.kernels.round(value.view(-1), base.view(-1), first, self.ids[name])
+            for part, start in [(base, 0)] if pull else _parts_of(base):
+                value = part.float()
+                self._add(name, value, seeds, factors, start)
+                if pull:
+                    pull(name, value)
+                if value is not part:
+                    self.kernels.round(value.view(-1), part.view(-1), first, self.ids[name], start)
             self.storage.keep(name, base)
         self.storage.settle()
 
@@ -235,12 +237,16 @@ class Weights:
         self._add(name, value, seeds, factors)
         return value
 
-    def _add(self, name: str, value: torch.Tensor, seeds: np.ndarray, factors: np.ndarray) -> None:
-        """value <- value + sum_d factors_d * noise(seeds_d), for float32 values of a parameter."""
-        if len(seeds) and self.rank and value.dim() == 2:
-            self.kernels.lowrank_update(value, seeds, factors, self.ids[name], self.rank)
+    def _add(
+        self, name: str, value: torch.Tensor, seeds: np.ndarray, factors: np.ndarray, start: int = 0
+    ) -> None:
+        """value <- value + sum_d factors_d * noise(seeds_d): a parameter's float32 values from `start` on."""
+        if len(seeds) and self.rank and matrices_in(self.base[name].shape):
+            first = start // math.prod(value.shape[-2:])
+            for number, matrix in enumerate(value.view(-1, *value.shape[-2:])):
+                self.kernels.lowrank_update(matrix, seeds, factors, self.ids[name], self.rank, first + number)
         elif len(seeds):
-            self.kernels.update(value.view(-1), seeds, factors, self.ids[name])
+            self.kernels.update(value.view(-1), seeds, factors, self.ids[name], start)
 
     def find_unfit(self) -> str | None:
         """The first parameter that cannot be computed with, and why; None if all can."""
@@ -261,7 +267,11 @@ class Weights:
 
         Equal on CPU and GPU, for any order of work.
         """
-        return sum_digests(self.digest_of(name, base) for name, base in self.storage.bring(self.base))
+        return sum_digests(
+            self.kernels.digest(part.float().view(-1), self.ids[name], start)
+            for name, base in self.storage.bring(self.base)
+            for part, start in _parts_of(base)
+        )
 
     def digest_of(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What a tensor of values adds to the digest if it is the base of that parameter; int64 ()."""
@@ -271,6 +281,16 @@ class Weights:
 def sum_digests(parts: Iterable[torch.Tensor]) -> int:
     """The digest, below 2^64, that is made up of what the parameters add. A GPU is waited for once."""
     return int(torch.stack(list(parts)).sum()) % 2**64  # integers wrap
+
+
+def _parts_of(base: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
+    """A parameter's base, or parts of it, each with the place that it begins at.
+
+    A stack that is widened to be worked on is widened matrix by matrix: a layer's experts are gigabytes.
+    """
+    if base.dtype == torch.float32 or matrices_in(base.shape) < 2:
+        return [(base, 0)]
+    return [(part, number * part.numel()) for number, part in enumerate(base)]
 
 
 def _largest(tensor: torch.Tensor) -> torch.Tensor:

@@ -67,6 +67,7 @@ class Kernels(Protocol):
         coefficients: np.ndarray,
         parameter: int,
         rank: int,
+        matrix: int = 0,
     ) -> None: ...
 
     def digest(self, base: torch.Tensor, parameter: int, start: int = 0) -> torch.Tensor: ...

@@ -66,10 +66,10 @@ class CpuKernels:
         self.share(len(seeds), work)
         return torch.from_numpy(out)
 
-    def lowrank_update(self, base, seeds, coefficients, parameter, rank):
+    def lowrank_update(self, base, seeds, coefficients, parameter, rank, matrix=0):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
         target = base.numpy()
-        for tile in scaled_factors(self, base, seeds, coefficients, parameter, rank):
+        for tile in scaled_factors(self, base, seeds, coefficients, parameter, rank, matrix):
             self._update_tile(target, tile)
 
     def _update_tile(self, target, tile):

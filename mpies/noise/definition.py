@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -121,19 +122,33 @@ def updated(
     return base + total
 
 
-def factors(seed: int, parameter: int, shape: tuple[int, int], rank: int) -> tuple[np.ndarray, np.ndarray]:
+def matrices_in(shape: Sequence[int]) -> int:
+    """How many matrices with factors of their own a parameter of this shape is; 0: its noise is full.
+
+    One with two dimensions is a matrix, one with three a stack of as many as its first dimension says, such
+    as experts; but what has a single row or column there is no matrix, such as a convolution of each channel.
+    """
+    if len(shape) == 2:
+        return 1
+    return shape[0] if len(shape) == 3 and min(shape[1:]) > 1 else 0
+
+
+def factors(
+    seed: int, parameter: int, shape: tuple[int, int], rank: int, matrix: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Low-rank noise of a matrix: A (rank, rows) and B (rank, columns), float32, standard normal.
 
     The matrix's noise is E = A^T B / sqrt(rank) (EGGROLL, arXiv 2511.16652): variance 1, rank `rank`.
+    `matrix`: which one it is of a parameter that is a stack of them. Their factors follow one another.
     """
     rows, columns = shape
-    a = normal(seed, parameter, 0, rank * rows, STREAM_A).reshape(rank, rows)
-    b = normal(seed, parameter, 0, rank * columns, STREAM_B).reshape(rank, columns)
+    a = normal(seed, parameter, matrix * rank * rows, rank * rows, STREAM_A).reshape(rank, rows)
+    b = normal(seed, parameter, matrix * rank * columns, rank * columns, STREAM_B).reshape(rank, columns)
     return a, b
 
 
 def lowrank_updated(
-    base: np.ndarray, seeds: np.ndarray, coefficients: np.ndarray, parameter: int, rank: int
+    base: np.ndarray, seeds: np.ndarray, coefficients: np.ndarray, parameter: int, rank: int, matrix: int = 0
 ) -> np.ndarray:
     """base + sum_i coefficients_i * E(seeds_i), for a matrix (rows, columns).
 
@@ -142,7 +157,7 @@ def lowrank_updated(
     """
     total = np.zeros_like(base)
     for seed, coefficient in zip(seeds, coefficients, strict=True):
-        a, b = factors(int(seed), parameter, base.shape, rank)
+        a, b = factors(int(seed), parameter, base.shape, rank, matrix)
         scale = np.float32(float(coefficient) / math.sqrt(rank))
         for k in range(rank):
             total += (scale * a[k])[:, None] * b[k]

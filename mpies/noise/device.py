@@ -83,9 +83,9 @@ class DeviceKernels:
         """`count` numbers of a stream of each seed, from `start` on: float32 (M, count)."""
         return torch.stack([normal(int(seed), parameter, start, count, device, stream) for seed in seeds])
 
-    def lowrank_update(self, base, seeds, coefficients, parameter, rank):
+    def lowrank_update(self, base, seeds, coefficients, parameter, rank, matrix=0):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
-        for tile in scaled_factors(self, base, seeds, coefficients, parameter, rank):
+        for tile in scaled_factors(self, base, seeds, coefficients, parameter, rank, matrix):
             total = torch.zeros(tile.a.shape[1], tile.b.shape[1], device=base.device)
             for a, b in zip(tile.a, tile.b, strict=True):
                 total.add_(a[:, None] * b)

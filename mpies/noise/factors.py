@@ -41,6 +41,7 @@ def scaled_factors(
     coefficients: np.ndarray,
     parameter: int,
     rank: int,
+    matrix: int = 0,
 ) -> Iterator[Tile]:
     """The tiles of a matrix `base` (rows, columns), one after another; see `definition.lowrank_updated`.
 
@@ -54,7 +55,7 @@ def scaled_factors(
     def draw(stream: int, length: int, first: int) -> torch.Tensor:
         """(D, rank, up to `most`): part of the vectors of `length` of which each direction has `rank`."""
         count = min(most, length - first)
-        starts = [k * length + first for k in range(rank)]
+        starts = [(matrix * rank + k) * length + first for k in range(rank)]
         return torch.stack(
             [kernels.normal(count, seeds, parameter, stream, base.device, start) for start in starts], dim=1
         )

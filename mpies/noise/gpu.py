@@ -2,9 +2,9 @@
 
 A program works on `CHUNKS` chunks: its Philox words never leave the registers, a number costs one
 look-up in the table, which stays in the first-level cache, and the base is read and written once per
-tensor, however many members there are. The two updates have a better kernel each where Triton has Gluon, in
-which layouts are chosen by hand: `gpu_update`, `gpu_lowrank`. Launched with `enable_fp_fusion=False`: a fused multiplication
-and addition would round once instead of twice.
+tensor, however many members there are. The two updates have a better kernel each where Triton has Gluon,
+in which layouts are chosen by hand: `gpu_update`, `gpu_lowrank`. Launched with `enable_fp_fusion=False`:
+a fused multiplication and addition would round once instead of twice.
 
 Integers that are given have the types that their annotations say, whatever their values: otherwise
 Triton compiles a kernel anew for a seed with a top bit, in the middle of a run.
@@ -272,9 +272,9 @@ class GpuKernels:
                 )
         return out
 
-    def lowrank_update(self, base, seeds, coefficients, parameter, rank):
+    def lowrank_update(self, base, seeds, coefficients, parameter, rank, matrix=0):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
-        for tile in scaled_factors(self, base, seeds, coefficients, parameter, rank):
+        for tile in scaled_factors(self, base, seeds, coefficients, parameter, rank, matrix):
             (terms, rows), columns = tile.a.shape, tile.b.shape[1]
             target = base[tile.row :, tile.column :]
             if _has_gluon():

@@ -1,8 +1,8 @@
 """The low-rank update on a GPU, with layouts chosen by hand, where Triton has Gluon for that.
 
-Of a tile, a thread has `TALL` x `WIDE` elements in a block, so that a term costs it two products and sums for each, which
-nothing can spare, and a few loads of four numbers: each is used `TALL` or `WIDE` times. Triton by itself spreads a
-thread's elements, and loads them one by one.
+Of a tile, a thread has `TALL` x `WIDE` elements in a block, so that a term costs it two products and sums for
+each, which nothing can spare, and a few loads of four numbers: each is used `TALL` or `WIDE` times. Triton by
+itself spreads a thread's elements, and loads them one by one.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def _lowrank_update(
     broad: gl.constexpr = wide * across
     row = gl.program_id(0).to(gl.int64) * high + gl.arange(0, high, gl.SliceLayout(1, layout))
     column = gl.program_id(1).to(gl.int64) * broad + gl.arange(0, broad, gl.SliceLayout(0, layout))
-    # The factors are padded, to whole tiles and with terms of zeros: a sum that began with 0 is never -0, so that
-    # another 0 leaves its bits.
+    # The factors are padded, to whole tiles and with terms of zeros: a sum that began with 0 is never -0, so
+    # that another 0 leaves its bits.
     left, right = a + row, b + column
     height, width = (rows + high - 1) // high * high, (columns + broad - 1) // broad * broad
     total = gl.zeros([high, broad], gl.float32, layout)
@@ -46,7 +46,7 @@ def _lowrank_update(
 
 
 def add_products(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, launch, threads: int) -> None:
-    """base (R, C) += sum_t a_t b_t^T, for a (T, R), b (T, C), in their order; `base` may be a part of a matrix.
+    """base (R, C) += sum_t a_t b_t^T, for a (T, R), b (T, C), in order; `base` may be a part of a matrix.
 
     `launch` as `gpu.launch`; `threads`: of a warp.
     """

@@ -49,9 +49,10 @@ def _attempts(kernels: Kernels, device: torch.device) -> Iterator[tuple[str, tor
     updated = definition.updated(base, SEEDS, FACTORS, PARAMETER)
     yield "update", changed(kernels.update, base, SEEDS, FACTORS, PARAMETER), torch.from_numpy(updated)
     matrix = base[: SHAPE[0] * SHAPE[1]].reshape(SHAPE)
-    expected = definition.lowrank_updated(matrix, SEEDS, FACTORS, PARAMETER, RANK)
-    found = changed(kernels.lowrank_update, matrix, SEEDS, FACTORS, PARAMETER, RANK)
-    yield "lowrank_update", found, torch.from_numpy(expected)
+    for number in (0, 3):  # of a stack of matrices
+        expected = definition.lowrank_updated(matrix, SEEDS, FACTORS, PARAMETER, RANK, number)
+        found = changed(kernels.lowrank_update, matrix, SEEDS, FACTORS, PARAMETER, RANK, number)
+        yield "lowrank_update", found, torch.from_numpy(expected)
     total = np.array(definition.digest(base, PARAMETER), np.uint64).view(np.int64)
     yield "digest", kernels.digest(given, PARAMETER), torch.from_numpy(total)
     rounded = torch.empty(SIZE, dtype=torch.bfloat16, device=device)

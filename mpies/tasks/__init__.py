@@ -77,6 +77,10 @@ def _make(settings: config.TaskSettings, own: rewards.Weighted | None) -> Task:
         from mpies.tasks import math
 
         return math.make_task(settings)
+    if settings.name == "questions":
+        from mpies.tasks import questions
+
+        return questions.make_task(settings)
     if settings.name == "custom":
         from mpies.tasks import custom
 

@@ -369,7 +369,8 @@ def test_the_number_of_prompts_is_told_only_if_it_is_known(tmp_path):
     assert series.prompts_per_member(kept) is None, "there may be more than the two that were kept"
     drawn = replace(run, settings={**run.settings, "task": {"prompts_per_generation": 32}})
     assert series.prompts_per_member(drawn) == 32
-    assert series.prompts_per_member(open_run(made_up.write_run(tmp_path / "run", generations=2))) is None
+    made = made_up.write_run(tmp_path / "run", "task.name=conciseness", generations=2)
+    assert series.prompts_per_member(open_run(made)) is None
 
 
 def test_running_means_leave_out_what_is_missing():

@@ -99,7 +99,8 @@ class Held:
     @property
     def weights(self):
         tensors = {"a": torch.zeros(50), "b": torch.zeros(25)}
-        return SimpleNamespace(base=tensors, live={"a": torch.zeros(50, dtype=torch.bfloat16)})
+        live = {"a": torch.zeros(50, dtype=torch.bfloat16)}
+        return SimpleNamespace(base=tensors, live=live, device=torch.device("cpu"))
 
 
 def test_memory_is_weights_and_the_engines_cache_and_the_peak():

@@ -70,7 +70,7 @@ def test_file_then_overrides(write):
 def test_without_a_file_the_quickstart(write):
     settings = config.load([])
     assert settings.model.path == "quickstart"
-    assert settings.task.name == "conciseness"
+    assert (settings.task.name, settings.task.prompts_per_generation) == ("questions", 8)
     assert (settings.es.population, settings.es.perturbation) == (32, "lowrank")
     assert config.load(["es.sigma=0.5"]).es.sigma == 0.5
     assert config.load(["es.sigma=0.5"]).es.alpha == settings.es.alpha
@@ -295,6 +295,7 @@ def test_unknown_keys_in_a_file(write, text, key, nearest):
         ("model.dtype=bf16", "'bf16'", "'auto', 'bfloat16', 'float16' or 'float32'"),
         ("engine.batch_size=0", "0", "greater than or equal to 1"),
         ("engine.max_new_tokens=0", "0", "greater than or equal to 1"),
+        ("engine.batch_invariant=true", "true", "false with engine.name=hf"),
         ("run.threads=0", "0", "greater than or equal to 1"),
     ],
 )

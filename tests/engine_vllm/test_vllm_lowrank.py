@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from mpies import config, replica
-from mpies.engines.vllm import layers, lowrank, members, selftest
+from mpies.engines.vllm import layers, lowrank, members, noise, norms, selftest
 from mpies.engines.vllm.host import Noise, Room, cache_bytes
 from mpies.errors import InputError
 from mpies.es.population import Member
@@ -38,7 +38,8 @@ SHAPE = {
 }
 HEADS = {"head_dim": 32}
 # Untied and biases; norms of queries and keys; scaled embeddings and norms that add 1; fused in transformers,
-# too; norms that subtract the mean, with biases.
+# too; norms that subtract the mean, with biases; norms that hand on a sum; norms that add 1 to a weight and
+# have a bias; a table of positions.
 ARCHITECTURES = {
     "Llama": {"tie_word_embeddings": True},
     "Qwen2": {"tie_word_embeddings": False},
@@ -46,6 +47,9 @@ ARCHITECTURES = {
     "Gemma3Text": HEADS | {"query_pre_attn_scalar": 32},
     "Phi3": {},
     "StableLm": {"use_qkv_bias": True},
+    "Cohere": {},
+    "Nemotron": {},
+    "OPT": {"ffn_dim": 256, "word_embed_proj_dim": 128},
 }
 
 
@@ -189,6 +193,29 @@ def test_an_update_reaches_members_and_nobody(made):
         made.weights.update(np.array([3], np.uint64), np.array([-0.3], np.float32))
 
 
+def test_weights_are_packed_once_they_were_written(llama, monkeypatch):
+    """By whatever way; a block of members does not write them."""
+    packed, packing = [], llama.engine.packing
+    plain = packing.pack
+    monkeypatch.setattr(packing, "pack", lambda: (packed.append(1), plain()))
+    llama.perturbation.set(MEMBERS, SIGMA)
+    llama.engine.generate_block(PROMPTS, len(MEMBERS))
+    packed.clear()
+    llama.perturbation.set(MEMBERS[1:], SIGMA)
+    llama.engine.generate_block(PROMPTS, 2)
+    assert not packed
+    for write in (
+        lambda: llama.weights.update(np.array([3], np.uint64), np.array([0.0], np.float32)),
+        lambda: llama.weights.perturb(3, 0.1),
+        lambda: llama.weights.show(llama.weights.base.items()),
+        lambda: llama.weights.restore(*next(iter(llama.weights.base.items()))),
+    ):
+        write()
+        llama.perturbation.clear()
+        llama.engine.generate(PROMPTS)
+        assert packed.pop() and not packed, "once for each"
+
+
 def test_a_smaller_block_leaves_no_member_of_the_larger_one(llama):
     llama.perturbation.set(MEMBERS, SIGMA)
     whole = ids_of(llama.engine.generate_block(PROMPTS, 3))
@@ -253,7 +280,7 @@ def test_requests_that_lose_their_cache_and_begin_again(world, tmp_path, monkeyp
 @pytest.mark.parametrize("architecture", ["Qwen2", "Gemma3Text", "StableLm"])
 def test_by_torchs_operations_as_on_gpus(world, tmp_path, monkeypatch, architecture):
     """The fused products and norms are for CPUs."""
-    monkeypatch.setattr(layers.lowrank_cpu, "knows", lambda tensor: False)
+    monkeypatch.setattr(noise.lowrank_cpu, "knows", lambda tensor: False)
     made = build(world, save(tmp_path / "model", architecture))
     expected = [answers_by_transformers(made, own_weights(made, member))[0] for member in MEMBERS]
     made.perturbation.set(MEMBERS, SIGMA)
@@ -286,7 +313,7 @@ def spoil_sums(monkeypatch):
 
 
 def spoil_norms(monkeypatch):
-    monkeypatch.setitem(layers.FUSED, next(iter(layers.FUSED)), True)
+    monkeypatch.setitem(norms.FUSED, next(iter(norms.FUSED)), True)
 
 
 def spoil_rows(monkeypatch):
@@ -334,6 +361,12 @@ def test_models_with_other_layers_are_refused_by_name(world, tmp_path, architect
         build(world, save(tmp_path / "model", architecture, **changes))
 
 
+def test_batch_invariance_is_refused_on_cpus(world, tmp_path):
+    """vLLM would take the setting, and do nothing."""
+    with pytest.raises(InputError, match=r"^engine\.batch_invariant: vllm has no such kernels for cpus"):
+        build(world, save(tmp_path / "model", "Llama"), "engine.batch_invariant=true")
+
+
 def test_a_block_that_does_not_fit_is_refused_with_numbers():
     room = Room(8, 64)
     shape = transformers.LlamaConfig(**SHAPE, vocab_size=99)
@@ -354,4 +387,4 @@ def test_tolerances_are_far_from_both_sides(made, monkeypatch):
     members, least = selftest.TOLERANCES[torch.float32].members, selftest.LEAST[torch.float32]
     for effect, unmoved, moved in zip(*[iter(seen)] * 3, strict=True):
         tolerated = max(members * effect, least)
-        assert max(unmoved, moved) < tolerated / 10 and effect > 30 * tolerated
+        assert max(unmoved, moved) < tolerated / 10 and effect > 25 * tolerated

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
+
 import launching
 import pytest
+import torch
 
 from mpies.engines import vllm
 from mpies.errors import InputError
@@ -47,6 +51,37 @@ def test_others_are_refused(installed, version, why):
     with pytest.raises(InputError, match=f"^engine.name: {why}.*engine.name=hf") as error:
         vllm.refuse_unsupported()
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "device, capability, why",
+    [
+        (
+            "cpu",
+            None,
+            r"vllm has no such kernels for cpus, only for NVIDIA's GPUs from 8\.0 on and AMD's gfx90a",
+        ),
+        ("cuda", (7, 5), r"vllm has no such kernels for GPUs of compute capability 7\.5"),
+        ("cuda", (8, 0), None),
+        ("cuda", (10, 0), None),
+    ],
+)
+def test_batch_invariance_is_refused_where_vllm_would_go_on_without(monkeypatch, device, capability, why):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    if why is None:
+        vllm.refuse_without_invariance(torch.device(device))
+        return
+    with pytest.raises(InputError, match=f"^engine.batch_invariant: {why}.*batch_invariant=false") as error:
+        vllm.refuse_without_invariance(torch.device(device))
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("chip, known", [("gfx942:sramecc+:xnack-", True), ("gfx1100", False)])
+def test_amds_gpus_are_known_by_name(monkeypatch, chip, known):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(gcnArchName=chip))
+    with contextlib.nullcontext() if known else pytest.raises(InputError, match="kernels for gfx1100, only"):
+        vllm.refuse_without_invariance(torch.device("cuda"))
 
 
 @pytest.mark.launch

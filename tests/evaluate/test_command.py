@@ -36,6 +36,7 @@ def trained(tiny_model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     settings = [
         f"model.path={tiny_model()}",
+        "task.name=conciseness",
         "model.dtype=bfloat16",
         "model.device=cpu",
         "es.population=5",
@@ -302,7 +303,14 @@ def test_while_a_job_runs(run):
 
 def test_a_model_and_another_to_compare_with(run, tiny_model, tmp_path):
     """The tuned model's folder gives what the run's last generation gives."""
-    settings = ["engine.max_new_tokens=16", "model.dtype=bfloat16", "run.kl_samples=3", "--kl", "--drift"]
+    settings = [
+        "task.name=conciseness",
+        "engine.max_new_tokens=16",
+        "model.dtype=bfloat16",
+        "run.kl_samples=3",
+        "--kl",
+        "--drift",
+    ]
     model = evaluate(run, "out/model", "--initial", str(tiny_model()), *settings)
     last = evaluate(run, "out", "--kl", "--drift")
     figures = [r["splits"]["held_out"]["figures"] for r in (model, last)]

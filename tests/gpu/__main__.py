@@ -1,6 +1,6 @@
 """The test on a GPU, for the day there is one: python tests/gpu [PART or PART.STEP ...]
 
-Needs no network. Writes report.md and report.json into --output, after every step; a further run adds to them.
+Needs no network. Writes report.md and report.json into --output after every step; a further run adds to them.
 """
 
 from __future__ import annotations

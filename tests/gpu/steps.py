@@ -1,7 +1,7 @@
-"""What a part of the test on a GPU is made of: steps, each in processes of its own, within the time that there is.
+"""What a part of the test on a GPU is made of: steps, each in processes of its own, within the time there is.
 
-A step that breaks (a wrong result, an illegal address, a hang) says so in the report, and the next one begins with
-a GPU that nobody uses.
+A step that breaks (a wrong result, an illegal address, a hang) says so in the report, and the next one begins
+with a GPU that nobody uses.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ COUNTED = Counted()
 
 
 class Stream:
-    """A queue of the GPU's. Copies to it that are queued on another than the usual one are made when the usual one
-    waits for them, and no earlier: what forgets to wait finds other values."""
+    """A queue of the GPU's. Copies to it that are queued on another than the usual one are made when the
+    usual one waits for them, and no earlier: what forgets to wait finds other values."""
 
     current: Stream
 

@@ -1,8 +1,9 @@
 """Runs a program on a GPU that is pretended: python tests/helpers/pretending.py -m mpies.train ...
 
 What mpies asks CUDA about the GPUs is answered here, as an H100 would; tensors are `pretended_gpu`'s, and
-kernels are compiled, and emulated, by `stand_in_gpu`. MPIES_GPUS says how many there are (1), and the ranks of a
-node go round among them. At its end, the program's counts go to the file that MPIES_COUNTS names, if any, as JSON.
+kernels are compiled, and emulated, by `stand_in_gpu`. MPIES_GPUS says how many there are (1), and the ranks
+of a node go round among them. At its end, the program's counts go to the file that MPIES_COUNTS names, as
+JSON.
 """
 
 from __future__ import annotations

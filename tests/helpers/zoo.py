@@ -187,8 +187,21 @@ def kind_of(name: str) -> str:
 
 
 def missing(names: Iterable[str] = ARCHITECTURES) -> list[str]:
-    """Those that the installed transformers does not have."""
-    return [name for name in names if kind_of(name) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+    """Those that the installed transformers does not have, or whose configurations it cannot make.
+
+    transformers 5.4 says of some settings that they are numbers, and a newer huggingface_hub believes it.
+    """
+    return [name for name in names if not _can_be_made(name)]
+
+
+def _can_be_made(name: str) -> bool:
+    if kind_of(name) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return False
+    try:
+        configuration(name)
+    except Exception as error:
+        return "expected int, got bool" not in str(error) and "<class 'int'>" not in str(error)
+    return True
 
 
 def configuration(name: str, **changes: Any) -> PreTrainedConfig:

@@ -9,11 +9,10 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig
 
 from mpies.engines.hf import HfEngine
 from mpies.engines.text import Text
-from mpies.errors import InputError
 from mpies.es.population import Member
 from mpies.model import loading, lowrank
 from mpies.model.lowrank import LowRank
@@ -180,14 +179,52 @@ def test_update_reaches_the_live_weights_of_the_next_block(tiny_model):
         assert torch.equal(weights.live[name], base)
 
 
-def test_unknown_modules_are_refused(tiny_model):
-    class Experts(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(2, 3, 4))
+def test_a_stack_of_matrices_has_factors_for_each():
+    base = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
+    seeds, coefficients = np.array([7, 2**63 + 1], np.uint64), np.array([0.5, -0.25], np.float32)
+    weights = take_over(Stacked(base), torch.float32, torch.device("cpu"), CpuKernels(1), 2)
+    weights.update(seeds, coefficients)
+    for matrix, found in enumerate(weights.base["stack"]):
+        expected = definition.lowrank_updated(
+            base[matrix], seeds, coefficients, weights.ids["stack"], 2, matrix
+        )
+        assert torch.equal(found, torch.from_numpy(expected))
+    pairs = [definition.factors(7, weights.ids["stack"], (3, 4), 2, matrix) for matrix in (0, 1)]
+    assert not np.array_equal(pairs[0][0], pairs[1][0])
+    assert not np.array_equal(pairs[0][1], pairs[1][1])
 
-    model, _ = loading.load(str(tiny_model(kind="llama", tied=True)), allow_download=False)
-    model.experts = Experts()
-    weights = take_over(model, torch.float32, torch.device("cpu"), CpuKernels(1), 1)
-    with pytest.raises(InputError, match=r"Experts at experts; use es\.perturbation=full"):
-        LowRank(model, weights, 1)
+
+@pytest.mark.parametrize("rank", [0, 2], ids=["full", "lowrank"])
+def test_a_stack_whose_base_is_bfloat16_is_widened_matrix_by_matrix(rank, monkeypatch):
+    """With the bits that it would have as a whole."""
+    base = np.linspace(-1, 1, 5 * 40 * 30, dtype=np.float32).reshape(5, 40, 30)
+    seeds, coefficients = np.array([7, 8], np.uint64), np.array([0.5, -0.25], np.float32)
+    found = []
+    for whole in (False, True):
+        cpu, kernels = torch.device("cpu"), CpuKernels(1)
+        weights = take_over(Stacked(base), torch.bfloat16, cpu, kernels, rank, torch.bfloat16)
+        if whole:
+            monkeypatch.setattr("mpies.model.weights._parts_of", lambda base: [(base, 0)])
+        weights.update(seeds, coefficients)
+        weights.perturb(9, 0.1)
+        found.append((weights.base["stack"], weights.live["stack"], weights.digest()))
+    assert all(torch.equal(one, other) for one, other in zip(found[0][:2], found[1][:2], strict=True))
+    assert found[0][2] == found[1][2]
+    assert len(weights.base["stack"].unique()) > 1000
+
+
+@pytest.mark.parametrize(
+    "shape, matrices",
+    [((3, 4), 1), ((1, 4), 1), ((5, 3, 4), 5), ((5, 1, 4), 0), ((5,), 0), ((2, 3, 4, 5), 0)],
+)
+def test_what_is_a_matrix_or_several(shape, matrices):
+    assert definition.matrices_in(shape) == matrices
+    factors = matrices * 2 * sum(shape[-2:]) or math.prod(shape)
+    assert lowrank.count_noise([torch.Size(shape)], 2) == factors
+
+
+class Stacked(torch.nn.Module):
+    def __init__(self, values: np.ndarray):
+        super().__init__()
+        self.stack = torch.nn.Parameter(torch.from_numpy(values))
+        self.config = PreTrainedConfig()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -50,6 +51,56 @@ def test_products(rows, tokens, inputs, outputs, rank, biased, dtype):
         expected += bias.double()[members].view(rows, *[1] * (y.dim() - 2), outputs)
     lowrank_gpu.add(y, x, members, a, b, rank, bias if biased else None)
     assert_close(y, expected)
+
+
+@DTYPES
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(
+    "bounds, inputs, rank", [([0, 6, 9, 17], 8, 1), ([0, 40, 4200], 33, 3), ([0, 5], 1500, 2)]
+)
+def test_products_of_several_parts(bounds, inputs, rank, biased, dtype):
+    """As vLLM has queries, keys and values below one another: each part has a b of its own."""
+    members, outputs = torch.tensor([1, 0, 0, 2]), bounds[-1]
+    y, x = numbers(4, outputs, dtype=dtype), numbers(4, inputs, dtype=dtype)
+    a = numbers(3, rank, outputs, dtype=dtype)
+    b = numbers(3, len(bounds) - 1, rank, inputs, dtype=dtype)
+    bias = numbers(3, outputs, dtype=dtype)
+    expected = y.double() + (bias.double()[members] if biased else 0)
+    for part, (first, last) in enumerate(itertools.pairwise(bounds)):
+        dots = torch.einsum("tk,trk->tr", x.double(), b.double()[members, part])
+        expected[:, first:last] += torch.einsum("tr,trn->tn", dots, a.double()[members][..., first:last])
+    spans = torch.tensor(lowrank_gpu.spans_of(bounds))
+    lowrank_gpu.add_parts(y, x, members, a, b, spans, bias if biased else None)
+    assert_close(y, expected)
+
+
+@DTYPES
+@pytest.mark.parametrize("columns, rank", [(33, 1), (1500, 3)])
+def test_looked_up(columns, rank, dtype):
+    members, ids = torch.tensor([2, 0, 1, 2]), torch.tensor([6, 0, 3, 3])
+    y, a, b = (numbers(*shape, dtype=dtype) for shape in ((4, columns), (3, rank, 7), (3, 2, rank, columns)))
+    mine = a.double()[members, :, ids]
+    expected = y.double() + torch.einsum("tr,trk->tk", mine, b.double()[members, 0])
+    lowrank_gpu.add_looked_up(y, ids, members, a, b)
+    assert_close(y, expected)
+
+
+@DTYPES
+@pytest.mark.parametrize("plus_one", [True, False])
+def test_norms_of_sums(dtype, plus_one):
+    """As vLLM's layers have them: the sum is kept."""
+    x, residual, vectors = (
+        numbers(5, 33, dtype=dtype),
+        numbers(5, 34, dtype=dtype)[:, 1:],
+        numbers(3, 33, dtype=dtype),
+    )
+    residual, members = residual.contiguous(), torch.tensor([1, 0, 2, 2, 1])
+    total = x.double() + residual.double()
+    exact = total * (total.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    expected = exact * (vectors.double()[members] + (1 if plus_one else 0))
+    found = lowrank_gpu.rms_norm(x, members, vectors, 1e-6, residual, plus_one)
+    assert_close(found / 2, expected / 2)
+    assert_close(residual, total)
 
 
 @DTYPES

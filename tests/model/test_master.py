@@ -21,6 +21,7 @@ CPU = torch.device("cpu")
 SEEDS = np.array([11, 2**64 - 1], dtype=np.uint64)
 FACTORS = np.array([1e-5, -3e-5], dtype=np.float32)
 SETTINGS = {
+    "task.name": "conciseness",
     "model.dtype": "bfloat16",
     "model.device": "cpu",
     "model.master": "live",

@@ -33,143 +33,132 @@ TIE = 0.01  # what an answer's token may be below the likeliest: Mamba 2 rounds 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the refusal says, with full noise and with low rank; None: not refused, and equal."""
+    """What the refusal says; None: not refused, and equal."""
 
-    full: str | None = None
-    lowrank: str | None = None
-
-
-def unknown(module: str, full: str | None = None) -> Outcome:
-    """Low rank does not know such a module; the engine may not know the model either."""
-    return Outcome(
-        full, rf"^es\.perturbation: lowrank does not know the {module} at \S+; use es\.perturb\S+$"
-    )
+    refusal: str | None = None
+    in_turns: tuple[str, ...] = ()
+    """Classes of modules that low rank computes member by member."""
 
 
-def undecodable(model: str) -> str:
-    return rf"^engine\.name: hf cannot decode {model}, which keeps no keys and values$"
+def turns(*modules: str) -> Outcome:
+    return Outcome(in_turns=modules)
 
 
-def hybrid(module: str) -> Outcome:
-    """Low rank does not know convolutions and states; before 5.5 or so, transformers' cache had no states."""
-    has_states = hasattr(DynamicCache, "has_previous_state")
-    return unknown(
-        module, None if has_states else r"hf cannot compute \w+ in float32 \(\w+: .*previous_state"
-    )
+def undecodable(model: str) -> Outcome:
+    return Outcome(rf"^engine\.name: hf cannot decode {model}, which keeps no keys and values$")
+
+
+def hybrid(*modules: str) -> Outcome:
+    """Before 5.5 or so, transformers' cache had no states."""
+    if hasattr(DynamicCache, "has_previous_state"):
+        return turns(*modules)
+    return Outcome(r"hf cannot compute \w+ in float32 \(\w+: .*previous_state")
 
 
 EQUAL = Outcome()
-ROUTED = r"\w+(TopKRouter|Experts|NaiveMoe)"  # what comes first differs between versions
-CALLED = (
-    r"lowrank does not know what the {}\w*(Attention|Model) at \S+ is called with; use es\.perturbation=full$"
-)
 
 OUTCOMES: dict[str, Outcome] = {
-    "afmoe": unknown(ROUTED),
+    "afmoe": EQUAL,
     "apertus": EQUAL,
     "arcee": EQUAL,
-    "bamba": hybrid("Conv1d"),
-    "biogpt": unknown("BioGptLearnedPositionalEmbedding"),
+    "bamba": hybrid("BambaMixer"),
+    "biogpt": EQUAL,
     "bitnet": EQUAL,
     "bloom": EQUAL,
     "codegen": EQUAL,
     "cohere": EQUAL,
     "cohere2": EQUAL,
-    "cohere2_moe": unknown(ROUTED),
+    "cohere2_moe": EQUAL,
     "ctrl": EQUAL,
     "cwm": EQUAL,
-    "deepseek_v2": unknown(ROUTED),
-    "deepseek_v3": unknown(ROUTED),
-    "deepseek_v32": unknown(ROUTED),
-    "diffllama": Outcome(lowrank=CALLED.format("DiffLlama")),
-    "doge": Outcome(lowrank=CALLED.format("Doge")),
-    "dots1": unknown(ROUTED),
+    "deepseek_v2": EQUAL,
+    "deepseek_v3": EQUAL,
+    "deepseek_v32": EQUAL,
+    "diffllama": turns("DiffLlamaAttention"),
+    "doge": EQUAL,
+    "dots1": EQUAL,
     "ernie4_5": EQUAL,
-    "ernie4_5_moe": unknown(ROUTED),
+    "ernie4_5_moe": turns("Ernie4_5_MoeStatics"),
     "exaone4": EQUAL,
-    "exaone_moe": unknown(ROUTED),
+    "exaone_moe": EQUAL,
     "falcon": EQUAL,
     "falcon:alibi": EQUAL,
     "falcon:new": EQUAL,
-    "falcon_h1": hybrid("Conv1d"),
-    "falcon_mamba": unknown("FalconMambaMixer", undecodable("FalconMambaForCausalLM")),
-    "flex_olmo": unknown(ROUTED),
+    "falcon_h1": hybrid("FalconH1Mixer"),
+    "falcon_mamba": undecodable("FalconMambaForCausalLM"),
+    "flex_olmo": EQUAL,
     "gemma": EQUAL,
     "gemma2": EQUAL,
-    "gemma3": unknown("Conv2d"),
+    "gemma3": EQUAL,
     "gemma3_text": EQUAL,
-    "gemma3n_text": EQUAL,
+    "gemma3n_text": turns("Gemma3nTextAltUp"),
     "gemma4_text": EQUAL,
     "glm": EQUAL,
     "glm4": EQUAL,
-    "glm4_moe": unknown(ROUTED),
-    "glm4_moe_lite": unknown(ROUTED),
+    "glm4_moe": EQUAL,
+    "glm4_moe_lite": EQUAL,
     "gpt2": EQUAL,
     "gpt_bigcode": EQUAL,
     "gpt_neo": EQUAL,
     "gpt_neox": EQUAL,
     "gpt_neox_japanese": EQUAL,
-    "gpt_oss": unknown(ROUTED),
+    "gpt_oss": EQUAL,
     "gptj": EQUAL,
     "granite": EQUAL,
-    "granite_swa": Outcome(lowrank=CALLED.format("GraniteSWA")),
-    "granitemoe": unknown(ROUTED),
-    "granitemoehybrid": hybrid(ROUTED),
-    "granitemoeshared": unknown(ROUTED),
+    "granite_swa": EQUAL,
+    "granitemoe": EQUAL,
+    "granitemoehybrid": hybrid("GraniteMoeHybridMambaLayer"),
+    "granitemoeshared": EQUAL,
     "helium": EQUAL,
-    "hrm_text": Outcome(lowrank=CALLED.format("HrmText")),
+    "hrm_text": EQUAL,
     "hunyuan_v1_dense": EQUAL,
-    "hunyuan_v1_moe": unknown(ROUTED),
+    "hunyuan_v1_moe": EQUAL,
     "hyperclovax": EQUAL,
     "internlm3": EQUAL,
     "jais2": EQUAL,
     "jamba": hybrid("JambaMambaMixer"),
-    "jetmoe": unknown(ROUTED),
-    "lfm2": hybrid("Conv1d"),
-    "lfm2_moe": hybrid("Conv1d"),
-    "lfm3": hybrid("Conv1d"),
+    "jetmoe": turns("JetMoeMoE", "JetMoeParallelExperts", "JetMoeAttention"),
+    "lfm2": hybrid(),
+    "lfm2_moe": hybrid(),
+    "lfm3": hybrid(),
     "llama": EQUAL,
-    "llama4_text": unknown(ROUTED),
-    "longcat_flash": unknown(ROUTED),
-    "mamba": unknown("MambaMixer", undecodable("MambaForCausalLM")),
-    "mamba2": unknown("Conv1d", undecodable("Mamba2ForCausalLM")),
+    "llama4_text": turns("Llama4TextMoe"),
+    "longcat_flash": turns("LongcatFlashExperts"),
+    "mamba": undecodable("MambaForCausalLM"),
+    "mamba2": undecodable("Mamba2ForCausalLM"),
     "minicpm3": EQUAL,
-    "minimax": unknown(
-        ROUTED, r"^engine\.name: hf cannot compute MiniMaxForCausalLM in float32 \(ValueError: "
-    ),
-    "minimax_m2": unknown(ROUTED),
+    "minimax": Outcome(r"^engine\.name: hf cannot compute MiniMaxForCausalLM in float32 \(ValueError: "),
+    "minimax_m2": EQUAL,
     "ministral": EQUAL,
     "ministral3": EQUAL,
     "mistral": EQUAL,
-    "mixtral": unknown(ROUTED),
+    "mixtral": EQUAL,
     "modernbert-decoder": EQUAL,
     "mpt": EQUAL,
     "nanochat": EQUAL,
     "nemotron": EQUAL,
-    "nemotron_h": hybrid("Conv1d"),
+    "nemotron_h": hybrid("NemotronHMamba2Mixer"),
     "olmo": EQUAL,
     "olmo2": EQUAL,
     "olmo3": EQUAL,
-    "olmo_hybrid": hybrid("Conv1d"),
-    "olmoe": unknown(ROUTED),
-    "openai-gpt": Outcome(undecodable("OpenAIGPTLMHeadModel"), undecodable("OpenAIGPTLMHeadModel")),
-    "opt": unknown("OPTLearnedPositionalEmbedding"),
+    "olmo_hybrid": hybrid(),
+    "olmoe": EQUAL,
+    "openai-gpt": undecodable("OpenAIGPTLMHeadModel"),
+    "opt": EQUAL,
     "persimmon": EQUAL,
     "phi": EQUAL,
     "phi:qk": EQUAL,
     "phi3": EQUAL,
-    "phimoe": unknown(ROUTED),
+    "phimoe": EQUAL,
     "qwen2": EQUAL,
-    "qwen2_moe": unknown(ROUTED),
+    "qwen2_moe": EQUAL,
     "qwen3": EQUAL,
-    "qwen3_5_moe_text": hybrid("Conv1d"),
-    "qwen3_5_text": hybrid("Conv1d"),
-    "qwen3_moe": unknown(ROUTED),
-    "qwen3_next": hybrid("Conv1d"),
-    "recurrent_gemma": unknown(
-        "Conv1d", r"^engine\.name: hf (computes|cannot compute) RecurrentGemmaForCausalLM "
-    ),
-    "rwkv": unknown("RwkvSelfAttention", undecodable("RwkvForCausalLM")),
+    "qwen3_5_moe_text": hybrid(),
+    "qwen3_5_text": hybrid(),
+    "qwen3_moe": EQUAL,
+    "qwen3_next": hybrid(),
+    "recurrent_gemma": Outcome(r"^engine\.name: hf (computes|cannot compute) RecurrentGemmaForCausalLM "),
+    "rwkv": undecodable("RwkvForCausalLM"),
     "seed_oss": EQUAL,
     "smollm3": EQUAL,
     "stablelm": EQUAL,
@@ -177,15 +166,16 @@ OUTCOMES: dict[str, Outcome] = {
     "starcoder2": EQUAL,
     "vaultgemma": EQUAL,
     "xglm": EQUAL,
-    "xlstm": Outcome(undecodable("xLSTMForCausalLM"), undecodable("xLSTMForCausalLM")),
+    "xlstm": undecodable("xLSTMForCausalLM"),
     "youtu": EQUAL,
-    "zamba2": hybrid("Conv1d"),
+    "zamba2": hybrid("Zamba2MambaMixer"),
 }
 
 # Each stands for a way in which architectures differ, those among them that were once computed wrong; the
 # others' tests are run with whole jobs.
 QUICK = {"llama", "qwen3", "gpt2", "falcon", "stablelm:qk", "gemma", "gemma3_text", "nemotron", "xglm"}
-QUICK |= {"minicpm3", "opt", "biogpt", "diffllama", "minimax", "jamba", "recurrent_gemma", "mixtral"}
+QUICK |= {"minicpm3", "opt", "diffllama", "minimax", "bamba", "recurrent_gemma"}
+QUICK |= {"qwen2", "qwen3_moe", "qwen3_5_text", "gpt_oss", "olmoe"}
 
 MISSING = zoo.missing()
 PRESENT = [
@@ -209,6 +199,9 @@ def materialised(weights: Weights, member: Member) -> Iterator[tuple[str, torch.
         if values.ndim == 2:
             a, b = definition.factors(member.seed, number, values.shape, 1)
             noise = a.T @ b
+        elif values.ndim == 3 and min(values.shape[1:]) > 1:  # experts
+            pairs = (definition.factors(member.seed, number, one.shape, 1, i) for i, one in enumerate(values))
+            noise = np.stack([a.T @ b for a, b in pairs])
         else:
             noise = definition.normal(member.seed, number, 0, values.size)
         yield name, torch.from_numpy(values + np.float32(SIGMA * member.sign) * noise.reshape(values.shape))
@@ -243,7 +236,7 @@ def test_architectures_that_this_version_of_transformers_lacks():
 @architectures
 def test_full_noise(name):
     """Answers in batches, and how likely they are: as one row at a time, without cache and padding."""
-    if words := OUTCOMES[name].full:
+    if words := OUTCOMES[name].refusal:
         assert_refused(name, words, lowrank=False)
         return
     subject = start(name, lowrank=False)
@@ -259,10 +252,11 @@ def test_full_noise(name):
 @architectures
 def test_low_rank(name):
     """A block of members: as each member's own weights."""
-    if words := OUTCOMES[name].lowrank:
+    if words := OUTCOMES[name].refusal:
         assert_refused(name, words, lowrank=True)
         return
     subject = start(name, lowrank=True)
+    assert set(subject.perturbation.ways.in_turns()) == set(OUTCOMES[name].in_turns)
     model, perturbation = subject.model, subject.perturbation
     ids = torch.randint(4, 99, (2, 19), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -289,8 +283,7 @@ ONLY_AS_STORED = {"xglm"}
 @pytest.mark.parametrize("lowrank", [False, True], ids=["full", "lowrank"])
 def test_a_start_in_bfloat16(name, lowrank):
     """What float32 lets through is not refused because of rounding."""
-    outcome = OUTCOMES[name]
-    if outcome.lowrank if lowrank else outcome.full:
+    if OUTCOMES[name].refusal:
         with pytest.raises(InputError):
             zoo.start(zoo.build(name), lowrank, torch.bfloat16)
     elif name in ONLY_AS_STORED:

@@ -23,6 +23,7 @@ def settings_for(folder, *overrides: str) -> list[str]:
     return [
         f"model.path={folder}",
         "model.device=cpu",
+        "task.name=conciseness",
         "model.dtype=float32",
         "es.population=5",
         "es.antithetic=false",

@@ -84,7 +84,14 @@ def test_a_version_is_a_version():
 
 
 @pytest.mark.parametrize(
-    "name", ["py.typed", "config/quickstart.yaml", "analyze/report.html", "tasks/math_sample.jsonl"]
+    "name",
+    [
+        "py.typed",
+        "config/quickstart.yaml",
+        "analyze/report.html",
+        "tasks/math_sample.jsonl",
+        "tasks/questions.jsonl",
+    ],
 )
 def test_files_that_are_no_modules_come_along(name):
     assert resources.files("mpies").joinpath(name).is_file()

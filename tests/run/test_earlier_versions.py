@@ -23,6 +23,9 @@ SETTINGS = [
     "es.block=2",
     "es.anchor_decay=0.05",
     "engine.max_new_tokens=8",
+    # The quickstart's of then, which these settings were added to.
+    "task.name=conciseness",
+    "engine.batch_size=32",
     "run.keep_samples=1",
     "run.progress=lines",
 ]

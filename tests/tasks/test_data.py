@@ -333,10 +333,10 @@ def test_more_rows_than_there_are(make, tmp_path, sizes, words):
     assert told(make, path, **sizes).startswith(words.format(path=path))
 
 
-@pytest.mark.parametrize("name", ["conciseness", "countdown", "math"])
+@pytest.mark.parametrize("name", ["questions", "conciseness", "countdown", "math"])
 @pytest.mark.parametrize("key", ["train_size", "eval_size"])
 def test_more_rows_than_a_task_of_ours_has(name, key):
-    size = 100_001 if name == "countdown" else 29
+    size = {"countdown": 100_001, "questions": 101}.get(name, 29)
     with pytest.raises(InputError, match=rf"^task\.{key}: given {size}, but [^\n]*$"):
         tasks.make(config.TaskSettings(name=name, **{key: size}))
 

@@ -34,9 +34,10 @@ class Told(NamedTuple):
 class VllmEngine:
     """Decodes with vLLM; `log_probabilities` are computed by `hf`, whose model has the same memory.
 
-    Nothing that was computed from weights outlives a call: they are packed anew before it, there is no
-    prefix cache, and a finished request's keys and values are never read again. So nothing needs clearing
-    when the weights change. Prompts have up to as many tokens, with their answers, as `host` has room for.
+    Nothing that was computed from weights is used with others: they are packed anew once they were written,
+    there is no prefix cache, and a finished request's keys and values are never read again. So nothing needs
+    clearing when the weights change. Prompts have up to as many tokens, with their answers, as `host` has
+    room for.
     """
 
     def __init__(

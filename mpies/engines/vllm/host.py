@@ -6,12 +6,14 @@ vLLM is imported here for the first time, after its environment is set.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -20,14 +22,15 @@ import torch
 from mpies.engines.base import Prompt
 from mpies.engines.text import Text
 from mpies.engines.vllm import INSTEAD, mapping
-from mpies.engines.vllm.packing import Packing
+from mpies.engines.vllm.packing import Packing, WatchedWeights
 from mpies.errors import InputError, reason
 from mpies.model.lowrank import count_noise
 from mpies.model.weights import Tensors, Weights
+from mpies.noise import Kernels
 from mpies.text import size
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
     from vllm import LLM
 
     from mpies.engines.vllm.lowrank import BlocksInVllm
@@ -124,8 +127,8 @@ def cache_bytes(
 class Host:
     """A rank's vLLM, once `hold` was called: it holds the live weights.
 
-    `free`: bytes that this rank can have, before the base weights are there. Raises InputError for
-    prompts that are too long for the model.
+    `free`: bytes that this rank can have, before the base weights are there. `invariant`: with kernels whose
+    results do not depend on the batch. Raises InputError for prompts that are too long for the model.
     """
 
     def __init__(
@@ -138,8 +141,10 @@ class Host:
         free: int,
         local_rank: int,
         noise: Noise | None = None,
+        invariant: bool = False,
     ):
         refuse_too_long(room, config)
+        self.invariant = invariant
         self.room = room
         self.noise = noise
         self.llm: LLM | None = None
@@ -158,6 +163,8 @@ class Host:
         left = free - sum(tensor.nbytes for tensor in base.values() if tensor.device.type == device.type)
         noise = self.noise.bytes(base, dtype) if self.noise else 0
         self.cache = cache_bytes(self.room, config, dtype, device.type, parameters, left, noise)
+        # Set whatever the user has set, since the run file tells the setting.
+        os.environ["VLLM_BATCH_INVARIANT"] = str(int(self.invariant))
         self.llm = start(folder, dtype, device, self.room, self.cache, local_rank, self.packing, self.noise)
         (self.runner,) = self.llm.collective_rpc(lambda worker: worker.model_runner)
         model = self.runner.get_model()
@@ -167,6 +174,13 @@ class Host:
                 f"engine.name: vllm has no {config.model_type} of its own, only transformers'; {INSTEAD}"
             )
         return mapping.find_views(model, base, dtype)
+
+    def weigh(
+        self, model: PreTrainedModel, base: Tensors, live: Tensors, kernels: Kernels, rank: int
+    ) -> Weights:
+        """The weights whose live ones are in vLLM: `Weights` of the same arguments."""
+        self.packing.weights = WatchedWeights(model, base, live, kernels, rank)
+        return self.packing.weights
 
     def perturb_in_blocks(self, weights: Weights) -> BlocksInVllm:
         """The perturbation of a block of members: vLLM was started for it, and holds these weights."""
@@ -204,17 +218,19 @@ def start(
     local_rank: int,
     packing: Packing,
     noise: Noise | None = None,
+    others: Mapping[str, Any] = MappingProxyType({}),
 ) -> LLM:
     """A vLLM whose parameters are all zero and stay where they are.
 
     cache: bytes. `packing` gets the layers that vLLM would repack. With `noise`, its layers have room for a
-    block's. Raises InputError for models that vLLM does not know or keeps in another form.
+    block's. `others`: options of vLLM's beside these, or in their place. Raises InputError for models that
+    vLLM does not know or keeps in another form.
     """
     _set_environment(local_rank)
     threads, preloaded = torch.set_num_threads, os.environ.get("LD_PRELOAD")
     try:
         with warnings.catch_warnings(), _mended(device, packing):
-            made = _make(folder, dtype, device, room, cache, noise)
+            made = _make(folder, dtype, device, room, cache, noise, others)
     except InputError:
         raise
     except Exception as error:
@@ -238,38 +254,45 @@ def start(
 
 
 def _make(
-    folder: str, dtype: torch.dtype, device: torch.device, room: Room, cache: int, noise: Noise | None
+    folder: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    room: Room,
+    cache: int,
+    noise: Noise | None,
+    others: Mapping[str, Any],
 ) -> LLM:
     from vllm import LLM
 
+    from mpies.engines.vllm.insides import refuse_changed
     from mpies.engines.vllm.plugins import CounterBased, Executor, Unfilled
 
+    refuse_changed(device.type)
     Unfilled.register()
     options: dict[str, Any] = {"enforce_eager": True}
     if device.type == "cuda":
         options = options_on_gpus(*torch.cuda.mem_get_info(device), room.rows)
-    return LLM(
-        folder,
-        runner="generate",
-        skip_tokenizer_init=True,
-        trust_remote_code=False,
-        dtype=str(dtype).removeprefix("torch."),
-        load_format=Unfilled.NAME,
-        model_loader_extra_config={"members": (noise.members, noise.rank)} if noise else {},
-        use_tqdm_on_load=False,
-        max_model_len=room.tokens,
-        max_num_seqs=room.rows,
-        max_num_batched_tokens=max(PREFILL, room.rows),
-        kv_cache_memory_bytes=cache,
+    options |= {
+        "runner": "generate",
+        "skip_tokenizer_init": True,
+        "trust_remote_code": False,
+        "dtype": str(dtype).removeprefix("torch."),
+        "load_format": Unfilled.NAME,
+        "model_loader_extra_config": {"members": (noise.members, noise.rank)} if noise else {},
+        "use_tqdm_on_load": False,
+        "max_model_len": room.tokens,
+        "max_num_seqs": room.rows,
+        "max_num_batched_tokens": max(PREFILL, room.rows),
+        "kv_cache_memory_bytes": cache,
         # A cached prefix would be of other weights after the next perturbation.
-        enable_prefix_caching=False,
+        "enable_prefix_caching": False,
         # What the folder suggests for sampling would make fitness depend on more than the weights.
-        generation_config="vllm",
-        logits_processors=[CounterBased],
-        distributed_executor_backend=Executor.on(device),
-        disable_log_stats=True,
-        **options,
-    )
+        "generation_config": "vllm",
+        "logits_processors": [CounterBased],
+        "distributed_executor_backend": Executor.on(device),
+        "disable_log_stats": True,
+    }
+    return LLM(folder, **(options | dict(others)))
 
 
 def options_on_gpus(free: int, total: int, rows: int) -> dict[str, Any]:
@@ -306,15 +329,19 @@ def _mended(device: torch.device, packing: Packing) -> Iterator[None]:
     """What vLLM does while it starts, without what does not suit.
 
     On CPUs it repacks the weights of linear layers after loading, and forgets the originals. It binds the
-    process's memory to a node, which is the launcher's business. And it looks through the attributes of
-    all modules for objects with a `__dict__`, which llvmlite's library claims to have, as it claims all.
+    process's memory to a node, which is the launcher's business. And, from 0.31 on, it looks through the
+    attributes of all modules for objects with a `__dict__`, which llvmlite's library claims to have, as it
+    claims all.
     """
     warnings.simplefilter("ignore")
     if device.type != "cpu":
         yield
         return
     from vllm.model_executor.layers import utils
-    from vllm.triton_utils import dispatcher
+
+    dispatcher: Any = SimpleNamespace()
+    with contextlib.suppress(ImportError):
+        dispatcher = importlib.import_module("vllm.triton_utils.dispatcher")
 
     def attributes(value: Any) -> Mapping[str, Any]:
         found = vars(value)

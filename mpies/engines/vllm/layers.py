@@ -1,34 +1,32 @@
 """vLLM's layers with a block's noise of low rank, as `model/lowrank.py` has it for transformers'.
 
 Every layer with parameters computes with the noise of each token's own member: linear layers (fused ones
-have a B for each of their parts), embeddings, output layers, norms. Noise has buffers that are made once,
-when the model is loaded, and written in place; their last row is nobody's: no noise, or the base's vector.
+have a B for each of their parts), embeddings, output layers, norms (norms.py). Noise has buffers that are
+made once, when the model is loaded, and written in place (noise.py).
 A layer is known by its exact class; what a layer of another class does with its parameters, nobody knows.
 Imports vLLM.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
-from vllm.model_executor.layers import layernorm, linear
+from vllm.model_executor.layers import linear
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
 
-from mpies.engines.vllm import WITHOUT_BLOCKS
-from mpies.engines.vllm.members import Members, Owners
+from mpies.engines.vllm import WITHOUT_BLOCKS, norms
+from mpies.engines.vllm.members import Members
+from mpies.engines.vllm.noise import MatrixNoise
 from mpies.errors import InputError
-from mpies.model import lowrank_cpu, norm_cpu
+from mpies.model import lowrank_cpu
 
 LINEAR = {
     linear.ReplicatedLinear,
@@ -38,71 +36,6 @@ LINEAR = {
     linear.RowParallelLinear,
 }
 EMBEDDINGS = {VocabParallelEmbedding, ParallelLMHead}
-
-
-class MatrixNoise(nn.Module):
-    """A block's noise of a matrix (N, K) whose parts lie one below the other.
-
-    a (M + 1, rank, N), with sigma sign / sqrt(rank) in it; b (M + 1, parts, rank, K); bias (M + 1, N).
-    """
-
-    a: torch.Tensor
-    b: torch.Tensor
-    bias: torch.Tensor | None
-
-    def __init__(
-        self,
-        weight: torch.Tensor,
-        sizes: list[int],
-        block: int,
-        rank: int,
-        *,
-        bias: torch.Tensor | None = None,
-        padding: int = 0,
-    ):
-        super().__init__()
-        rows, columns = weight.shape
-        self.bounds = list(itertools.accumulate(sizes, initial=0))
-        self.padding = padding
-        assert self.bounds[-1] == rows
-        made = weight.new_zeros
-        self.register_buffer("a", made(block + 1, rank, rows), persistent=False)
-        self.register_buffer("b", made(block + 1, len(sizes), rank, columns), persistent=False)
-        self.register_buffer("bias", None if bias is None else made(block + 1, rows), persistent=False)
-        self.raw = (
-            lowrank_cpu.RawFactors.of(self.a, self.b, self.bounds, self.bias)
-            if lowrank_cpu.knows(weight)
-            else None
-        )
-
-    def parts_of(self, first: int, last: int) -> list[int]:
-        """The parts that rows [first, last) of the matrix are; none unless they are whole parts.
-
-        But for rows at the end that pad a vocabulary.
-        """
-        edges = list(itertools.pairwise([*self.bounds[:-1], self.bounds[-1] - self.padding]))
-        inside = [part for part, (a, b) in enumerate(edges) if first <= a and b <= last]
-        whole = inside and (edges[inside[0]][0], edges[inside[-1]][1]) == (first, last)
-        return inside if whole else []
-
-    def add(self, y: torch.Tensor, x: torch.Tensor, owners: Owners, share: lowrank_cpu.Share) -> torch.Tensor:
-        """y (T, N) plus the members' own products of x (T, K), and their biases; in place on a CPU."""
-        if self.raw is not None:
-            lowrank_cpu.add(y, x.contiguous(), owners.array[: len(y)], self.raw, share)
-            return y
-        own = owners.tensor[: len(y)]
-        dots = (self.b[own].float() * x[:, None, None].float()).sum(-1)  # (T, parts, rank)
-        spread = torch.cat(
-            [
-                dots[:, part, :, None].expand(-1, -1, last - first)
-                for part, (first, last) in enumerate(itertools.pairwise(self.bounds))
-            ],
-            dim=-1,
-        )
-        total = y.float() + (spread * self.a[own].float()).sum(1)
-        if self.bias is not None:
-            total = total + self.bias[own].float()
-        return total.to(y.dtype)
 
 
 @dataclass
@@ -118,9 +51,9 @@ class Layers:
     vectors: dict[nn.Parameter, torch.Tensor] = field(default_factory=dict)
     """(M + 1, size), with the base's values in it."""
 
-    def rests(self, x: torch.Tensor) -> bool:
+    def rests(self) -> bool:
         """May a layer compute without members? On GPUs there are none instead: graphs know no branches."""
-        return self.idle and x.device.type == "cpu"
+        return self.idle and self.members.tokens.on_cpu
 
 
 def install(model: nn.Module, members: Members, rank: int) -> Layers:
@@ -135,8 +68,10 @@ def install(model: nn.Module, members: Members, rank: int) -> Layers:
             _install_linear(module, path, layers, rank)
         elif kind in EMBEDDINGS and type(module.quant_method) is UnquantizedEmbeddingMethod:
             _install_embedding(module, path, layers, rank)
-        elif kind in NORMS:
-            _install_norm(module, path, NORMS[kind], layers)
+        elif norms.knows(module):
+            norms.install(module, layers)
+        elif norms.name_of(module) in POSITIONS:
+            _install_positions(module, path, layers, rank)
         else:
             raise _unknown(module, path)
     return layers
@@ -179,10 +114,10 @@ class MemberLinear:
         self.plain, self.noise, self.layers = plain, noise, layers
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        if self.layers.rests(x):
+        if self.layers.rests():
             return self.plain.apply(layer, x, bias)
         y = self.plain.apply(layer, x)
-        return _added(y, x, self.noise, self.layers.members.tokens, self.layers.share)
+        return self.noise.add(y, x, self.layers.members.tokens, self.layers.share)
 
 
 class MemberEmbedding:
@@ -193,105 +128,37 @@ class MemberEmbedding:
 
     def embedding(self, layer: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         found = self.plain.embedding(layer, ids)
-        if self.layers.rests(found):
+        if self.layers.rests():
             return found
-        own = _own(self.layers.members.tokens, len(ids))
-        a, b = self.noise.a[own, :, ids], self.noise.b[own, 0]
-        return torch.baddbmm(found[:, None], a[:, None], b)[:, 0]
+        return self.noise.look_up(found, ids, self.layers.members.tokens)
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         y = self.plain.apply(layer, x, bias)
-        if self.layers.rests(x):
+        if self.layers.rests():
             return y
-        return _added(y, x, self.noise, self.layers.members.rows, self.layers.share)
+        return self.noise.add(y, x, self.layers.members.rows, self.layers.share)
 
 
-def _added(
-    y: torch.Tensor, x: torch.Tensor, noise: MatrixNoise, owners: Owners, share: lowrank_cpu.Share
-) -> torch.Tensor:
-    flat = y.view(-1, y.shape[-1])
-    _refuse_others(len(flat), owners)
-    return noise.add(flat, x.reshape(-1, x.shape[-1]), owners, share).view(y.shape)
+# Tables of positions' vectors, by their names, and what they add to a position that they are given.
+POSITIONS = {"vllm.model_executor.models.opt.OPTLearnedPositionalEmbedding": 2}
 
 
-def _refuse_others(rows: int, owners: Owners) -> None:
-    """A layer that is given other rows than the step's tokens has members that nobody knows."""
-    if owners.tensor.device.type == "cpu" and rows != owners.count:
-        raise InputError(
-            f"es.perturbation: a layer of vLLM's is given {rows} rows, where a step has {owners.count};"
-            f" {WITHOUT_BLOCKS}"
-        )
-
-
-def _own(owners: Owners, rows: int) -> torch.Tensor:
-    """Members of the step's rows, as many as a layer is given: int64 (rows,)."""
-    _refuse_others(rows, owners)
-    return owners.tensor[:rows]
-
-
-def _vector(vectors: torch.Tensor, x: torch.Tensor, owners: Owners) -> torch.Tensor:
-    """Each row's own: (tokens, 1, ..., size), to be multiplied with x (tokens, ..., size)."""
-    own = vectors[_own(owners, len(x))]
-    return own.view(len(own), *[1] * (x.dim() - 2), own.shape[-1])
-
-
-def rms_norm(
-    module: Any, own: dict[str, torch.Tensor], x: torch.Tensor, plus_one: bool = False
-) -> torch.Tensor:
-    """Rounded where vLLM rounds: x before it is multiplied. x is float32 (see `MemberNorm`)."""
-    weight = own["weight"]
-    normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
-    return normed * (weight.float() + 1.0) if plus_one else normed.to(weight.dtype) * weight
-
-
-def layer_norm(module: Any, own: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    y = functional.layer_norm(x, module.normalized_shape, eps=module.eps) * own["weight"].float()
-    return y + own["bias"].float() if "bias" in own else y
-
-
-Norm = Callable[[Any, dict[str, torch.Tensor], torch.Tensor], torch.Tensor]
-NORMS: dict[type[nn.Module], Norm] = {
-    layernorm.RMSNorm: rms_norm,
-    layernorm.GemmaRMSNorm: partial(rms_norm, plus_one=True),
-    layernorm.LayerNorm: layer_norm,
-    nn.LayerNorm: layer_norm,
-}
-FUSED = {layernorm.RMSNorm: False, layernorm.GemmaRMSNorm: True}
-
-
-def _install_norm(module: Any, path: str, norm: Norm, layers: Layers) -> None:
-    if getattr(module, "variance_size_override", None) is not None or "weight" not in module._parameters:
+def _install_positions(module: Any, path: str, layers: Layers, rank: int) -> None:
+    if getattr(module, "offset", None) != POSITIONS[norms.name_of(module)]:
         raise _unknown(module, path)
-    for parameter in module.parameters(recurse=False):
-        made = parameter.new_zeros(layers.members.nobody + 1, parameter.numel())
-        layers.vectors[parameter] = made
-    vars(module)["forward"] = MemberNorm(module, module.forward, norm, layers)
+    noise = MatrixNoise(module.weight, [len(module.weight)], layers.members.nobody, rank)
+    module.mpies_noise = layers.matrices[module.weight] = noise
+    vars(module)["forward"] = MemberPositions(module.forward, noise, layers, module.offset)
 
 
-class MemberNorm:
-    """In place of a norm's forward, with or without a sum that is to be normed."""
+class MemberPositions:
+    """In place of the forward of a table of positions' vectors."""
 
-    def __init__(self, module: Any, plain: Callable[..., Any], norm: Norm, layers: Layers):
-        self.module, self.plain, self.norm, self.layers = module, plain, norm, layers
-        self.vectors = {key: layers.vectors[p] for key, p in module._parameters.items() if p is not None}
-        known = lowrank_cpu.knows(self.vectors["weight"])
-        self.fused = FUSED.get(type(module)) if known else None
-        """On a CPU: is 1 added to the weight? None: the norm is computed by torch's operations."""
+    def __init__(self, plain: Callable[..., Any], noise: MatrixNoise, layers: Layers, offset: int):
+        self.plain, self.noise, self.layers, self.offset = plain, noise, layers, offset
 
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
-        if self.layers.rests(x):
-            return self.plain(x) if residual is None else self.plain(x, residual)
-        y, summed = self._normed(x, residual)
-        return y if residual is None else (y, summed)
-
-    def _normed(
-        self, x: torch.Tensor, residual: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        owners = self.layers.members.tokens
-        if self.fused is not None:
-            _refuse_others(len(x), owners)
-            members, epsilon = owners.array[: len(x)], self.module.variance_epsilon
-            return norm_cpu.rms_norm(x, residual, self.vectors["weight"], members, epsilon, self.fused)
-        own = {key: _vector(vectors, x, owners) for key, vectors in self.vectors.items()}
-        total = x.float() if residual is None else x.float() + residual.float()
-        return self.norm(self.module, own, total).to(x.dtype), total.to(x.dtype)
+    def __call__(self, positions: torch.Tensor) -> torch.Tensor:
+        found = self.plain(positions)
+        if self.layers.rests():
+            return found
+        return self.noise.look_up(found, positions + self.offset, self.layers.members.tokens)

@@ -15,7 +15,8 @@ from mpies.model.lowrank import draw_factors, draw_vectors, share_of
 from mpies.model.weights import Weights
 
 if TYPE_CHECKING:
-    from mpies.engines.vllm.layers import Layers, MatrixNoise
+    from mpies.engines.vllm.layers import Layers
+    from mpies.engines.vllm.noise import MatrixNoise
 
 
 @dataclass(frozen=True)

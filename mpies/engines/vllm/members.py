@@ -12,6 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from mpies.engines.vllm import WITHOUT_BLOCKS
+from mpies.errors import InputError
+
 KEY = "mpies_member"
 
 
@@ -52,16 +55,35 @@ class Owners:
 
     def __init__(self, most: int, nobody: int, device: torch.device):
         self.count, self._nobody = 0, nobody
+        self.on_cpu = device.type == "cpu"
         pinned = device.type == "cuda"
         self._host = torch.full((most,), nobody, dtype=torch.int64, pin_memory=pinned)
         self.array = self._host.numpy()
-        self.tensor = self._host if device.type == "cpu" else self._host.to(device)
+        self.tensor = self._host if self.on_cpu else self._host.to(device)
+
+    def of(self, rows: int) -> np.ndarray:
+        """The members of the step's rows, as many as a layer is given: int64 (rows,), on a CPU.
+
+        Raises InputError for others than the step has: nobody knows whose they are.
+        """
+        if rows != self.count:
+            raise InputError(
+                f"es.perturbation: a layer of vLLM's is given {rows} rows, where a step has {self.count};"
+                f" {WITHOUT_BLOCKS}"
+            )
+        return self.array[:rows]
+
+    def at(self, rows: int) -> torch.Tensor:
+        """The same on the device, where rows that pad a graph are nobody's."""
+        if self.on_cpu:
+            self.of(rows)
+        return self.tensor[:rows]
 
     def write(self, owners: np.ndarray) -> None:
         self.count = len(owners)
         self.array[: self.count] = owners
         self.array[self.count :] = self._nobody
-        if self.tensor is not self._host:
+        if not self.on_cpu:
             self.tensor.copy_(self._host, non_blocking=True)
 
 

@@ -12,16 +12,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from mpies.engines.selftest import (
-    MEMBERS,
-    SHARE,
-    TOLERANCES,
-    Probe,
-    packs_of_kinds,
-    rms,
-    typical,
-    weights_of_member,
-)
+from mpies.engines.membertest import MEMBERS, SHARE, packs_of_kinds, typical, weights_of_member
+from mpies.engines.probing import TOLERANCES, Probe, rms
 from mpies.engines.vllm import WITHOUT_BLOCKS
 from mpies.engines.vllm.engine import Told, VllmEngine
 from mpies.engines.vllm.lowrank import BlocksInVllm

@@ -87,7 +87,7 @@ def test_the_same_is_computed(tiny_model, kind, tied):
 
 @pytest.mark.parametrize("master", [torch.float32, torch.bfloat16])
 def test_a_base_on_the_host(tiny_model, master):
-    """Streamed to the GPU: the same bits are live, updated, pulled, read and told, and nothing is mixed up."""
+    """Streamed to the GPU: the same bits are live, updated, pulled, read, told, and nothing is mixed up."""
     folder = tiny_model(kind="qwen2", tied=False, dtype=torch.bfloat16)
     with counting():
         near, far = (Rank.load(folder, DEVICE, where, master).weights for where in ("device", "host"))
@@ -112,7 +112,7 @@ def test_a_base_on_the_host(tiny_model, master):
 
 
 def test_a_stream_of_the_base_never_waits(ranks):
-    """Copies are begun a parameter ahead: 4 bytes of each, no wait while perturbing, one at an update's end."""
+    """Copies begin a parameter ahead: 4 bytes of each, no wait while perturbing, one at an update's end."""
     size = 4 * ranks[2].weights.size
     with counting():
         far = Rank.load(ranks[2].folder, DEVICE, "host").weights

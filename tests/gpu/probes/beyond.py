@@ -1,4 +1,4 @@
-"""Kernels on a tensor whose last places need more than 31 bits: its end, and its digest, are the definition's."""
+"""Kernels on a tensor whose last places need more than 31 bits: its end and digest are the definition's."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def sway(replica: Replica, prompts: int) -> list[Figure]:
 
 
 def compare_engines(replica: Replica, prompts: int, tokens: int) -> list[Figure]:
-    """How far vLLM's answers are transformers'. In bfloat16, one token may turn an answer of random weights."""
+    """How far vLLM's answers are transformers'. In bfloat16, a token may turn an answer of random weights."""
     other = getattr(replica.engine, "hf", None)
     if other is None:
         return []

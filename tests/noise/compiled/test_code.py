@@ -60,9 +60,20 @@ def launches() -> list[Launch]:
         members = torch.zeros(2, dtype=torch.int64)
         lowrank_gpu.add(y, x, members, a, b, 1, None)
         lowrank_gpu.add(y, x, members, a, b, 2, y)
+        lowrank_gpu.add_parts(
+            y,
+            x,
+            members,
+            a.view(2, 1, -1),
+            b.view(2, 1, 1, -1),
+            torch.tensor(lowrank_gpu.spans_of([0, 4096])),
+            y,
+        )
+        lowrank_gpu.add_looked_up(x, members, members, a.view(2, 1, -1), b.view(2, 1, 1, -1))
         for size in (64, 8192):
             x = torch.zeros(2, size, dtype=dtype)
             lowrank_gpu.rms_norm(x, members, x, 1e-6)
+            lowrank_gpu.rms_norm(x, members, x, 1e-6, x.clone(), plus_one=True)
     return list(driver.active.launches)
 
 
@@ -99,7 +110,9 @@ def test_no_kernel_is_compiled_for_the_values_of_its_arguments(codes):
         "_round": 1,
         "_digest": 1,
         "_add": 6,  # low rank: for each live dtype, and each rank
-        "_rms_norm": 6,  # and each size
+        "_add_parts": 3,
+        "_add_looked_up": 3,
+        "_rms_norm": 12,  # and each size, with a residual or without
     }
 
 

@@ -1,0 +1,20 @@
+"""The reward of char_count, for mpies and TRL's GRPOTrainer: 1 if the last box holds the count, else 0."""
+
+import re
+
+BOX = re.compile(r"\\boxed\{\s*(\d{1,9})\s*\}")
+
+
+def right(completions, answer, log_extra=None, **columns):
+    """1 for each completion whose last `\\boxed{...}` holds `answer`, else 0."""
+    found = [BOX.findall(completion[0]["content"]) for completion in completions]
+    hits = [float(bool(boxes) and int(boxes[-1]) == known) for boxes, known in zip(found, answer)]
+    if log_extra is not None:
+        log_extra("accuracy", hits)
+        log_extra("format", [float(bool(boxes)) for boxes in found])
+    return hits
+
+
+def boxed(completions, **columns):
+    """1 for each completion with a box that holds a number, right or not: what a format term would reward."""
+    return [float(bool(BOX.search(completion[0]["content"]))) for completion in completions]

@@ -1,0 +1,80 @@
+"""The example char_count: the same rows everywhere, its reward, and a start that goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import launching
+import pytest
+from safetensors.torch import load_file
+
+from mpies import config, tasks
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "char_count"
+DIGESTS = {
+    "train": "e64b48052f6f080d3360d6aca369a5f971421d32856e71f297ba21aff9710446",
+    "held-out": "1d1beaf3e00320ad134102a5cd5963f742eafbaaeafb0bb7d339acc1bffde425",
+}
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """The example's folder with its data, made by its script."""
+    folder = shutil.copytree(
+        EXAMPLE, tmp_path_factory.mktemp("examples") / "char_count", ignore=shutil.ignore_patterns("*.jsonl")
+    )
+    ended = launching.python(folder / "data.py")
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+def test_the_same_rows_everywhere(example):
+    made = {name: (example / f"{name}.jsonl").read_bytes() for name in DIGESTS}
+    assert {name: hashlib.sha256(content).hexdigest() for name, content in made.items()} == DIGESTS
+    rows = {name: [json.loads(line) for line in content.splitlines()] for name, content in made.items()}
+    assert {name: len(each) for name, each in rows.items()} == {"train": 9000, "held-out": 1000}
+    questions = [row["prompt"][0]["content"] for each in rows.values() for row in each]
+    assert len(set(questions)) == 10_000
+    for row in rows["held-out"]:
+        letter, word = row["prompt"][0]["content"].removeprefix("How many ").split(" are there in word ")
+        assert row["answer"] == word.count(letter) >= 1 and 5 <= word.count("-") + 1 <= 20
+
+
+def test_worked_answers_are_right_and_others_are_not(example):
+    words = [
+        f"task.{key}={example / name}.jsonl"
+        for key, name in (("train_data", "train"), ("eval_data", "held-out"))
+    ]
+    words += [f"task.reward={example / 'rewards.py'}:right"]
+    settings = config.load([str(example / "char_count.yaml"), *words])
+    task = tasks.make(settings.task, settings.es.seed)
+    assert len(task.rows(1)) == settings.task.prompts_per_generation
+    rows = task.held_out[:200]
+    assert task.score(rows, [row["solution"] for row in rows]).tolist() == [1] * 200
+    assert not task.score(rows, [row["solution"].replace("boxed{", "boxed{1") for row in rows]).any()
+    assert not task.score(rows, [str(row["answer"]) for row in rows]).any(), "an answer belongs in a box"
+
+
+@pytest.mark.slow
+def test_the_start_goes_on_where_it_was(example, tiny_model):
+    """Cut off after ten steps, it ends with the weights of one that was not."""
+
+    def tune(name: str, steps: str, *code: str):
+        start = ["-c", *code] if code else [example / "sft.py"]
+        ended = launching.python(*start, tiny_model(), example / name, "--steps", steps, "--batch", "4")
+        assert ended.returncode == (1 if code else 0), ended.stderr
+        return ended.stdout
+
+    cut = (
+        f"import sys, runpy, torch; sys.argv[0] = {str(example / 'sft.py')!r}; save = torch.save\n"
+        "def stop(*given): save(*given); sys.exit(1)\n"
+        "torch.save = stop; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    whole, before = tune("whole", "12"), tune("cut", "12", cut)
+    after = tune("cut", "12")
+    assert whole.splitlines() == before.splitlines() + after.splitlines()
+    first, second = (load_file(example / name / "model.safetensors") for name in ("whole", "cut"))
+    assert first.keys() == second.keys() and all((first[key] == second[key]).all() for key in first)
