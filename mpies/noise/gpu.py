@@ -2,9 +2,9 @@
 
 A program works on `CHUNKS` chunks: its Philox words never leave the registers, a number costs one
 look-up in the table, which stays in the first-level cache, and the base is read and written once per
-tensor, however many members there are. The two updates have a better kernel each where Triton has Gluon,
-in which layouts are chosen by hand: `gpu_update`, `gpu_lowrank`. Launched with `enable_fp_fusion=False`:
-a fused multiplication and addition would round once instead of twice.
+tensor, however many members there are. Both updates have a better kernel where Triton has Gluon, in which
+layouts are chosen by hand: `gpu_update`, `gpu_lowrank`. Launched with `enable_fp_fusion=False`: a fused
+multiplication and addition would round once instead of twice.
 
 Integers that are given have the types that their annotations say, whatever their values: otherwise
 Triton compiles a kernel anew for a seed with a top bit, in the middle of a run.
@@ -13,6 +13,7 @@ Triton compiles a kernel anew for a seed with a top bit, in the middle of a run.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -213,18 +214,26 @@ def _launch_on_counters(kernel, grid: tuple[int, ...], *arguments) -> None:
 
 
 @functools.cache
+def _target() -> Any:
+    """What Triton compiles for, its `GPUTarget`; None in its interpreter, without a GPU."""
+    compiles = isinstance(_perturb, triton.JITFunction)
+    return triton.runtime.driver.active.get_current_target() if compiles else None
+
+
 def _threads_of_a_warp() -> int:
     """32 on NVIDIA's GPUs, 64 on most of AMD's."""
-    if not isinstance(_perturb, triton.JITFunction):  # Triton's interpreter, without a GPU
-        return 32
-    return triton.runtime.driver.active.get_current_target().warp_size
+    return _target().warp_size if _target() else 32
 
 
-@functools.cache
 def _has_gluon() -> bool:
-    """Does Triton compile, and is it one with whose Gluon our two kernels were tried: 3.7 or newer?"""
-    compiles = isinstance(_perturb, triton.JITFunction)
-    return compiles and tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 7)
+    """Has Triton a Gluon that our two kernels were tried with? It is experimental, and changes."""
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return _target() is not None and (3, 7) <= version <= (3, 9)
+
+
+def _shares_table() -> bool:
+    """Is `gpu_update` the better one? On AMD's GPUs, two tables fill a unit's memory, and few programs run."""
+    return _has_gluon() and _target().backend == "cuda"
 
 
 def _programs(size: int, start: int = 0) -> int:
@@ -250,7 +259,7 @@ class GpuKernels:
         if base.numel():
             factors = uploaded(np.asarray(coefficients, np.float32), base.device)
             raw = _raw_seeds(seeds, base.device)
-            if _has_gluon():
+            if _shares_table():
                 from mpies.noise import gpu_update
 
                 gpu_update.add_noise(base, raw, factors, parameter, start, launch, _threads_of_a_warp())

@@ -1,8 +1,9 @@
 """The update on a GPU, with its table in shared memory, where Triton has Gluon for that.
 
-What bounds the update is the look-ups: in the first-level cache, a warp's 32 places in the table are some ten lines,
-that is, ten steps; in shared memory, whose banks answer side by side, three or four. A program loads the table once
-for `GROUPS` groups of chunks. The numbers and their order are those of `gpu._update`.
+What bounds the update is the look-ups: in the first-level cache, a warp's 32 places in the table are some
+thirty lines, at several cycles for four of them; in shared memory, whose banks answer side by side, they take
+three or four cycles. A program loads the table once for `GROUPS` groups of chunks. The numbers and their
+order are those of `gpu._update`.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from stand_in_gpu import Launch
 from triton.runtime import driver
 
 from mpies.model import lowrank_gpu
+from mpies.noise import definition, gpu
 from mpies.noise.definition import STREAM_A
 from mpies.noise.gpu import GpuKernels
 
@@ -55,6 +56,10 @@ def launches() -> list[Launch]:
         kernels.lowrank_update(matrix, seeds, factors, parameter, 1)
         kernels.round(base, rounded, seed, parameter, start)
         kernels.digest(base, parameter, start)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "_has_gluon", lambda: False)
+        kernels.update(base, seeds, factors, parameter, start)
+        kernels.lowrank_update(matrix, seeds, factors, parameter, 1)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         y, x, a, b = (torch.zeros(2, size, dtype=dtype) for size in (4096, 64, 4096, 64))
         members = torch.zeros(2, dtype=torch.int64)
@@ -86,17 +91,21 @@ def codes(launches) -> dict[str, list[Launch]]:
     return {kernel: list(variants.values()) for kernel, variants in found.items()}
 
 
+UPDATES = {"_update": int(NVIDIA), "_lowrank_update": 1}  # those in Gluon
+
+
 def test_layouts_are_chosen_by_hand(codes):
-    """The table is in shared memory, and waited for once; factors are loaded as vectors. Without Gluon, neither."""
-    (update,), (lowrank,) = codes["_update"], codes["_lowrank_update"]
-    for launch in (update, lowrank):
-        assert "glir" in launch.files, "written in Gluon"
-    assert update.metadata.shared == 4 * 8192
+    """Factors are loaded as vectors; NVIDIA's have the table in shared memory, and wait for it once."""
+    found = {kernel: [launch for launch in codes[kernel] if launch.in_gluon] for kernel in UPDATES}
+    assert {kernel: len(launches) for kernel, launches in found.items()} == UPDATES
+    (lowrank,) = found["_lowrank_update"]
     if NVIDIA:
-        text = update.files["ptx"].read_text()
-        assert text.count("ld.shared") == 8 and text.count("bar.sync") == 1
         vectors = re.findall(r"ld\.global\S*\.v4", lowrank.files["ptx"].read_text())
         assert len(vectors) == 4 * (16 + 4) // 4, "of four terms"
+        (update,) = found["_update"]
+        assert update.metadata.shared == definition.TABLE.nbytes
+        text = update.files["ptx"].read_text()
+        assert text.count("ld.shared") == 8 and text.count("bar.sync") == 1
 
 
 def test_no_kernel_is_compiled_for_the_values_of_its_arguments(codes):
@@ -104,9 +113,9 @@ def test_no_kernel_is_compiled_for_the_values_of_its_arguments(codes):
     variants = {kernel: len(launches) for kernel, launches in codes.items()}
     assert variants == {
         "_perturb": 3,
-        "_update": 1,
+        "_update": 1 + NVIDIA,  # in Gluon, and without
         "_normal": 1,
-        "_lowrank_update": 1,
+        "_lowrank_update": 2,
         "_round": 1,
         "_digest": 1,
         "_add": 6,  # low rank: for each live dtype, and each rank
@@ -117,11 +126,11 @@ def test_no_kernel_is_compiled_for_the_values_of_its_arguments(codes):
 
 
 def test_every_counter_has_one_thread(codes):
-    """128 of them, or 256, in warps of 32 or 64."""
-    for kernel, counters in {"_perturb": 128, "_update": 256, "_normal": 128, "_round": 128}.items():
+    """128 of them, or in Gluon 256, in warps of 32 or 64."""
+    for kernel in ("_perturb", "_update", "_normal", "_round"):
         for launch in codes[kernel]:
             warp = driver.active.get_current_target().warp_size
-            assert launch.metadata.num_warps * warp == counters, kernel
+            assert launch.metadata.num_warps * warp == (256 if launch.in_gluon else 128), kernel
 
 
 # The others are sums and products as any of a model's: they are not rounded as something defines.
