@@ -232,7 +232,7 @@ def _has_gluon() -> bool:
 
 
 def _shares_table() -> bool:
-    """Is `gpu_update` the better one? On AMD's GPUs, two tables fill a unit's memory, and few programs run."""
+    """Is `gpu_update` better? On AMD's GPUs two tables fill a unit's memory, so that few programs run."""
     return _has_gluon() and _target().backend == "cuda"
 
 

@@ -46,7 +46,7 @@ class Rank:
         return [made.ids for made in self.engine(tokens).generate_block(PROMPTS, len(MEMBERS))]
 
 
-# Experts of transformers' interface, with biases, the other way round; stacks whose layer goes member by member.
+# Experts of transformers' interface, with biases, the other way round; stacks that go member by member.
 @pytest.mark.parametrize("name, known", [("gpt_oss", True), ("jetmoe", False)])
 def test_the_same_is_computed(name, known):
     made = []
@@ -76,7 +76,7 @@ def cost(rank: Rank, tokens: int) -> Counted:
 
 
 def test_a_token_waits_for_no_expert():
-    """As with one feed-forward layer: whether all rows have ended, and transformers, whether one is padded."""
+    """As without experts: have all rows ended; and, in transformers, is one of them padded?"""
     with counting():
         rank = Rank("qwen3_moe", DEVICE, torch.bfloat16)
         rank.answers()
