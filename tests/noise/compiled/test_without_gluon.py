@@ -30,12 +30,20 @@ def values(size: int) -> np.ndarray:
     return made
 
 
+def assert_same_bits(found: torch.Tensor, expected: np.ndarray) -> None:
+    """Any NaN is as good as another."""
+    assert np.array_equal(found.isnan().numpy(), np.isnan(expected))
+    numbers = ~np.isnan(expected)
+    assert np.array_equal(found.numpy()[numbers].view(np.int32), expected[numbers].view(np.int32))
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 @pytest.mark.parametrize("size, start", [(1, 77), (513, 0), (16_385, 5), (20_000, 2**40 + 5)])
 def test_update(size, start):
     base = torch.from_numpy(values(size))
     expected = definition.updated(values(size), SEEDS, FACTORS, 2**32 - 7, start)
     gpu.GpuKernels().update(base, SEEDS, FACTORS, 2**32 - 7, start)
-    assert np.array_equal(base.numpy().view(np.int32), expected.view(np.int32))
+    assert_same_bits(base, expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (65, 130)])
@@ -45,4 +53,4 @@ def test_lowrank_update(shape):
     factors = np.array([0.1, -0.2, 0.3, -1 / 3], np.float32)
     gpu.GpuKernels().lowrank_update(found, SEEDS, factors, 7, 2)
     expected = definition.lowrank_updated(matrix, SEEDS, factors, 7, 2)
-    assert np.array_equal(found.numpy().view(np.int32), expected.view(np.int32))
+    assert_same_bits(found, expected)
