@@ -196,7 +196,11 @@ def perturb(rank: Rank) -> None:
     LowRank(rank.model, rank.weights, rank=1).set(MEMBERS, 0.01)
 
 
-@pytest.mark.parametrize("work, waits", [(update, 4), (perturb, 3)])
+def perturb_fully(rank: Rank) -> None:
+    rank.weights.perturb(int(SEEDS[1]), 0.01)
+
+
+@pytest.mark.parametrize("work, waits", [(update, 4), (perturb, 3), (perturb_fully, 0)])
 def test_waits_do_not_grow_with_the_tensors(ranks, work, waits):
     """Seeds and factors are uploaded once, and the digest is read once; of 15 tensors and of 27."""
     for rank in ranks.values():
