@@ -2,8 +2,8 @@
 
 What bounds the update is the look-ups: in the first-level cache, a warp's 32 places in the table are some
 thirty lines, at several cycles for four of them; in shared memory, whose banks answer side by side, they take
-three or four cycles. A program loads the table once for `GROUPS` groups of chunks. The numbers and their
-order are those of `gpu._update`.
+three or four cycles. A program loads the table once for several groups of chunks. The numbers and their order
+are those of `gpu._update`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ SHIFT = gl.constexpr(16 - definition.TABLE_BITS)
 ENTRIES = gl.constexpr(2**definition.TABLE_BITS)
 LOW = gl.constexpr(0xFFFFFFFF)
 
-CHUNKS, GROUPS = 4, 8  # of a program: chunks at a time, a thread for each counter; and times
+CHUNKS = 4  # of a program at a time, a thread for each counter
+GROUPS = 8  # so many times at most; once only, where there would be fewer programs than keep a GPU busy
+BUSY = 1024
 
 
 @gluon.jit
@@ -58,10 +60,10 @@ def _high(numbers, word):
     return numbers.gather((word >> (16 + SHIFT)).to(gl.int32), 0)
 
 
-@gluon.jit(do_not_specialize=["size", "directions", "parameter", "start"])
+@gluon.jit(do_not_specialize=["size", "directions", "parameter", "start", "groups"])
 def _update(
     base, table, seeds, factors, directions: tl.int32, size: tl.int64, parameter: tl.uint32, start: tl.int64,
-    count: gl.constexpr, groups: gl.constexpr, threads: gl.constexpr, warps: gl.constexpr,
+    groups: tl.int32, count: gl.constexpr, threads: gl.constexpr, warps: gl.constexpr,
 ):  # fmt: skip
     loading: gl.constexpr = gl.BlockedLayout([4], [threads], [warps], [0])
     layout: gl.constexpr = gl.BlockedLayout([1], [threads], [warps], [0])
@@ -111,9 +113,10 @@ def add_noise(
     `launch` as `gpu.launch`; `threads`: of a warp.
     """
     chunks = -(-(start + len(base)) // definition.CHUNK) - start // definition.CHUNK
+    groups = min(GROUPS, max(1, chunks // (CHUNKS * BUSY)))
     warps = CHUNKS * definition.LANES // threads
     launch(
-        _update, (-(-chunks // (CHUNKS * GROUPS)),),
+        _update, (-(-chunks // (CHUNKS * groups)),),
         base, table(base.device), seeds, factors, len(seeds), len(base), parameter, start,
-        CHUNKS, GROUPS, threads, warps, num_warps=warps,
+        groups, CHUNKS, threads, warps, num_warps=warps,
     )  # fmt: skip

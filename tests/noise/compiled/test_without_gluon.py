@@ -7,7 +7,7 @@ import pytest
 import torch
 from triton.runtime import driver
 
-from mpies.noise import definition, gpu
+from mpies.noise import definition, gpu, gpu_update
 
 SEEDS = np.array([3, 2**64 - 5, 0, 2**63], np.uint64)
 FACTORS = np.array([0.1, -1e-42, 3e38, -1 / 3], np.float32)
@@ -39,7 +39,10 @@ def assert_same_bits(found: torch.Tensor, expected: np.ndarray) -> None:
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 @pytest.mark.parametrize("size, start", [(1, 77), (513, 0), (16_385, 5), (20_000, 2**40 + 5)])
-def test_update(size, start):
+@pytest.mark.parametrize("busy", [1, 2], ids="busy with {}".format)
+def test_update(monkeypatch, size, start, busy):
+    """A program works on one group of chunks, or on several: where few programs keep a GPU busy."""
+    monkeypatch.setattr(gpu_update, "BUSY", busy)
     base = torch.from_numpy(values(size))
     expected = definition.updated(values(size), SEEDS, FACTORS, 2**32 - 7, start)
     gpu.GpuKernels().update(base, SEEDS, FACTORS, 2**32 - 7, start)
