@@ -157,22 +157,25 @@ def test_ptx_rounds_as_the_definition(codes):
         assert not re.search(r"\.ftz|\.approx|\bfma\.rn\.f32", file.read_text()), kernel
 
 
+def said_by(tool: str, *arguments: str | Path) -> str:
+    """One of NVIDIA's tools, which Triton brings."""
+    command = [TOOLS / tool, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.skipif(not NVIDIA, reason="of NVIDIA's GPUs")
 def test_machine_code_of_nvidia(codes):
     """ptxas contracts nothing, flushes nothing to zero, spills no register."""
     for kernel, file in every(codes, "cubin"):
-        used = subprocess.run(
-            [TOOLS / "cuobjdump", "--dump-resource-usage", file], capture_output=True, text=True, check=True
-        ).stdout
-        assert "STACK:0 " in used and "LOCAL:0 " in used, f"{kernel} spills registers: {used}"
         if kernel not in DEFINED:
+            used = said_by("cuobjdump", "--dump-resource-usage", file)
+            assert "STACK:0 " in used and "LOCAL:0 " in used, f"{kernel} spills registers: {used}"
             continue
-        code = subprocess.run(
-            [TOOLS / "nvdisasm", "-c", file], capture_output=True, text=True, check=True
-        ).stdout
+        code = said_by("nvdisasm", "-c", file)
         # A way of ptxas to move a constant into a register: -0 times 0 plus it.
         code = re.sub(r"HFMA2(?:\.MMA)? R\d+, -RZ, RZ, [^;]*;", "MOV ;", code)
         found = set(re.findall(r"\s(?:@!?U?P[T\d]+ )?([A-Z][A-Z0-9]*(?:\.[A-Z0-9_]+)*) ", code))
+        assert not re.findall(r"\sLDL|\sSTL", code), f"{kernel} spills registers"
         assert {"EXIT"} <= found and ("FMUL" in str(found)) == (kernel in WITH_PRODUCTS), "it can be read"
         floats = {name for name in found if re.match(r"F(?!LO|ENCE)|MUFU|H[A-Z]+2|D(ADD|MUL|FMA)", name)}
         assert {name.split(".")[0] for name in floats} <= SASS, (kernel, floats)
