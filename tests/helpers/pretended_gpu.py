@@ -340,11 +340,11 @@ def set_data(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
         torch._C._TensorBase.data.__set__(parameter, value)
 
 
-def make_own(cls: type[torch.Tensor], tensor: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+def make_own(cls: Any, data: torch.Tensor, requires_grad: bool = False, **kwargs: Any) -> Any:
     """Tensor._make_subclass: of a tensor on the GPU, what is on the GPU as well, and holds nothing."""
-    if isinstance(tensor, OnGpu) and not rest:
-        return outline_of(cls, tensor)
-    return make_subclass(cls, tensor, *rest, **named)
+    if isinstance(data, OnGpu) and not kwargs:
+        return outline_of(cls, data)
+    return make_subclass(cls, data, requires_grad, **kwargs)
 
 
 def install() -> None:
