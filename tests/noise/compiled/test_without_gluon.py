@@ -10,7 +10,10 @@ from triton.runtime import driver
 from mpies.noise import definition, gpu, gpu_update
 
 SEEDS = np.array([3, 2**64 - 5, 0, 2**63], np.uint64)
-FACTORS = np.array([0.1, -1e-42, 3e38, -1 / 3], np.float32)
+# Of sizes that show the order of a sum; subnormal, which show how it begins; too large.
+FACTORS = np.array(
+    [[0.1, -1 / 3, 7, -1e-3], [1e-42, -3e-41, 1e-44, 1e-42], [3e38, 0.1, -2e38, 1]], np.float32
+)
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["Gluon", "no Gluon"])
@@ -39,13 +42,13 @@ def assert_same_bits(found: torch.Tensor, expected: np.ndarray) -> None:
 
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 @pytest.mark.parametrize("size, start", [(1, 77), (513, 0), (16_385, 5), (20_000, 2**40 + 5)])
-@pytest.mark.parametrize("busy", [1, 2], ids="busy with {}".format)
-def test_update(monkeypatch, size, start, busy):
+@pytest.mark.parametrize("busy, factors", [(1, 0), (2, 0), (2, 1), (2, 2)])
+def test_update(monkeypatch, size, start, busy, factors):
     """A program works on one group of chunks, or on several: where few programs keep a GPU busy."""
     monkeypatch.setattr(gpu_update, "BUSY", busy)
     base = torch.from_numpy(values(size))
-    expected = definition.updated(values(size), SEEDS, FACTORS, 2**32 - 7, start)
-    gpu.GpuKernels().update(base, SEEDS, FACTORS, 2**32 - 7, start)
+    expected = definition.updated(values(size), SEEDS, FACTORS[factors], 2**32 - 7, start)
+    gpu.GpuKernels().update(base, SEEDS, FACTORS[factors], 2**32 - 7, start)
     assert_same_bits(base, expected)
 
 
@@ -53,7 +56,6 @@ def test_update(monkeypatch, size, start, busy):
 def test_lowrank_update(shape):
     matrix = values(shape[0] * shape[1]).reshape(shape)
     found = torch.from_numpy(matrix.copy())
-    factors = np.array([0.1, -0.2, 0.3, -1 / 3], np.float32)
-    gpu.GpuKernels().lowrank_update(found, SEEDS, factors, 7, 2)
-    expected = definition.lowrank_updated(matrix, SEEDS, factors, 7, 2)
+    gpu.GpuKernels().lowrank_update(found, SEEDS, FACTORS[0], 7, 2)
+    expected = definition.lowrank_updated(matrix, SEEDS, FACTORS[0], 7, 2)
     assert_same_bits(found, expected)
