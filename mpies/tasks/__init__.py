@@ -53,7 +53,10 @@ def refuse_prompts_of_wrong_length(
     parts = (("task.train_data", "training", task.train), ("task.eval_data", "held-out", task.held_out))
     for setting, name, rows in parts:
         for number, row in enumerate(rows, 1):
-            tokens = len(tokens_of(row["prompt"]))
+            try:
+                tokens = len(tokens_of(row["prompt"]))
+            except InputError as error:
+                raise InputError(f"{setting}: {name} prompt {number}: {error}") from None
             if not tokens:
                 raise InputError(f"{setting}: {name} prompt {number} has no tokens; leave the row out")
             if most and tokens + new > most:
