@@ -112,7 +112,7 @@ def _configuration(path: str, **options: Any) -> Any:
         kind = "no causal language model"
     raise InputError(
         f"model.path: cannot load {path}: {config.model_type} is {kind}; mpies tunes text decoders, such as"
-        " Llama and Qwen2, also those that read images"
+        " Llama and Qwen2"
     )
 
 

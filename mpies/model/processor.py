@@ -46,13 +46,17 @@ class _ForImages:
     @classmethod
     def _get_arguments_from_pretrained(cls, path: str, *_: Any, **options: Any) -> list[Any]:
         from transformers import AutoImageProcessor
+        from transformers.image_processing_backends import PilBackend
 
         def part(name: str) -> Any:
             if name == "tokenizer":
                 return cls.given
-            if name == "image_processor":
-                return AutoImageProcessor.from_pretrained(path, backend="pil", local_files_only=True)
-            return None
+            if name != "image_processor":
+                return None
+            made = AutoImageProcessor.from_pretrained(path, backend="pil", local_files_only=True)
+            if not isinstance(made, PilBackend):
+                raise TypeError(f"{type(made).__name__} does not work on images by Pillow")
+            return made
 
         return [part(name) for name in cls.get_attributes()]
 

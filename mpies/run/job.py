@@ -251,7 +251,7 @@ def open_log(job: Job, setup: Setup) -> set[tuple[int, str]]:
             model_path=facts.model_path,
             model_digest=np.uint64(facts.model_digest),
             parameters=facts.parameters,
-            left_out=" ".join(facts.left_out),
+            **({"left_out": " ".join(facts.left_out)} if facts.left_out else {}),
             dtype=facts.dtype,
             data_digest=job.task.digest,
             fitness=job.settings.es.fitness,

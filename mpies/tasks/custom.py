@@ -83,8 +83,8 @@ def with_images(prompt: Prompt, images: list[Image]) -> Prompt:
         return messages
     if len(empty) != len(images):
         raise InputError(
-            f"its prompt has {len(empty)} parts of type image without an image, but the row has"
-            f" {len(images)} images; task.image_column names their column"
+            f"its prompt has {len(empty)} part(s) of type image without an image, but the row has"
+            f" {len(images)} image(s); task.image_column names their column"
         )
     for part, image in zip(empty, images, strict=True):
         part["image"] = image

@@ -7,11 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import tiny
 import torch
 import zoo
-from PIL import Image
+from mpi4py import MPI
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
+
+from mpies import config, replica
+from mpies.engines.image import Image
+from mpies.replica import Replica
+from mpies.tasks.base import Task
 
 TOKENS = ["<image>", "<start>", "<end>", "<pad_image>", "<fake>", "<global-img>"]
 FIRST = len(tiny.SPECIAL + tiny.CHARACTERS)
@@ -127,5 +133,28 @@ def picture(width: int, height: int, seed: int = 0) -> bytes:
         0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
     )
     stream = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(stream, "PNG")
+    PIL.Image.fromarray(pixels.numpy()).save(stream, "PNG")
     return stream.getvalue()
+
+
+def asked(*images: bytes, text: str) -> list[dict[str, Any]]:
+    parts = [{"type": "image", "image": Image.of(image, Path())} for image in images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}]
+
+
+# Of different lengths, one with two images, one with none.
+PROMPTS = [
+    asked(picture(24, 16), text="What is it?"),
+    asked(picture(16, 16, 1), picture(16, 32, 2), text="Which?"),
+    asked(text="Say something that is a little longer."),
+    asked(picture(32, 24, 3), text="?"),
+]
+
+
+def start(folder: Path, *overrides: str) -> Replica:
+    """A replica as a run has it, whose task asks `PROMPTS`."""
+    torch.set_num_threads(1)
+    given = [f"model.path={folder}", "model.device=cpu", "model.dtype=float32", "run.directory=none"]
+    given += ["engine.batch_size=12", "es.perturbation=full", "task.name=conciseness", *overrides]
+    task = Task("test", [{"prompt": prompt} for prompt in PROMPTS], [], lambda *_, **__: [])
+    return replica.build(MPI.COMM_SELF, config.load(given), task)
