@@ -41,8 +41,8 @@ fast). What hf refuses, `engine.name=vllm` may compute ([engines.md](engines.md)
 IMAGES = """
 ## With images
 
-The same with prompts that have images, each model with a tiny processor of its own kind. Where no prompt has images, the modules in
-the last column are not tuned (`es.leave_out`).
+The same with prompts that have images, each model with a tiny processor of its own kind. Where no prompt has
+images, the modules in the last column are not tuned (`es.leave_out`).
 
 | `model_type` | full noise | low rank | not tuned without images |
 |---|---|---|---|

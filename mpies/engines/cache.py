@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,6 +73,16 @@ class RoomyLayer(DynamicLayer):
 
     def _show(self, tokens: int) -> None:
         self.keys, self.values = self._keys[:, :, :tokens], self._values[:, :, :tokens]
+
+
+# What models call it; the second those of states alone, as Mamba.
+ARGUMENTS = ("past_key_values", "cache_params")
+
+
+def cache_argument(model: PreTrainedModel) -> str | None:
+    """The name of the cache among the arguments of a model's forward; None if it takes none."""
+    knows = inspect.signature(model.forward).parameters
+    return next((name for name in ARGUMENTS if name in knows), None)
 
 
 def cache_for(model: PreTrainedModel, room: int) -> DynamicCache:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel
 
 from mpies.engines import likelihood, rope
 from mpies.engines.base import Completions, Draws, Prompt
+from mpies.engines.cache import cache_argument
 from mpies.engines.decode import Choose, decode, greedy
 from mpies.engines.sampler import Sampler
 from mpies.engines.text import Text
@@ -33,7 +33,7 @@ class HfEngine:
         batch_size: int,
         on_rows: Callable[[torch.Tensor], None] = lambda members: None,
     ):
-        if "past_key_values" not in inspect.signature(model.forward).parameters:
+        if cache_argument(model) is None:
             raise InputError(
                 f"engine.name: hf cannot decode {type(model).__name__}, which keeps no keys and values"
             )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from mpies.engines.cache import RoomyLayer, cache_for
+from mpies.engines.cache import ARGUMENTS, RoomyLayer, cache_argument, cache_for
 from mpies.engines.vision import Inputs, for_rows, of_same_prompt
 
 OnRows = Callable[[torch.Tensor], None]
@@ -38,6 +38,8 @@ class Reading:
         self.model, self.prompts, self.room, self.on_rows = model, prompts, room, on_rows
         self.inputs = inputs if any(inputs) else ()
         self.knows = inspect.signature(model.forward).parameters
+        self.argument = cache_argument(model) or ARGUMENTS[0]
+        self.has_keys = self.argument == ARGUMENTS[0]
         self.ids, self.starts = left_padded(prompts, model.device)
         self.width = self.ids.shape[1]
         self.padded = any(len(prompt) < self.width for prompt in prompts)
@@ -59,15 +61,16 @@ class Reading:
         """Read `ids` (rows, tokens). Logits of the last `keep` tokens: (rows, `keep` or more, vocabulary)."""
         self.seen += ids.shape[1]
         seen = self.positions[: self.seen]
-        mask = (seen >= self.starts[:, None]).long() if self.padded else None
+        # Models of states alone want no mask once they are past the padding.
+        masked = self.padded and (self.has_keys or self.seen == ids.shape[1])
+        mask = (seen >= self.starts[:, None]).long() if masked else None
         places = (seen[-ids.shape[1] :] - self.starts[:, None]).clamp(min=0)
         if self.inputs:
             places = places + self.shifts[:, None]
         optional = {"position_ids": places, "logits_to_keep": keep}
         given = {name: value for name, value in optional.items() if name in self.knows}
-        return self.model(
-            ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **given
-        ).logits
+        given[self.argument] = self.cache
+        return self.model(ids, attention_mask=mask, use_cache=True, **given).logits
 
     def leave(self, staying: torch.Tensor) -> None:
         """From now on, there are only these of the rows; int64 (rows,)."""
@@ -84,9 +87,10 @@ class Reading:
             caches.append(cache_for(self.model, tokens))
             ids = self.ids[rows, self.width - tokens :]
             given: dict[str, Any] = for_rows(self.inputs[group[0]], len(group), tokens, self.model)
+            given[self.argument] = caches[-1]
             if "logits_to_keep" in self.knows:
                 given["logits_to_keep"] = 1
-            found = self.model(ids, past_key_values=caches[-1], use_cache=True, **given).logits[:, -1:]
+            found = self.model(ids, use_cache=True, **given).logits[:, -1:]
             logits.append(found)
             self.shifts[rows] = take_shifts(self.model, rows)
         order = torch.tensor([row for group in groups for row in group], device=self.model.device)

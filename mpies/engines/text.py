@@ -76,7 +76,8 @@ class Text:
             return self._by_template(messages)
         # Some templates of vision models expect parts, and write nothing of a text that is none.
         as_given = [] if images_in(prompt) else [messages]
-        texts = [text for message in messages for text in _texts(message["content"])]
+        asked = [message["content"] for message in messages if message["role"] == "user"]
+        texts = [text for content in asked for text in _texts(content)]
         for way in [*as_given, [{**m, "content": _in_parts(m["content"])} for m in messages]]:
             written = self._by_template(way)
             if all(text.strip() in written for text in texts):

@@ -16,7 +16,10 @@ def beside_decoder(model: PreTrainedModel) -> list[str]:
     decoder = model.get_decoder()
     if decoder is None or decoder is model or decoder is model.base_model:
         return []
-    own = {id(decoder), id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    try:
+        own = {id(decoder), id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    except (NotImplementedError, AttributeError):  # not all models have them where transformers looks
+        return []
     return sorted(_beside(model, "", own))
 
 
