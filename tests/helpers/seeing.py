@@ -23,6 +23,8 @@ TOKENS = ["<image>", "<start>", "<end>", "<pad_image>", "<fake>", "<global-img>"
 FIRST = len(tiny.SPECIAL + tiny.CHARACTERS)
 IMAGE, START, END = FIRST, FIRST + 1, FIRST + 2
 TEXT = zoo.SIZES | {"vocab_size": 112, "max_position_embeddings": 256, "num_hidden_layers": 1}
+# transformers' cache would believe in a window that a Llama does not have.
+LLAMA = {key: value for key, value in TEXT.items() if key != "sliding_window"} | {"model_type": "llama"}
 PATCHES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 # An architecture's configuration, its image processor's, its processor's, and how a prompt says "an image".
@@ -63,7 +65,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
     # Pixels of a prompt's images in one row; content in parts only.
     "idefics3": (
         {
-            "text_config": TEXT | {"model_type": "llama"},
+            "text_config": LLAMA,
             "vision_config": PATCHES | {"image_size": 32, "patch_size": 8},
             "scale_factor": 2,
             "image_token_id": IMAGE,
@@ -75,7 +77,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
     ),
     "llava": (
         {
-            "text_config": TEXT | {"model_type": "llama"},
+            "text_config": LLAMA,
             "vision_config": PATCHES
             | {"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14, "projection_dim": 16},
             "image_token_index": IMAGE,
