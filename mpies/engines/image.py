@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mpies.errors import InputError, reason
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    import PIL.Image
 
 GIVEN = "a file's path, or its bytes"
 
@@ -59,13 +59,13 @@ class Image:
         """Width and height, by the head of the file."""
         return self._decoded(lambda picture: picture.size)
 
-    def open(self) -> Picture:
+    def open(self) -> PIL.Image.Image:
         """A Pillow image, red, green and blue. Raises InputError if it is damaged or has changed."""
         return self._decoded(lambda picture: picture.convert("RGB"))
 
     def _decoded(self, look: Any) -> Any:
         try:
-            from PIL import Image as pillow
+            import PIL.Image
         except ImportError:
             raise InputError("images need Pillow: pip install 'mpies[images]'") from None
         data = self.data or _bytes_of(Path(self.path), self.path)
@@ -73,8 +73,8 @@ class Image:
             raise InputError(f"{self.path} has changed since the job began")
         try:
             with warnings.catch_warnings():  # of pictures that would take gigabytes
-                warnings.simplefilter("error", pillow.DecompressionBombWarning)
-                with pillow.open(io.BytesIO(data)) as picture:
+                warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+                with PIL.Image.open(io.BytesIO(data)) as picture:
                     return look(picture)
         except Exception as error:  # decoders raise whatever there is
             kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "

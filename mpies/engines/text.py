@@ -73,13 +73,13 @@ class Text:
         """The prompt as the chat template writes it. Raises InputError where it cannot."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if not self.parts:
-            return self._by_template(messages)
+            return self._by_template(messages, prompt)
         # Some templates of vision models expect parts, and write nothing of a text that is none.
         as_given = [] if images_in(prompt) else [messages]
         asked = [message["content"] for message in messages if message["role"] == "user"]
         texts = [text for content in asked for text in _texts(content)]
         for way in [*as_given, [{**m, "content": _in_parts(m["content"])} for m in messages]]:
-            written = self._by_template(way)
+            written = self._by_template(way, prompt)
             if all(text.strip() in written for text in texts):
                 return written
         raise InputError(
@@ -87,13 +87,13 @@ class Text:
             " change the prompt or the model's chat_template.jinja"
         )
 
-    def _by_template(self, messages: list[dict[str, Any]]) -> str:
+    def _by_template(self, messages: list[dict[str, Any]], prompt: Prompt) -> str:
         try:
             made = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             return str(made)
         except Exception as error:  # it is a program of the model's makers, which may refuse roles
             raise InputError(
-                f"task.chat_template: the model's template cannot write the prompt {clip(repr(messages), 80)}"
+                f"task.chat_template: this model's template cannot write the prompt {clip(repr(prompt), 80)}"
                 f" ({type(error).__name__}: {reason(error)}); change the prompt or the model's"
                 " chat_template.jinja, or use text and task.chat_template=false"
             ) from None
