@@ -8,11 +8,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-def beside_decoder(model: PreTrainedModel) -> list[str]:
+def beside_decoder(model: nn.Module) -> list[str]:
     """Paths of the outermost modules that are neither in the decoder nor around it, nor its embeddings.
 
     None of a model that is a decoder. Modules without parameters are left out.
     """
+    if not isinstance(model, PreTrainedModel):
+        return []
     decoder = model.get_decoder()
     if decoder is None or decoder is model or decoder is model.base_model:
         return []

@@ -23,13 +23,13 @@ def load_processor(path: str, model: PreTrainedModel, tokenizer: PreTrainedToken
     """
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    kind = PROCESSOR_MAPPING.get(type(model.config), None)
+    kind: Any = PROCESSOR_MAPPING.get(type(model.config), None)
     if kind is None or "image_processor" not in kind.get_attributes():
         raise InputError(
             f"task.train_data: its prompts have images, but {type(model).__name__} reads text only; use a"
             " vision-language model"
         )
-    made = type(kind.__name__, (_ForImages, kind), {"given": tokenizer})
+    made: Any = type(kind.__name__, (_ForImages, kind), {"given": tokenizer})
     return attempt(path, "the processor of ", made.from_pretrained, locate(path), local_files_only=True)
 
 

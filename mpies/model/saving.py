@@ -39,7 +39,7 @@ def save(
         folder.parent.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        _copy_processor(Path(model.name_or_path), partial)
+        _copy_processor(Path(model.name_or_path or ""), partial)
         (partial / MARK).write_text(json.dumps(origin or {}, indent=1) + "\n")
         for file in partial.iterdir():
             shutil.copymode(partial / MARK, file)  # safetensors writes files that only we may read

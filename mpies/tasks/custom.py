@@ -24,18 +24,19 @@ PART = '{"type": "text", "text": "..."} or {"type": "image", "image": "FILE"}'
 
 def make_task(settings: config.TaskSettings, reward: Reward) -> Task:
     """From the files that are set. Raises InputError for bad data."""
-    columns = {"column": settings.prompt_column, "image_column": settings.image_column}
-    train, held_out = data.read_splits(settings, partial(check_row, **columns))
+    check = partial(check_row, column=settings.prompt_column, image_column=settings.image_column)
+    train, held_out = data.read_splits(settings, check)
     if len({isinstance(r["prompt"], str) for r in train + held_out}) > 1:
         raise InputError("task.train_data: some prompts are text and some are chat messages; make them alike")
     return Task("custom", train, held_out, reward)
 
 
-def check_row(given: Row, folder: Path, column: str, image_column: str = "") -> Row:
+def check_row(given: Row, column: str, image_column: str = "", folder: Path | None = None) -> Row:
     """A row with its prompt checked and put under `prompt`. Raises InputError with what is wrong.
 
-    Images are in `folder`, if their paths are relative; those of the row's `image_column` are put into the
-    prompt, where parts of type image are without one, or before its first user's text.
+    Images are in `folder`, if their paths are relative; None: there may be none. Those of the row's
+    `image_column` are put into the prompt, where parts of type image are without one, or before its first
+    user's text; prompts are messages then.
     """
     if column not in given:
         raise InputError(
@@ -53,26 +54,30 @@ def check_row(given: Row, folder: Path, column: str, image_column: str = "") -> 
             raise InputError(f"no column {image_column!r}, which task.image_column names")
         images = _images(given[image_column], image_column, folder)
         others[image_column] = images
-    return {"prompt": with_images(check_prompt(given[column], column, folder), images), **others}
+    prompt = check_prompt(given[column], column, folder)
+    if image_column and isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    return {"prompt": prompt if isinstance(prompt, str) else with_images(prompt, images), **others}
 
 
-def _images(given: Any, column: str, folder: Path) -> list[Image]:
+def _images(given: Any, column: str, folder: Path | None) -> list[Image]:
     listed = given if isinstance(given, list) else [given] if given is not None else []
     if len(listed) > MOST_IMAGES:
         raise InputError(f"{column}: given {len(listed)} images, allowed are up to {MOST_IMAGES}")
     return [_image(one, f"{column}[{number}]", folder) for number, one in enumerate(listed)]
 
 
-def _image(given: Any, place: str, folder: Path) -> Image:
+def _image(given: Any, place: str, folder: Path | None) -> Image:
+    if folder is None:
+        raise InputError(f"{place}: given an image; images are for task.name=custom, leave the row out")
     try:
         return Image.of(given, folder)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
 
 
-def with_images(prompt: Prompt, images: list[Image]) -> Prompt:
-    """The prompt with these images. Raises InputError if it has parts for more or fewer."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+def with_images(messages: list[dict[str, Any]], images: list[Image]) -> list[dict[str, Any]]:
+    """A prompt's messages with these images. Raises InputError if they have parts for more or fewer."""
     parts = [part for m in messages if isinstance(m["content"], list) for part in m["content"]]
     empty = [part for part in parts if part == {"type": "image"}]
     if not empty and images:
@@ -88,10 +93,10 @@ def with_images(prompt: Prompt, images: list[Image]) -> Prompt:
         )
     for part, image in zip(empty, images, strict=True):
         part["image"] = image
-    return prompt
+    return messages
 
 
-def check_prompt(given: Any, column: str, folder: Path) -> Prompt:
+def check_prompt(given: Any, column: str, folder: Path | None = None) -> Prompt:
     """Text, or chat messages with a role and content. Raises InputError for anything else.
 
     Content in parts of type text is joined, as chat templates do it; with images, it stays in parts.
@@ -137,7 +142,7 @@ def _is_message(given: Any) -> bool:
     return isinstance(given, dict) and isinstance(given.get("role"), str) and "content" in given
 
 
-def _content(message: dict[str, Any], place: str, folder: Path) -> str | list[dict[str, Any]]:
+def _content(message: dict[str, Any], place: str, folder: Path | None) -> str | list[dict[str, Any]]:
     """What a message says: text, or parts if there are images. Raises InputError where it is neither."""
     content = message["content"]
     if isinstance(content, str):
@@ -154,7 +159,7 @@ def _content(message: dict[str, Any], place: str, folder: Path) -> str | list[di
     raise InputError(f"{place}: given {reprlib.repr(content)}, needed is text{remedy}")
 
 
-def _part(part: Any, place: str, folder: Path) -> dict[str, Any]:
+def _part(part: Any, place: str, folder: Path | None) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "image":
         source = next((part[key] for key in ("image", "path", "bytes") if part.get(key) is not None), None)
