@@ -57,10 +57,8 @@ def check(
     if isinstance(perturbation, LowRank):
         with _computing(f"es.perturbation: lowrank cannot compute {name} in {live}", FULL):
             pairs = list(zip(probes, bases, strict=True))
-            for probe, base in [
-                *pairs,
-                *pairs[:-1],
-            ]:  # what images take other ways for is right for text, too
+            # Again, since ways that are simpler for images' sake have to be right for text, too.
+            for probe, base in [*pairs, *pairs[:-1]]:
                 check_members(model, weights, perturbation, probe, base)
     # Where the base is kept on the host, the device has no room for it.
     if weights.dtype != torch.float32 and not weights.storage.streams:
