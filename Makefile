@@ -176,6 +176,7 @@ $(TRITON_FOLDER): | $(INSTALLED)
 	$(RUN) -m pip install --disable-pip-version-check -q --no-deps --target $@ triton==$(TRITON)
 
 test-aot: export PYTHONPATH := $(abspath $(TRITON_FOLDER))$(if $(PYTHONPATH),:$(PYTHONPATH))
+test-aot: export MPIES_THOROUGH := 1
 test-aot: $(TRITON_FOLDER) ## the GPU's kernels as Triton TRITON compiles them, ahead of time and without a GPU
 	$(RUN) -c 'import triton; assert triton.__version__ == "$(TRITON)", triton.__version__'
 	$(PYTEST) tests/noise/test_compiled.py --max-skips 0

@@ -27,6 +27,8 @@ class Completions:
     """Generated tokens of each answer, the end of sequence included."""
     ids: list[list[int]] = field(default_factory=list)
     """Those tokens."""
+    truncated: list[bool] = field(default_factory=list)
+    """Did it end because it was as long as it may be, and not by itself?"""
 
 
 @dataclass(frozen=True)

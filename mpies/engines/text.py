@@ -55,7 +55,8 @@ class Text:
     def completions(self, answers: list[list[int]]) -> Completions:
         """Answers' tokens, as generated, with their texts."""
         texts = [str(self.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in answers]
-        return Completions(texts, [len(tokens) for tokens in answers], answers)
+        cut = [not tokens or tokens[-1] not in self.stops for tokens in answers]
+        return Completions(texts, [len(tokens) for tokens in answers], answers, cut)
 
     def _tokenize(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str) and not self.chat_template:

@@ -15,6 +15,7 @@ from mpies import config
 from mpies.config import Settings
 from mpies.errors import RefusedError
 from mpies.es.population import Population
+from mpies.measure.statistics import over_prompts
 from mpies.model.saving import save
 from mpies.phases import Phases
 from mpies.ranks.agreement import on_root
@@ -28,6 +29,7 @@ from mpies.run.stopping import RECENT, Stop, announce
 from mpies.runfile import RUN_FILE, History, RunFile
 from mpies.splits import TRAIN, spoken
 from mpies.tasks.base import Task
+from mpies.tasks.rewards import parts_of
 from mpies.time_limit import seconds_of
 
 if TYPE_CHECKING:
@@ -109,6 +111,8 @@ class Job:
             return
         if split == TRAIN:
             self.advisor.unperturbed = mean
+            error = over_prompts(milestone.evaluation.rewards[:, None]).error
+            self.advisor.error = error if self.task.prompts_per_generation else 0.0
         if self.log:
             self.log.add_evaluation(*milestone.table_rows(self.settings.run.keep_samples))
 
@@ -217,7 +221,7 @@ def _make_job(
         phases=Phases(replica.synchronize),
         stop=stop,
         screen=screen,
-        advisor=Advisor(screen.say),
+        advisor=Advisor(screen.say, parts_of(settings.task.reward)),
         log=log,
     )
     if history:
