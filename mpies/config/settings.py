@@ -107,6 +107,11 @@ class TaskSettings(Section):
         " epoch; 0: all",
     )
     prompt_column: str = Field("prompt", min_length=1, description="the data's column with the prompts")
+    image_column: str = Field(
+        "",
+        description="custom: the data's column with a prompt's images, one or a list: files' paths, bytes, or"
+        " images of datasets; empty: those in chat messages only",
+    )
     reward: Annotated[dict[str, float], BeforeValidator(_weights)] = Field(
         {},
         description="your reward, with TRL's signature: FILE.py:FUNCTION, a list of such, or a mapping"
@@ -140,6 +145,11 @@ class TaskSettings(Section):
         if self.eval_data and not self.train_data and self.name != "countdown":
             raise ValueError("task.train_data: missing; task.eval_data alone makes no task")
         return self
+
+
+def _paths(given: Any) -> Any:
+    """`es.leave_out` as a list; a text is one name, or none."""
+    return [given] if isinstance(given, str) and given else given or []
 
 
 class EsSettings(Section):
@@ -187,6 +197,12 @@ class EsSettings(Section):
         lt=1,
         description="share of the distance to the initial weights that every update takes back; the"
         " initial weights are read from disk each time. 0: none",
+    )
+
+    leave_out: Annotated[list[Annotated[str, Field(pattern=r"^[^\s]+$")]], BeforeValidator(_paths)] = Field(
+        ["auto"],
+        description="what is not tuned: paths of modules, such as model.visual, or names of parameters; auto:"
+        " what no answer can depend on, such as the image tower where no prompt has images; []: nothing",
     )
 
     @property

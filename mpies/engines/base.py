@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-# Text, or chat messages: [{"role": "user", "content": "..."}, ...].
-Prompt = str | list[dict[str, str]]
+# Text, or chat messages: [{"role": "user", "content": "..."}, ...]. Where a message has images, its content
+# is a list of parts: {"type": "text", "text": "..."}, {"type": "image", "image": Image}.
+Prompt = str | list[dict[str, Any]]
 
 
 def prompt_text(prompt: Prompt) -> str:
     """A prompt as people read it: the text, or the last message's."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    content = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "<image>") for part in content)
 
 
 @dataclass(frozen=True)

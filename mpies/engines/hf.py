@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel
 
 from mpies.engines import likelihood, rope
 from mpies.engines.base import Completions, Draws, Prompt
+from mpies.engines.cache import cache_argument
 from mpies.engines.decode import Choose, decode, greedy
 from mpies.engines.sampler import Sampler
 from mpies.engines.text import Text
@@ -33,7 +33,7 @@ class HfEngine:
         batch_size: int,
         on_rows: Callable[[torch.Tensor], None] = lambda members: None,
     ):
-        if "past_key_values" not in inspect.signature(model.forward).parameters:
+        if cache_argument(model) is None:
             raise InputError(
                 f"engine.name: hf cannot decode {type(model).__name__}, which keeps no keys and values"
             )
@@ -56,7 +56,7 @@ class HfEngine:
         encoded = [self.text.encode(prompt) for prompt in prompts]
         answers: list[list[int]] = [[]] * len(prompts)
         for chosen in _batches(encoded, self.batch_size):
-            batch = self._decode([encoded[i] for i in chosen], 1, Sampler(draws.part(chosen)))
+            batch = self._decode([prompts[i] for i in chosen], 1, Sampler(draws.part(chosen)))
             for i, tokens in zip(chosen, batch, strict=True):
                 answers[i] = tokens
         return self.text.completions(answers)
@@ -69,7 +69,8 @@ class HfEngine:
         for chosen in _batches(encoded, self.batch_size):
             pairs = [encoded[i] for i in chosen], [answers[i] for i in chosen]
             rope.refuse_beyond(self.model, max(len(p) + len(a) for p, a in zip(*pairs, strict=True)))
-            values = likelihood.of(self.model, *pairs, temperature, self.at_once)
+            inputs = [self.text.inputs(prompts[i]) for i in chosen]
+            values = likelihood.of(self.model, *pairs, temperature, self.at_once, inputs)
             for i, row in zip(chosen, values, strict=True):
                 found[i] = row
         return found
@@ -78,19 +79,21 @@ class HfEngine:
         encoded = [self.text.encode(prompt) for prompt in prompts]
         answers: list[list[list[int]]] = [[[]] * len(prompts) for _ in range(members)]
         for chosen in _batches(encoded, max(1, self.batch_size // members)):
-            batch = self._decode([encoded[i] for i in chosen], members)
+            batch = self._decode([prompts[i] for i in chosen], members)
             for row, tokens in enumerate(batch):
                 answers[row // len(chosen)][chosen[row % len(chosen)]] = tokens
         return [self.text.completions(mine) for mine in answers]
 
-    def _decode(self, prompts: list[list[int]], members: int, choose: Choose = greedy) -> list[list[int]]:
+    def _decode(self, prompts: list[Prompt], members: int, choose: Choose = greedy) -> list[list[int]]:
         """Every member's answers to the prompts, one member after another."""
-        rope.refuse_beyond(self.model, max(map(len, prompts)) + self.max_new_tokens)
+        encoded = [self.text.encode(prompt) for prompt in prompts]
+        rope.refuse_beyond(self.model, max(map(len, encoded)) + self.max_new_tokens)
 
         def on_rows(rows: torch.Tensor) -> None:
             self.on_rows(rows // len(prompts))
 
-        return decode(self.model, prompts * members, self.text.stops, self.max_new_tokens, on_rows, choose)
+        stops, inputs = self.text.stops, [self.text.inputs(prompt) for prompt in prompts] * members
+        return decode(self.model, encoded * members, stops, self.max_new_tokens, on_rows, choose, inputs)
 
 
 def _batches(encoded: list[list[int]], size: int) -> list[list[int]]:

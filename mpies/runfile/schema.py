@@ -70,6 +70,7 @@ ATTRIBUTES = (
     "data_digest",
     "fitness",
     "population",
+    "left_out",
 )
 
 # The dimensions of each table's datasets. A dimension is a dataset of row numbers at the root, an HDF5

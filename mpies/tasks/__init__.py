@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from mpies import config
 from mpies.engines.base import Prompt
+from mpies.engines.image import images_in
 from mpies.errors import InputError
 from mpies.tasks import rewards
 from mpies.tasks.base import Task
@@ -53,7 +54,12 @@ def refuse_prompts_of_wrong_length(
     parts = (("task.train_data", "training", task.train), ("task.eval_data", "held-out", task.held_out))
     for setting, name, rows in parts:
         for number, row in enumerate(rows, 1):
-            tokens = len(tokens_of(row["prompt"]))
+            try:
+                tokens = len(tokens_of(row["prompt"]))
+            except InputError as error:
+                if not images_in(row["prompt"]):
+                    raise
+                raise InputError(f"{setting}: {name} prompt {number}: {error}") from None
             if not tokens:
                 raise InputError(f"{setting}: {name} prompt {number} has no tokens; leave the row out")
             if most and tokens + new > most:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from mpies.engines.base import Prompt
+from mpies.engines.image import images_in
 from mpies.errors import InputError
 from mpies.splits import HELD_OUT, TRAIN
 from mpies.tasks import epochs
@@ -80,6 +81,10 @@ class Task:
     def prompts(self) -> Iterator[Prompt]:
         """All prompts that may be answered."""
         return (row["prompt"] for row in [*self.train, *self.held_out])
+
+    @cached_property
+    def has_images(self) -> bool:
+        return any(images_in(prompt) for prompt in self.prompts)
 
     @cached_property
     def splits(self) -> dict[str, list[Row]]:
