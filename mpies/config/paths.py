@@ -20,7 +20,8 @@ def make_absolute(settings: Settings) -> Settings:
         "task": {
             "train_data": _absolute(settings.task.train_data),
             "eval_data": _absolute(settings.task.eval_data),
-            "reward": {_of_reward(name): weight for name, weight in settings.task.reward.items()},
+            "environment": _of_code(settings.task.environment),
+            "reward": {_of_code(name): weight for name, weight in settings.task.reward.items()},
         },
         "run": {"directory": _absolute(settings.run.directory)},
     }
@@ -38,6 +39,7 @@ def relative_paths(settings: Settings) -> dict[str, str]:
         "task.train_data": [task.train_data],
         "task.eval_data": [task.eval_data],
         "task.reward": [name for name in task.reward if names_file(name)],
+        "task.environment": [task.environment] if names_file(task.environment) else [],
     }
     return {
         key: path
@@ -67,6 +69,6 @@ def _of_model(path: str) -> str:
     return _absolute(path) if os.path.isdir(os.path.expanduser(path)) else path
 
 
-def _of_reward(name: str) -> str:
+def _of_code(name: str) -> str:
     place, _, function = name.rpartition(":")
     return f"{_absolute(place)}:{function}" if names_file(name) else name

@@ -87,9 +87,10 @@ def refuse_changes(before: Settings, now: Settings) -> None:
 
 
 def comparable(settings: Settings) -> dict[str, Any]:
-    """Full key -> value; a reward's file may lie elsewhere now, since its digest is compared."""
+    """Full key -> value; the user's code may lie elsewhere now, since its files' digests are compared."""
     rewards = sorted((short_reward(name), weight) for name, weight in settings.task.reward.items())
-    return settings.flat() | {"task.reward": rewards}
+    environment = settings.task.environment and short_reward(settings.task.environment)
+    return settings.flat() | {"task.reward": rewards, "task.environment": environment}
 
 
 def _validate(tree: Any, problems: Sequence[str] = ()) -> Settings:

@@ -77,7 +77,8 @@ class TaskSettings(Section):
     """The prompts and the reward."""
 
     name: Literal["questions", "conciseness", "countdown", "math", "custom"] = Field(
-        "conciseness", description="the task; custom: your own task.reward and task.train_data"
+        "conciseness",
+        description="the task; custom: your own task.train_data with task.reward, or your task.environment",
     )
     train_data: Annotated[str, AfterValidator(os.path.expanduser), Role.DATA] = Field(
         "",
@@ -112,6 +113,32 @@ class TaskSettings(Section):
         description="your reward, with TRL's signature: FILE.py:FUNCTION, a list of such, or a mapping"
         " FILE.py:FUNCTION: weight; empty: the task's own",
     )
+    environment: str = Field(
+        "",
+        description="your own environment, in which the model acts over several turns: FILE.py:CLASS with"
+        " reset(**row) -> prompt and step(answer) -> (observation, reward, done)",
+    )
+    max_turns: int = Field(10, ge=1, le=10_000, description="answers of the model in an episode, at most")
+    episode_tokens: int = Field(
+        4096,
+        ge=1,
+        description="tokens of an episode's whole conversation: one that has no room for another answer of"
+        " engine.max_new_tokens ends; never more than the model has positions for",
+    )
+    call_seconds: int = Field(
+        10,
+        ge=1,
+        le=10**6,
+        description="CPU time that a call of an environment may take, s; by the clock, ten times as much",
+    )
+    failure_reward: float = Field(
+        0.0, description="reward of an episode whose environment fails: raises, dies, takes too long"
+    )
+    services: bool = Field(
+        False,
+        description="does the environment ask services that may answer otherwise at another time?"
+        " Otherwise its episodes have to begin alike each time",
+    )
     chat_template: bool = Field(
         True,
         description="wrap prompts that are text in the model's chat template; for countdown, if not"
@@ -128,15 +155,24 @@ class TaskSettings(Section):
         """A reward without a task's name means one's own task; Countdown's prompts are raw text."""
         if not isinstance(given, dict):
             return given
-        name = given.get("name", "custom" if given.get("reward") else "conciseness")
+        own = given.get("reward") or given.get("environment")
+        name = given.get("name", "custom" if own else "conciseness")
         return {"name": name, "chat_template": name != "countdown", **given}
 
     @model_validator(mode="after")
     def _complete(self):
         if self.name == "custom":
             for key in ("reward", "train_data"):
-                if not getattr(self, key):
+                if not getattr(self, key) and not self.environment:
                     raise ValueError(f"task.{key}: missing; task.name=custom needs it")
+        elif self.environment:
+            raise ValueError(
+                f"task.name: given {self.name}, allowed is custom where there is a task.environment"
+            )
+        if self.environment and not all(self.environment.rpartition(":")):
+            raise ValueError(
+                f"task.environment: given {plain_yaml.given(self.environment)}, allowed is FILE.py:CLASS"
+            )
         if self.eval_data and not self.train_data and self.name != "countdown":
             raise ValueError("task.train_data: missing; task.eval_data alone makes no task")
         return self

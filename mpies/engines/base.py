@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from mpies.engines.text import Text
 
 # Text, or chat messages: [{"role": "user", "content": "..."}, ...].
 Prompt = str | list[dict[str, str]]
@@ -26,6 +29,12 @@ class Completions:
     ids: list[list[int]] = field(default_factory=list)
     """Those tokens."""
 
+    def cut(self, pieces: int) -> list[Completions]:
+        """Equal parts, one after another."""
+        size = len(self.texts) // pieces
+        cuts = [slice(i * size, (i + 1) * size) for i in range(pieces)]
+        return [Completions(self.texts[cut], self.tokens[cut], self.ids[cut]) for cut in cuts]
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -36,15 +45,24 @@ class Draws:
     """Greater than 0: tokens have probability softmax(logits / temperature)."""
     numbers: np.ndarray
     """Of each answer, uint64 (prompts,). Equal numbers mean equal random numbers."""
+    before: np.ndarray | None = None
+    """Tokens that were sampled with each of these numbers already, uint64 (prompts,); None: none."""
 
-    def part(self, which: slice | list[int]) -> Draws:
+    def part(self, which: slice | list[int] | np.ndarray) -> Draws:
         """The draws of some of the prompts."""
-        return Draws(self.seed, self.temperature, self.numbers[which])
+        before = None if self.before is None else self.before[which]
+        return Draws(self.seed, self.temperature, self.numbers[which], before)
+
+    def places(self, rows: np.ndarray, place: int | np.ndarray) -> int | np.ndarray:
+        """Where in all that is sampled with its number each of the answers `rows` has its token `place`."""
+        return place if self.before is None else place + self.before[rows]
 
 
 class Engine(Protocol):
     held: int
     """Bytes beyond the weights that the engine has had since it was made: a cache of its own."""
+    text: Text
+    max_new_tokens: int
 
     def generate(self, prompts: list[Prompt]) -> Completions:
         """Greedy completions. Deterministic for a list of prompts, given weights, threads, device."""
@@ -60,6 +78,16 @@ class Engine(Protocol):
         """Of each answer's tokens, given its prompt and the tokens before: nat, float64 (tokens,)."""
         ...
 
-    def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
-        """Completions by each of the members that the model computes with at once (see lowrank.py)."""
+    def generate_each(self, prompts: list[Prompt], members: list[int]) -> Completions:
+        """Each prompt's completion by the member with that number in the block, of all that the model
+        computes with at once (see lowrank.py)."""
         ...
+
+    def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
+        """The prompts' completions by each of the block's members."""
+        return self.generate_each(prompts * members, owners(len(prompts), members)).cut(members)
+
+
+def owners(prompts: int, members: int) -> list[int]:
+    """Of so many prompts to each member, one member after another: whose each is."""
+    return [member for member in range(members) for _ in range(prompts)]

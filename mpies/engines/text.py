@@ -8,6 +8,9 @@ from mpies.engines.base import Completions, Prompt
 from mpies.errors import InputError, reason
 from mpies.text import clip
 
+# Characters of prompts whose tokens are remembered: a task's own, but not all that episodes come to.
+MOST_KEPT = 2**26
+
 
 class Text:
     """A model's tokenizer, with its chat template or without.
@@ -24,12 +27,16 @@ class Text:
         self.stops = _stop_tokens(model, tokenizer)
         self.positions = _positions(model.config)
         self._encoded: dict[str, list[int]] = {}
+        self._kept = 0  # characters of the prompts in it
 
     def encode(self, prompt: Prompt) -> list[int]:
         """A prompt's tokens, special ones included."""
         key = repr(prompt)
         if key not in self._encoded:
+            if self._kept > MOST_KEPT:
+                self._encoded, self._kept = {}, 0
             self._encoded[key] = self._tokenize(prompt)
+            self._kept += len(key)
         return self._encoded[key]
 
     def completions(self, answers: list[list[int]]) -> Completions:

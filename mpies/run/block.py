@@ -1,4 +1,4 @@
-"""A block of members, evaluated: perturb, generate, score."""
+"""A block of members, evaluated: perturb, then let all play the same episodes, and score these."""
 
 from __future__ import annotations
 
@@ -8,25 +8,30 @@ from typing import TYPE_CHECKING
 from mpies.es.population import Member
 from mpies.phases import Phases
 from mpies.run.exchange import Evaluated
-from mpies.tasks.base import Row, TrainerState, member_reward
+from mpies.tasks.base import TrainerState, member_reward
+from mpies.tasks.episodes import Start, Tally
 
 if TYPE_CHECKING:
     from mpies.replica import Replica
 
 
 def evaluate_block(
-    replica: Replica, rows: list[Row], block: list[Member], sigma: float, state: TrainerState, phases: Phases
+    replica: Replica,
+    starts: list[Start],
+    block: list[Member],
+    sigma: float,
+    state: TrainerState,
+    phases: Phases,
 ) -> list[Evaluated]:
     """The members' rewards and costs, in the block's order; they share its seconds."""
-    start = time.perf_counter()
+    begun = time.perf_counter()
     with phases("perturb"):  # the model computes with base + sigma * sign * noise(seed)
         replica.perturbation.set(block, sigma)
-    with phases("generate"):
-        answers = replica.engine.generate_block([row["prompt"] for row in rows], len(block))
-    with phases("reward"):
-        scores = [replica.task.score(rows, answer.texts, answer.ids, state) for answer in answers]
-    seconds = (time.perf_counter() - start) / len(block)
+    task = replica.task
+    played = task.play(replica.engine, starts, len(block), state=state, clock=phases)
+    seconds = (time.perf_counter() - begun) / len(block)
+    tallies = [Tally.of(one.episodes, task.environments is not None) for one in played]
     return [
-        Evaluated(member, member_reward(score), sum(answer.tokens), seconds)
-        for member, score, answer in zip(block, scores, answers, strict=True)
+        Evaluated(member, member_reward(one.scores.rewards), tally.tokens, seconds, tally)
+        for member, one, tally in zip(block, played, tallies, strict=True)
     ]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ from mpies.errors import DivergedError, RefusedError
 from mpies.es.population import Member, Plan
 from mpies.ranks.agreement import find_diverged
 from mpies.ranks.collectives import allgather_rows, barrier, named
+from mpies.tasks.episodes import Tally
 from mpies.time_limit import OutOfTimeError
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Evaluated:
     reward: float
     tokens: int
     seconds: float
+    tally: Tally = field(default_factory=Tally)
+    """What its episodes came to."""
 
 
 def exchange_rewards(comm: Comm, phases: Phases, plan: Plan, mine: list[Evaluated]) -> np.ndarray:

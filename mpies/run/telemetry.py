@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
     from mpies.run.job import Job
 
-COST = np.dtype([("tokens", "<i8"), ("seconds", "<f8")])
+# Of a member's episodes, by the run file's names.
+COUNTS = ("turns", "calls", "bad_calls", "cut", "failed", "replies")
+COST = np.dtype(
+    [("tokens", "<i8"), ("seconds", "<f8"), *((name, "<u8") for name in COUNTS), ("complaint", "S300")]
+)
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,25 @@ def record(job: Job, outcome: Outcome, mine: list[Evaluated]) -> None:
         job.log.append(row, members)
     job.screen.generation(row)
     job.advisor.look(outcome.generation, outcome.rewards, outcome.coefficients)
+    job.advisor.hear(
+        outcome.generation, [text.decode(errors="replace") for text in costs.members["complaint"] if text]
+    )
 
 
 def gather_costs(comm: Comm, plan: Plan, phases: Phases, mine: list[Evaluated]) -> Costs | None:
     """Every member's and every rank's, on rank 0; None elsewhere. Collective."""
     spent = gather_rows(comm, np.array(list(phases.take().values())), [len(PHASES)] * comm.size)
-    costs = np.array([(one.tokens, one.seconds) for one in mine], dtype=COST)
+    costs = np.array([_cost(one) for one in mine], dtype=COST)
     gathered = gather_rows(comm, costs, plan.counts)
     if spent is None or gathered is None:
         return None
     return Costs(gathered[plan.order], spent.reshape(comm.size, -1))
+
+
+def _cost(one: Evaluated) -> tuple:
+    tally = one.tally
+    counts = (getattr(tally, name) for name in COUNTS)
+    return one.tokens, one.seconds, *counts, tally.complaint.encode()
 
 
 def make_rows(
@@ -100,5 +113,6 @@ def make_rows(
         "rank": outcome.plan.rank_of,
         "tokens": costs.members["tokens"],
         "seconds": costs.members["seconds"],
+        **{name: costs.members[name] for name in COUNTS},
     }
     return row, members

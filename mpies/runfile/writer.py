@@ -136,7 +136,7 @@ class RunFile:
             for table, row in (("generation", generation), ("member", members)):
                 for column in TABLES[table]:
                     if column.name != CHECKSUM:
-                        self.file[table][column.name][index] = row[column.name]
+                        self.file[table][column.name][index] = column.value(row)
             seal(self.file, "generation", index, index + 1)
             # On the disk before they count, should the node die.
             commit(self.file)

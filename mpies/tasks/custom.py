@@ -33,12 +33,18 @@ def check_row(given: Row, column: str) -> Row:
             f"no column {column!r}, only {', '.join(map(str, given))}; task.prompt_column names the one with"
             " the prompts"
         )
+    check_names(given)
+    others = {name: value for name, value in given.items() if name != "prompt"}
+    return {"prompt": check_prompt(given[column], column), **others}
+
+
+def check_names(given: Row) -> Row:
+    """The row itself. Raises InputError if a column has a name that is taken."""
     if taken := [name for name in TAKEN if name in given]:
         raise InputError(
             f"column {taken[0]!r} has a name that reward functions use for something else; rename it"
         )
-    others = {name: value for name, value in given.items() if name != "prompt"}
-    return {"prompt": check_prompt(given[column], column), **others}
+    return given
 
 
 def check_prompt(given: Any, column: str) -> str | list[dict[str, Any]]:

@@ -27,7 +27,8 @@ def outcome(rewards: np.ndarray = REWARDS) -> Outcome:
 
 
 def costs() -> Costs:
-    members = np.array([(10 + i, 0.5 * i) for i in range(MEMBERS)], dtype=COST)
+    members = np.zeros(MEMBERS, dtype=COST)
+    members["tokens"], members["seconds"] = 10 + np.arange(MEMBERS), 0.5 * np.arange(MEMBERS)
     return Costs(members, np.random.default_rng(0).random((RANKS, len(PHASES))))
 
 

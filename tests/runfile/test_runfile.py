@@ -46,11 +46,12 @@ SCHEMA = {
     " digest:u8 seconds:f8 seconds_perturb:f8 seconds_generate:f8 seconds_reward:f8 seconds_communicate:f8"
     " seconds_wait:f8 seconds_update:f8 seconds_log:f8 imbalance:f8 tokens:i8 bytes_communicated:i8"
     " checksum:u8",
-    "member": "seed:u8 sign:i1 reward:f8 coefficient:f4 rank:i4 tokens:i8 seconds:f4",
+    "member": "seed:u8 sign:i1 reward:f8 coefficient:f4 rank:i4 tokens:i8 seconds:f4 turns:i8 calls:i8"
+    " bad_calls:i8 cut:i8 failed:i8 replies:u8",
     "evaluation": "generation:i8 split:text reward_mean:f8 accuracy:f8 kl:f8 tokens:i8 drift_l2:f8"
     " answer_tokens:f8 checksum:u8",
     "metric": "generation:i8 split:text name:text mean:f8 checksum:u8",
-    "sample": "generation:i8 split:text prompt:text completion:text reward:f8 checksum:u8",
+    "sample": "generation:i8 split:text prompt:text completion:text messages:text reward:f8 checksum:u8",
 }
 
 # Row numbers at the root, which name the dimensions of the tables' datasets.

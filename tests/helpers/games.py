@@ -1,0 +1,106 @@
+"""Environments for tests: games that even a random model's answers tell apart."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+import subprocess
+import time
+
+seen: list[str] = []
+"""What an episode has left in its module: none may find anything here."""
+
+
+class Echo:
+    """Ends after row["turns"] answers; rewards differ between almost any two; says what it has drawn."""
+
+    def reset(self, turns: int = 3, **row) -> str:
+        self.left, self.first = turns, random.random()
+        seen.append("reset")
+        return f"Say {random.randint(100, 999)}."
+
+    def step(self, answer: str) -> tuple[str, float, bool]:
+        self.left -= 1
+        seen.append(answer)
+        reward = sum(i * ord(c) for i, c in enumerate(answer, 1)) % 101 / 7
+        return f"{len(seen)} {len(answer)} {random.randint(0, 9)}", reward, self.left <= 0
+
+    def metrics(self) -> dict[str, float]:
+        return {"accuracy": float(self.first < 0.5), "left": self.left}
+
+
+class Single(Echo):
+    """One question as a task without an environment would ask it."""
+
+    def reset(self, prompt: str, **row) -> str:
+        self.left, self.first = 1, 0.0
+        return prompt
+
+
+class Wicked:
+    """Does what the row says."""
+
+    def reset(self, what: str, when: str = "step", **row) -> str:
+        self.what, self.when = what, when
+        if when == "reset":
+            self.do()
+        return what
+
+    def step(self, answer: str):
+        return self.do() or ("fine", 1.0, True)
+
+    def do(self):
+        return getattr(self, f"_{self.what}")()
+
+    def _nothing(self):
+        return None
+
+    def _raise(self):
+        raise ValueError("no such\nmove")
+
+    def _leave(self):
+        raise SystemExit(3)
+
+    def _exit(self):
+        os._exit(3)
+
+    def _crash(self):
+        ctypes.string_at(0)
+
+    def _spin(self):
+        while True:
+            pass
+
+    def _sleep(self):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        subprocess.Popen(["sleep", "1000"])
+        time.sleep(1000)
+
+    def _memory(self):
+        return "x" * 2**33
+
+    def _nonsense(self):
+        return "what?", 1.0
+
+    def _nan(self):
+        return "fine", float("nan"), True
+
+    def _long(self):
+        return "x" * 10**6, 1.0, True
+
+    def _halves(self):
+        return "\ud800\0", 1.0, True
+
+    def _print(self):
+        print("noise" * 1000)
+        os.system("echo noise; echo noise >&2")
+
+    def _flood(self):
+        for number in range(3, 50):
+            try:
+                while True:
+                    os.write(number, b"x" * 2**16)
+            except OSError:
+                pass
