@@ -13,6 +13,16 @@ seen: list[str] = []
 """What an episode has left in its module: none may find anything here."""
 
 
+given: dict = {}
+"""What `more` was called with last."""
+
+
+def more(prompts, completions, **columns):
+    """A reward function, for which not every episode is scored."""
+    given.update(columns, prompts=prompts, completions=completions)
+    return [None if i == 1 else 1.0 for i in range(len(prompts))]
+
+
 class Echo:
     """Ends after row["turns"] answers; rewards differ between almost any two; says what it has drawn."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
+import threading
 import weakref
 from collections.abc import Sequence
 
@@ -19,13 +21,15 @@ GRACE = 5  # seconds to end all episodes' processes in
 
 
 class Nursery:
-    """Episodes' processes, by numbers that the caller gives them. Started at once.
+    """Episodes' processes, by numbers, for as long as these are not ended. Started at once.
 
     Raises InputError, in a line, if the user's class cannot be had.
     """
 
     def __init__(self, beginning: Beginning):
         self._limits = beginning.limits
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
         # Sets of texts would be in another order in each process else.
         self._process = HelperProcess("mpies.tasks.environments.fork_server:main", PYTHONHASHSEED="0")
         self._end = weakref.finalize(self, self._process.let_end, GRACE)
@@ -38,14 +42,19 @@ class Nursery:
             self.close()
             raise InputError(found["refused"])
 
+    def numbers(self, episodes: int) -> list[int]:
+        """Numbers for so many new ones."""
+        return list(itertools.islice(self._numbers, episodes))
+
     def call(self, calls: Sequence[Call], ended: Sequence[int] = ()) -> list[Said]:
         """Make the calls, then end those episodes. Each call's answer, in their order.
 
         Raises HelperError if no process can be had, or the one that forks them is no more.
         """
-        self._process.tell(packed(Batch(list(calls), list(ended))))
         rounds = -(-len(calls) // AT_ONCE) + 1
-        line = self._process.line(rounds * (self._limits.clock + GRACE) + STARTING)
+        with self._lock:
+            self._process.tell(packed(Batch(list(calls), list(ended))))
+            line = self._process.line(rounds * (self._limits.clock + GRACE) + STARTING)
         if not line:
             raise HelperError(f"task.environment: the process of its episodes {self._how_it_ended()}")
         answers = json.loads(line)

@@ -19,29 +19,34 @@ class TextStage:
         self._nursery = nursery
         self._episodes = episodes
         self._chat = chat
+        self._keys = nursery.numbers(len(episodes))
         self._with_metrics: set[int] = set()
 
+    def close(self) -> None:
+        """End the episodes' processes."""
+        self._nursery.call([], self._keys)
+
     def begin(self) -> dict[int, Reply]:
-        starts = [one.start for one in self._episodes]
-        calls = [Call(i, "reset", {"row": start.row, "seed": start.seed}) for i, start in enumerate(starts)]
-        return {i: self._begun(i, found) for i, found in self._called(calls).items()}
+        starts = enumerate(one.start for one in self._episodes)
+        found = self._called("reset", {i: {"row": one.row, "seed": one.seed} for i, one in starts})
+        return {i: self._begun(i, said) for i, said in found.items()}
 
     def step(self, answers: dict[int, Turn]) -> dict[int, Reply]:
-        found = self._called([Call(i, "step", {"answer": turn.text}) for i, turn in answers.items()])
+        found = self._called("step", {i: {"answer": turn.text} for i, turn in answers.items()})
         return {i: self._stepped(answers[i], found[i]) for i in answers}
 
     def finish(self) -> None:
         asked = [i for i in sorted(self._with_metrics) if self._episodes[i].ended != FAILED]
-        for i, said in self._called([Call(i, "metrics", {}) for i in asked]).items():
+        for i, said in self._called("metrics", {i: {} for i in asked}).items():
             if "error" in said:
                 self._episodes[i].take(Reply(self._episodes[i].conversation, error=said["error"]))
             else:
                 self._episodes[i].metrics.update(said["metrics"])
 
-    def _called(self, calls: list[Call]) -> dict[int, Said]:
-        if not calls:
-            return {}
-        return {call.key: said for call, said in zip(calls, self._nursery.call(calls), strict=True)}
+    def _called(self, name: str, each: dict[int, dict[str, Any]]) -> dict[int, Said]:
+        """What a call with each episode's arguments comes to."""
+        calls = [Call(self._keys[i], name, arguments) for i, arguments in each.items()]
+        return dict(zip(each, self._nursery.call(calls) if calls else [], strict=True))
 
     def _begun(self, i: int, said: Said) -> Reply:
         given = self._episodes[i].start.row.get("prompt", "")

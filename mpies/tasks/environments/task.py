@@ -32,10 +32,11 @@ class TextEnvironments:
 
     @contextlib.contextmanager
     def open(self, episodes: Sequence[Episode]) -> Iterator[TextStage]:
+        stage = TextStage(self.nursery, episodes, self.chat)
         try:
-            yield TextStage(self.nursery, episodes, self.chat)
+            yield stage
         finally:
-            self.nursery.call([], range(len(episodes)))
+            stage.close()
 
 
 def make_task(settings: config.TaskSettings, reward: Reward | None, seed: int) -> Task:
