@@ -203,8 +203,7 @@ def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]
     load_rewards = watched(comm, rewards.load, "task.reward: the import of its functions", InputError)
     task = task or tasks.make(settings.task, settings.es.seed, load_rewards)
     task = replace(task, reward=watched(comm, task.reward, f"the reward function of task {task.name}"))
-    software, code = versions(settings.engine.name), [*settings.task.reward, settings.task.environment]
-    functions = users_code.digests([name for name in code if name])
+    software, functions = versions(settings.engine.name), users_code.digests(settings.task.code)
     same = {
         **{f"the version of {name}": number for name, number in software.items()},
         # A rank that fell back to its CPU would answer differently.

@@ -89,8 +89,13 @@ def refuse_changes(before: Settings, now: Settings) -> None:
 def comparable(settings: Settings) -> dict[str, Any]:
     """Full key -> value; the user's code may lie elsewhere now, since its files' digests are compared."""
     rewards = sorted((short_reward(name), weight) for name, weight in settings.task.reward.items())
-    environment = settings.task.environment and short_reward(settings.task.environment)
-    return settings.flat() | {"task.reward": rewards, "task.environment": environment}
+    task = settings.task
+    return settings.flat() | {
+        "task.reward": rewards,
+        "task.environment": task.environment and short_reward(task.environment),
+        "task.environment_factory": {name: short_reward(place) for name, place in task.factories.items()},
+        "task.tools": [short_reward(name) for name in task.tools],
+    }
 
 
 def _validate(tree: Any, problems: Sequence[str] = ()) -> Settings:

@@ -73,6 +73,11 @@ def _weights(given: Any) -> dict[str, Any]:
     return {name: float(weight) for name, weight in made.items()}
 
 
+def _list(given: Any) -> Any:
+    """One name stands for a list of it."""
+    return [given] if isinstance(given, str) and given else given or []
+
+
 class TaskSettings(Section):
     """The prompts and the reward."""
 
@@ -118,6 +123,15 @@ class TaskSettings(Section):
         description="your own environment, in which the model acts over several turns: FILE.py:CLASS with"
         " reset(**row) -> prompt and step(answer) -> (observation, reward, done)",
     )
+    environment_factory: str | dict[str, str] = Field(
+        "",
+        description="your own environment with tools, as TRL has it: FILE.py:CLASS, whose public methods are"
+        " tools; or a mapping of names to such, of which a row's column `environment` names one",
+    )
+    tools: Annotated[list[str], BeforeValidator(_list)] = Field(
+        [],
+        description="functions that the model can call, as TRL has them: FILE.py:FUNCTION, or a list of such",
+    )
     max_turns: int = Field(10, ge=1, le=10_000, description="answers of the model in an episode, at most")
     episode_tokens: int = Field(
         4096,
@@ -149,13 +163,29 @@ class TaskSettings(Section):
     )
     seed: int = Field(42, ge=0, lt=2**64, description="of the problems that countdown makes up")
 
+    @property
+    def factories(self) -> dict[str, str]:
+        """Environments with tools, by their names; one that all rows have is called ''."""
+        given = self.environment_factory
+        return given if isinstance(given, dict) else {"": given} if given else {}
+
+    @property
+    def in_environments(self) -> bool:
+        """Are there episodes of several turns?"""
+        return bool(self.environment or self.factories or self.tools)
+
+    @property
+    def code(self) -> list[str]:
+        """What is the user's, and runs: FILE.py:NAME or MODULE:NAME."""
+        return [*self.reward, *filter(None, [self.environment]), *self.factories.values(), *self.tools]
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_task(cls, given: Any) -> Any:
         """A reward without a task's name means one's own task; Countdown's prompts are raw text."""
         if not isinstance(given, dict):
             return given
-        own = given.get("reward") or given.get("environment")
+        own = any(given.get(key) for key in ("reward", "environment", "environment_factory", "tools"))
         name = given.get("name", "custom" if own else "conciseness")
         return {"name": name, "chat_template": name != "countdown", **given}
 
@@ -163,18 +193,34 @@ class TaskSettings(Section):
     def _complete(self):
         if self.name == "custom":
             for key in ("reward", "train_data"):
-                if not getattr(self, key) and not self.environment:
+                if not getattr(self, key) and not self.in_environments:
                     raise ValueError(f"task.{key}: missing; task.name=custom needs it")
-        elif self.environment:
+        elif self.in_environments:
             raise ValueError(
-                f"task.name: given {self.name}, allowed is custom where there is a task.environment"
-            )
-        if self.environment and not all(self.environment.rpartition(":")):
-            raise ValueError(
-                f"task.environment: given {plain_yaml.given(self.environment)}, allowed is FILE.py:CLASS"
+                f"task.name: given {self.name}, allowed is custom where there are an environment or tools"
             )
         if self.eval_data and not self.train_data and self.name != "countdown":
             raise ValueError("task.train_data: missing; task.eval_data alone makes no task")
+        return self
+
+    @model_validator(mode="after")
+    def _environments(self):
+        if self.environment and (self.factories or self.tools):
+            raise ValueError(
+                "task.environment: it takes answers as they are, and has no tools; leave out"
+                " task.environment_factory and task.tools, or it"
+            )
+        if (self.factories or self.tools) and not self.chat_template:
+            raise ValueError("task.chat_template: tools need it; leave out task.chat_template=false")
+        for key, names in (
+            ("environment", [self.environment] if self.environment else []),
+            ("environment_factory", list(self.factories.values())),
+            ("tools", self.tools),
+        ):
+            for name in names:
+                if not all(name.rpartition(":")):
+                    what = "FUNCTION" if key == "tools" else "CLASS"
+                    raise ValueError(f"task.{key}: given {plain_yaml.given(name)}, allowed is FILE.py:{what}")
         return self
 
 

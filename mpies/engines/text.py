@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mpies.engines.base import Completions, Prompt
+from mpies.engines.tools import Chat, Tools
 from mpies.errors import InputError, reason
 from mpies.text import clip
 
@@ -26,6 +27,7 @@ class Text:
         self.chat_template = chat_template
         self.stops = _stop_tokens(model, tokenizer)
         self.positions = _positions(model.config)
+        self.tools = Tools(tokenizer)
         self._encoded: dict[str, list[int]] = {}
         self._kept = 0  # characters of the prompts in it
 
@@ -55,8 +57,7 @@ class Text:
         """The prompt as the chat template writes it. Raises InputError where it cannot."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         try:
-            made = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            return str(made)
+            return self.tools.written(messages if isinstance(messages, Chat) else Chat(messages, []))
         except Exception as error:  # it is a program of the model's makers, which may refuse roles
             raise InputError(
                 f"task.chat_template: this model's template cannot write the prompt {clip(repr(prompt), 80)}"

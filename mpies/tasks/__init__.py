@@ -79,7 +79,7 @@ def _numbered_prompts(task: Task) -> Iterator[tuple[str, str, int, Prompt]]:
 
 
 def _make(settings: config.TaskSettings, own: rewards.Weighted | None, seed: int) -> Task:
-    if settings.environment:
+    if settings.in_environments:
         from mpies.tasks.environments import task
 
         return task.make_task(settings, own, seed)

@@ -38,11 +38,13 @@ from mpies.tasks.episodes import (
     EpisodeLimits,
     Row,
     SingleAnswers,
+    Stage,
     Start,
 )
 
 if TYPE_CHECKING:
     from mpies.engines.text import Text
+    from mpies.engines.tools import Tools
 
 Reward = Callable[..., Sequence[float | None]]
 Metrics = Callable[[list[Row], list[str]], Mapping[str, Sequence[float]]]
@@ -120,7 +122,7 @@ class Task:
     @property
     def prompts(self) -> Iterator[Prompt]:
         """All prompts that may be answered; of environments, those of the rows and some that were tried."""
-        given = (row["prompt"] for row in [*self.train, *self.held_out] if "prompt" in row)
+        given = (row["prompt"] for row in [*self.train, *self.held_out] if row.get("prompt"))
         return itertools.chain(given, self.environments.openings if self.environments else [])
 
     @cached_property
@@ -160,17 +162,18 @@ class Task:
         start. `measured`: with metrics.
         """
         played = [Episode(start) for _ in range(members or 1) for start in starts]
-        with self._stage(played) as stage:
+        with self._stage(played, engine.text.tools) as stage:
             answer = episodes.answers_of(engine, len(starts) if members else None, draws)
             episodes.play(played, stage, answer, self._limits(engine), engine.text.encode, clock)
             with clock("reward"):
                 each = [played[i : i + len(starts)] for i in range(0, len(played), len(starts) or 1)]
-                return [Played(own, self._judge_episodes(own, state, measured)) for own in each]
+                seen = dict(zip(map(id, played), stage.environments)) if stage.environments else {}
+                return [Played(own, self._judge_episodes(own, seen, state, measured)) for own in each]
 
-    def _stage(self, played: list[Episode]):
+    def _stage(self, played: list[Episode], tools: Tools) -> contextlib.AbstractContextManager[Stage]:
         if self.environments is None:
             return contextlib.nullcontext(SingleAnswers(played))
-        return self.environments.open(played)
+        return self.environments.open(played, tools)
 
     def most_tokens(self, text: Text) -> int | None:
         """Tokens that a conversation may come to; None: it is a prompt with its answer."""
@@ -185,7 +188,10 @@ class Task:
         tokens = self.most_tokens(engine.text) or 0
         return EpisodeLimits(self.environments.limits.turns, tokens, engine.max_new_tokens)
 
-    def _judge_episodes(self, played: list[Episode], state: TrainerState | None, measured: bool) -> Scores:
+    def _judge_episodes(
+        self, played: list[Episode], seen: dict[int, Any], state: TrainerState | None, measured: bool
+    ) -> Scores:
+        """`seen`: what reward functions see of the environments, by the episodes' id()."""
         rows = [one.start.row for one in played]
         if self.environments is None:
             given = rows, [one.text for one in played], [one.ids for one in played], state
@@ -201,6 +207,7 @@ class Task:
                 [one.ids for one in some],
                 state,
                 logged,
+                **({"environments": [seen[id(one)] for one in some]} if seen else {}),
             )
             rewards[sound] = np.array([one.reward for one in some]) + np.nan_to_num(more, nan=0.0)
         if not measured:
@@ -236,7 +243,7 @@ class Task:
         found = self.metrics(rows, completions) if self.metrics else {}
         return Scores(rewards, logged | {name: np.array(v, dtype=float) for name, v in found.items()})
 
-    def _rewards(self, rows, completions, ids, state, logged: dict[str, np.ndarray]) -> np.ndarray:
+    def _rewards(self, rows, completions, ids, state, logged: dict[str, np.ndarray], **more) -> np.ndarray:
         # Copies, because a function that changed them would change them on its rank only.
         rows = copy.deepcopy(rows)
         rewards = self.reward(
@@ -247,6 +254,7 @@ class Task:
             log_extra=lambda name, values: logged.update(_per_answer(name, values, len(rows))),
             log_metric=lambda name, value: logged.update(_per_answer(name, [value] * len(rows), len(rows))),
             **{key: [row[key] for row in rows] for key in rows[0] if key not in NOT_PASSED},
+            **more,
         )
         return check_rewards(rewards, len(rows), f"the reward function of task {self.name}")
 

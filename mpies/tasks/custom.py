@@ -12,7 +12,7 @@ from mpies.tasks import data
 from mpies.tasks.base import Reward, Row, Task
 
 # What reward functions get under these names is not a column.
-TAKEN = ("prompts", "completions", "trainer_state", "log_extra", "log_metric")
+TAKEN = ("prompts", "completions", "environments", "trainer_state", "log_extra", "log_metric")
 
 LONGEST = 1_000_000  # characters of a prompt, more than models have positions for
 PART = '{"type": "text", "text": "..."}'

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mpies.engines.base import Completions, Draws, Engine, Prompt
+from mpies.engines.tools import Tools
 
 Row = dict[str, Any]
 Tokens = Callable[[Prompt], list[int]]
@@ -168,8 +169,11 @@ class Environments(Protocol):
     openings: list[Prompt]
     """What some episodes began with, when it was tried at the start."""
 
-    def open(self, episodes: Sequence[Episode]) -> contextlib.AbstractContextManager[Stage]:
-        """The episodes' stage, as long as they are played and scored."""
+    def open(
+        self, episodes: Sequence[Episode], tools: Tools | None
+    ) -> contextlib.AbstractContextManager[Stage]:
+        """The episodes' stage, as long as they are played and scored. `tools`: what the model's tokenizer
+        knows of them; None: no answer will be read."""
 
 
 class Stage(Protocol):
@@ -181,6 +185,10 @@ class Stage(Protocol):
 
     def finish(self) -> None:
         """All episodes are over. What they still had to say is in their records."""
+
+    @property
+    def environments(self) -> Sequence[Any] | None:
+        """Each episode's, as reward functions see it; None: they are not for them."""
 
 
 class SingleAnswers:
@@ -197,6 +205,10 @@ class SingleAnswers:
 
     def finish(self) -> None:
         pass
+
+    @property
+    def environments(self) -> Sequence[Any] | None:
+        return None
 
 
 class Answers(Protocol):

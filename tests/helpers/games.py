@@ -114,3 +114,93 @@ class Wicked:
                     os.write(number, b"x" * 2**16)
             except OSError:
                 pass
+
+
+class IncrementEnv:
+    """As in TRL's documentation."""
+
+    def reset(self, **kwargs) -> str | None:
+        self.counter = 0
+        self.target = random.randint(1, 6)
+        return f"Increment the counter by {self.target}."
+
+    def get_reward(self) -> float:
+        return float(self.counter == self.target)
+
+    def increment(self, step: int) -> int:
+        """
+        Increment the internal counter.
+
+        Args:
+            step: Value to add to the counter.
+
+        Returns:
+            The updated counter value.
+        """
+        self.counter += step
+        return self.counter
+
+
+class Patient:
+    """Its methods are `async`; it has state for reward functions to look at."""
+
+    async def reset(self, target: int, **kwargs) -> None:
+        self.target, self.told = target, []
+
+    async def get_reward(self) -> float:
+        return -float(self.target)
+
+    async def note(self, text: str) -> str:
+        """
+        Notes a text.
+
+        Args:
+            text: The text.
+        """
+        self.told.append(text)
+        return f"{len(self.told)} noted"
+
+    def _count(self, more: int = 0) -> int:
+        return len(self.told) + more
+
+
+class Short:
+    """Few words, for a model that has few positions."""
+
+    def reset(self, **row) -> str:
+        return "a"
+
+    def ping(self) -> str:
+        """P."""
+        return "pong"
+
+
+def multiply(a: int, b: int) -> int:
+    """
+    Multiplies two integers.
+
+    Args:
+        a: The first integer.
+        b: The second integer.
+
+    Returns:
+        The product of the two integers.
+    """
+    return a * b
+
+
+def hang(seconds: int) -> str:
+    """
+    Takes its time.
+
+    Args:
+        seconds: How long.
+    """
+    time.sleep(seconds)
+    return "done"
+
+
+def looks(completions, environments, **columns):
+    """A reward function that looks at environments."""
+    given.update(columns, completions=completions)
+    return [len(one.told) + one._count(more=10) + one.target / 100 for one in environments]

@@ -34,7 +34,7 @@ def nursery():
     made = []
 
     def start(name: str, limits: Limits = LIMITS) -> Nursery:
-        made.append(Nursery(Beginning(f"{FILE}:{name}", limits)))
+        made.append(Nursery(Beginning(limits, f"{FILE}:{name}")))
         return made[-1]
 
     yield start

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from mpies.tasks.environments import episode_process
-from mpies.tasks.environments.contract import Said, TextEpisode
+from mpies.tasks.environments.contract import Said, UsersEpisode
 from mpies.tasks.environments.limits import AT_ONCE, REPLY, Limits
 
 
 @dataclass(frozen=True)
 class Call:
-    """Of an episode's environment. The first one, `reset`, begins the episode."""
+    """Of an episode's environment. The first one begins the episode."""
 
     key: int
     """The episode's number."""
@@ -33,7 +33,7 @@ class Children:
     """The processes, by their episodes' numbers."""
 
     def __init__(
-        self, start: Callable[[], TextEpisode], limits: Limits, requests: BinaryIO, answers: BinaryIO
+        self, start: Callable[[], UsersEpisode], limits: Limits, requests: BinaryIO, answers: BinaryIO
     ):
         self._start = start
         self._limits = limits
@@ -66,14 +66,14 @@ class Children:
 
     def _send(self, call: Call, under_way: selectors.BaseSelector, found: dict[int, Said]) -> None:
         try:
-            if call.name == "reset":
+            if call.key not in self._children:
                 self._children[call.key] = self._fork()
         except OSError as error:
             found[call.key] = {"machine": f"no process for an episode ({error.strerror})"}
             return
         child = self._children[call.key]
         try:
-            child.send(call, self._limits.clock)
+            child.send(call, self._limits.of_call(call.name).clock)
         except OSError as error:
             child.late = isinstance(error, TimeoutError)
             child.ended = not child.late

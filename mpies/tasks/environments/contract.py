@@ -48,53 +48,62 @@ class TextClass:
         return TextEpisode(self.made)
 
 
-class TextEpisode:
-    """One environment, from its making on."""
+class UsersEpisode:
+    """An episode of the user's code, from its making on: what both kinds of it have in common."""
 
-    def __init__(self, made: Any):
-        self.made = made
+    def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def answer(self, call: str, arguments: dict[str, Any]) -> Said:
-        """What a call comes to: of `reset`, `step` and `metrics`."""
+        """What a call comes to: the method of that name, with an underscore, makes it."""
         try:
             return getattr(self, f"_{call}")(**arguments)
         except NonsenseError as error:
             return {"error": str(error)}
         except BaseException as error:  # whatever the user's code does to end this process, too
-            where = users_code.place_of(error)
-            return {"error": f"{call} raised {type(error).__name__}: {reason(error)[:500]} ({where})"}
+            return {"error": f"{call} raised {told(error)} ({users_code.place_of(error)})"}
+
+    def value(self, made: Any) -> Any:
+        """What a method returns, also an `async` one."""
+        if not inspect.isawaitable(made):
+            return made
+        self.loop = self.loop or asyncio.new_event_loop()
+        return self.loop.run_until_complete(made)
+
+
+class TextEpisode(UsersEpisode):
+    """One environment of plain text."""
+
+    def __init__(self, made: Any):
+        super().__init__()
+        self.made = made
 
     def _reset(self, row: dict[str, Any], seed: int) -> Said:
         seed_generators(seed)
         self.environment = self.made()
         reset = self.environment.reset
         given = row if "seed" in row or not takes(reset, "seed") else {**row, "seed": seed}
-        return {"prompt": checked_prompt(self._value(reset(**given))), "metrics": self._has_metrics()}
+        prompt = checked_prompt(self.value(reset(**given)))
+        return {"prompt": prompt, "finishes": callable(getattr(self.environment, "metrics", None))}
 
     def _step(self, answer: str) -> Said:
-        found = self._value(self.environment.step(answer))
+        found = self.value(self.environment.step(answer))
         if not isinstance(found, tuple | list) or len(found) != 3:
             raise NonsenseError(f"step returned {shown(found)}; {STEP}")
         observation, reward, done = found
         text = "" if observation is None else checked_text(observation, "step's observation")
         return {"text": text, "reward": checked_number(reward, "step's reward"), "done": bool(done)}
 
-    def _metrics(self) -> Said:
-        found = self._value(self.environment.metrics())
+    def _finish(self) -> Said:
+        found = self.value(self.environment.metrics())
         if not isinstance(found, Mapping):
             raise NonsenseError(f"metrics returned {shown(found)}; needed are names with numbers")
         return {"metrics": {str(n)[:100]: checked_number(v, f"metrics' {n}") for n, v in found.items()}}
 
-    def _has_metrics(self) -> bool:
-        return callable(getattr(self.environment, "metrics", None))
 
-    def _value(self, made: Any) -> Any:
-        """What a method returns, also an `async` one."""
-        if not inspect.isawaitable(made):
-            return made
-        self.loop = self.loop or asyncio.new_event_loop()
-        return self.loop.run_until_complete(made)
+def told(error: BaseException) -> str:
+    """An error of the user's code, in a line."""
+    return f"{type(error).__name__}: {reason(error)[:500]}"
 
 
 def seed_generators(seed: int) -> None:

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from mpies.tasks.environments.contract import TextEpisode
+from mpies.tasks.environments.contract import Said, UsersEpisode
 from mpies.tasks.environments.limits import FILE, MEMORY, Limits
 
 LENGTH = struct.Struct("<Q")
@@ -28,17 +28,24 @@ def packed(name: str, arguments: dict[str, Any]) -> bytes:
     return LENGTH.pack(len(data)) + data
 
 
-def serve(connection: socket.socket, start: Callable[[], TextEpisode], limits: Limits) -> None:
+def serve(connection: socket.socket, start: Callable[[], UsersEpisode], limits: Limits) -> None:
     """Answer calls until there are no more: the body of the process."""
     _enclose()
     episode = start()
     requests = connection.makefile("rb")
     while head := requests.read(LENGTH.size):
         name, arguments = pickle.loads(requests.read(*LENGTH.unpack(head)))
-        _allow_seconds(limits.cpu)
-        line = json.dumps(episode.answer(name, arguments)).encode() + b"\n"
+        _allow_seconds(limits.of_call(name).cpu)
+        line = _as_json(episode.answer(name, arguments)).encode() + b"\n"
         connection.settimeout(None)
         connection.sendall(line)
+
+
+def _as_json(said: Said) -> str:
+    try:
+        return json.dumps(said)
+    except (TypeError, ValueError, RecursionError) as error:  # a value that a reward function asked for
+        return json.dumps({"error": f"it cannot be written as JSON ({str(error)[:200]})"})
 
 
 def _enclose() -> None:

@@ -16,12 +16,12 @@ import pickle
 import resource
 import signal
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from mpies.errors import InputError
 from mpies.signals import SIGNALS, ignore
-from mpies.tasks.environments import contract
+from mpies.tasks.environments import contract, tool_contract
 from mpies.tasks.environments.children import Call, Children
 from mpies.tasks.environments.limits import Limits
 
@@ -32,9 +32,24 @@ LENGTH = struct.Struct("<Q")
 class Beginning:
     """What a process is started for."""
 
-    name: str
-    """Of the user's class: FILE.py:CLASS or MODULE:CLASS."""
     limits: Limits
+    text: str = ""
+    """The user's class of plain text: FILE.py:CLASS or MODULE:CLASS."""
+    factories: dict[str, str] = field(default_factory=dict)
+    """Else: the user's classes of TRL's kind, by name,"""
+    tools: list[str] = field(default_factory=list)
+    """and functions."""
+
+    @property
+    def names(self) -> str:
+        """All of them, to speak of."""
+        return self.text or ", ".join([*self.factories.values(), *self.tools])
+
+    def load(self) -> contract.TextClass | tool_contract.ToolKit:
+        """What episodes are begun from. Raises InputError."""
+        if self.text:
+            return contract.TextClass(self.text)
+        return tool_contract.ToolKit(self.factories, self.tools)
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,7 @@ def main() -> None:
     if beginning is None:
         return
     try:
-        environment = contract.TextClass(beginning.name)
+        environment = beginning.load()
     except InputError as error:
         _say(answers, {"refused": str(error)})
         return

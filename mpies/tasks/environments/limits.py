@@ -18,12 +18,19 @@ CHARACTERS = 100_000  # of an observation
 REPLY = 2**22  # bytes of all that an episode's process answers to a call
 
 
+DESCRIBING = 300  # s of CPU time to describe the tools in, once
+
+
 @dataclass(frozen=True)
 class Limits:
     """Of each call: CPU time and time by the clock, s."""
 
     cpu: int
     clock: float
+
+    def of_call(self, name: str) -> Limits:
+        """Of a call by its name: describing tools imports transformers."""
+        return Limits.of(max(self.cpu, DESCRIBING)) if name == "describe" else self
 
     @classmethod
     def of(cls, seconds: int) -> Limits:

@@ -36,7 +36,9 @@ class Nursery:
         self._process.tell(packed(beginning))
         line = self._process.line(STARTING)
         if not line:
-            raise InputError(f"task.environment: {beginning.name} cannot be imported: {self._how_it_ended()}")
+            raise InputError(
+                f"task.environment: {beginning.names} cannot be imported: {self._how_it_ended()}"
+            )
         found = json.loads(line)
         if "refused" in found:
             self.close()
