@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from mpies.noise import cpu_kernels
+from mpies.noise import cpu_kernels, cpu_lowrank
 from mpies.noise.cpu_kernels import BFLOAT16, FLOAT16, FLOAT32
 from mpies.noise.definition import CHUNK, round_keys
 from mpies.noise.factors import scaled_factors
@@ -73,12 +73,14 @@ class CpuKernels:
             self._update_tile(target, tile)
 
     def _update_tile(self, target, tile):
-        a, b = tile.a.numpy(), tile.b.numpy()
+        rows, columns = tile.a.shape[1], tile.b.shape[1]
+        a = cpu_lowrank.pack(tile.a, cpu_lowrank.SUMS_OF)
+        b = cpu_lowrank.pack(tile.b, cpu_lowrank.SUMS_WIDE)
 
         def work(first, last):
-            cpu_kernels.lowrank_update(target, tile.row, tile.column, first, last, a, b)
+            cpu_lowrank.update(target, tile.row, tile.column, rows, columns, first, last, a, b)
 
-        self.share(a.shape[1], work)
+        self.share(len(a), work)
 
     def digest(self, base, parameter, start=0):
         """The base's digest: int64 (); add over slices and parameters modulo 2^64."""

@@ -165,35 +165,6 @@ def normal(out, keys, parameter, stream, start):
 
 
 @njit(nogil=True, cache=True)
-def lowrank_update(base, row, column, first, last, a, b):
-    """Rows [first, last) of a tile of base <- tile + a^T b; a (terms, rows), b (terms, columns).
-
-    The tile begins at (row, column).
-    """
-    total = np.empty(b.shape[1], np.float32)
-    terms = a.shape[0]
-    # Four terms at a time, summed one after another all the same: the sum is read and written less often.
-    fours = terms - terms % 4
-    for r in range(first, last):
-        total[:] = np.float32(0)
-        for t in range(0, fours, 4):
-            f0, f1, f2, f3 = a[t, r], a[t + 1, r], a[t + 2, r], a[t + 3, r]
-            b0, b1, b2, b3 = b[t], b[t + 1], b[t + 2], b[t + 3]
-            for c in range(total.size):
-                value = total[c] + f0 * b0[c]
-                value = value + f1 * b1[c]
-                value = value + f2 * b2[c]
-                total[c] = value + f3 * b3[c]
-        for t in range(fours, terms):
-            factor, vector = a[t, r], b[t]
-            for c in range(total.size):
-                total[c] += factor * vector[c]
-        target = base[row + r, column : column + total.size]
-        for c in range(total.size):
-            target[c] += total[c]
-
-
-@njit(nogil=True, cache=True)
 def round_at_random(value, base, keys, parameter, start):
     """base <- value, both raw, rounded from float32 to bfloat16."""
     words = np.empty(4 * LANES, np.uint32)

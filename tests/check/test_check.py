@@ -196,6 +196,7 @@ def test_a_reward_function_that_fails(tmp_path, tiny_model):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "3 + 5 ="}\n')
     words = [
         *arguments(tiny_model(), tmp_path / "run", 4),
+        "task.name=custom",
         f"task.reward={tmp_path}/rewards.py:judge",
         f"task.train_data={tmp_path}/prompts.jsonl",
     ]
