@@ -27,7 +27,8 @@ from mpies.plain_yaml import LONGEST, given, parse
 from mpies.text import clip
 
 # Whoever sets one of these means another task than the quickstart's, whose settings would not fit it.
-A_TASK_OF_ONES_OWN = ("task.name=", "task.reward=", "task.train_data=")
+TASKS = ("name", "reward", "train_data", "environment", "environment_factory", "tools")
+A_TASK_OF_ONES_OWN = tuple(f"task.{key}=" for key in TASKS)
 
 
 def load(arguments: list[str]) -> Settings:

@@ -158,7 +158,7 @@ def test_answers_are_read_as_trl_reads_them(increment, qwen):
         "<tool_call>no</tool_call>",
     ):
         ids = encode(qwen, text)
-        theirs = utils.parse_response(qwen, ids, encode(qwen, tools.written(prompt)), prompt.tools)
+        theirs = utils.parse_response(qwen, ids, tools.written(prompt), prompt.tools)
         message, problems = tools.read(ids, text, prompt)
         assert bool(problems) == (text == "<tool_call>no</tool_call>")
         assert message == theirs
