@@ -1,6 +1,6 @@
 """Countdown with a calculator: the model may compute before it answers.
 
-    mpirun -n 2 python -m mpies.train examples/environments/calculator.yaml
+mpirun -n 2 python -m mpies.train examples/environments/calculator.yaml
 """
 
 import ast
@@ -27,7 +27,9 @@ def calculator(expression: str) -> str:
 
 def right(prompts, completions, target, nums, **columns) -> list[float]:
     """1 where the last answer ends in <answer>EXPRESSION</answer> that is the target, of all the numbers."""
-    return [float(is_right(c[-1]["content"], t, n)) for c, t, n in zip(completions, target, nums, strict=True)]
+    return [
+        float(is_right(c[-1]["content"], t, n)) for c, t, n in zip(completions, target, nums, strict=True)
+    ]
 
 
 def is_right(answer: str, target: int, nums: list[int]) -> bool:
@@ -41,7 +43,7 @@ def is_right(answer: str, target: int, nums: list[int]) -> bool:
 
 
 def value_of(expression: str) -> Fraction:
-    """What it comes to, exactly. Raises ValueError for anything but sums, products and quotients of numbers."""
+    """What it comes to, exactly. Raises ValueError for all but sums, products and quotients of numbers."""
     if len(expression) > LONGEST:
         raise ValueError(f"an expression has up to {LONGEST} characters")
     try:

@@ -1,6 +1,6 @@
 """Find a number: the model guesses, and is told whether the number is higher or lower.
 
-    mpirun -n 2 python -m mpies.train examples/environments/number.yaml
+mpirun -n 2 python -m mpies.train examples/environments/number.yaml
 """
 
 import random

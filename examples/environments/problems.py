@@ -1,14 +1,14 @@
 """Writes problems.jsonl: Countdown with three numbers, each of which has a solution.
 
-    python examples/environments/problems.py > examples/environments/problems.jsonl
+python examples/environments/problems.py > examples/environments/problems.jsonl
 """
 
 import json
 import random
 
 ASKED = (
-    "Using each of the numbers {nums} once, and + - * / with parentheses, make {target}. You may compute with the"
-    " calculator. Write the expression at the end as <answer>EXPRESSION</answer>."
+    "Using each of the numbers {nums} once, and + - * / with parentheses, make {target}. You may compute with"
+    " the calculator. Write the expression at the end as <answer>EXPRESSION</answer>."
 )
 
 

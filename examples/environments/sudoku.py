@@ -1,6 +1,6 @@
 """Sudoku of 4 x 4: the model fills one cell a turn.
 
-    mpirun -n 2 python -m mpies.train examples/environments/sudoku.yaml
+mpirun -n 2 python -m mpies.train examples/environments/sudoku.yaml
 """
 
 import random
@@ -17,8 +17,8 @@ class Sudoku:
         self.cells = [int(digit) for digit in board] if board else made_up(empty)
         self.empty, self.wrong = self.cells.count(0), 0
         return (
-            "Solve this Sudoku: every row, column and 2 x 2 box has each of the digits 1 to 4 once; 0 is an empty"
-            f" cell.\n{self.shown()}\nAnswer with one cell: ROW COLUMN DIGIT, for example 2 3 4."
+            "Solve this Sudoku: every row, column and 2 x 2 box has each of the digits 1 to 4 once; 0 is an"
+            f" empty cell.\n{self.shown()}\nAnswer with one cell: ROW COLUMN DIGIT, for example 2 3 4."
         )
 
     def step(self, answer: str) -> tuple[str, float, bool]:

@@ -30,6 +30,15 @@ def _list(given: Any) -> Any:
     return [given] if isinstance(given, str) and given else given or []
 
 
+def _factories(given: Any) -> Any:
+    """`task.environment_factory`: a name, or a mapping of names to such."""
+    names = given.items() if isinstance(given, dict) else [("only", given)]
+    if not all(isinstance(text, str) for pair in names for text in pair):
+        wanted = "FILE.py:CLASS, or a mapping NAME: FILE.py:CLASS"
+        raise ValueError(f"task.environment_factory: given {plain_yaml.given(given)}, allowed is {wanted}")
+    return given
+
+
 class TaskSettings(Section):
     """The prompts and the reward."""
 
@@ -75,7 +84,7 @@ class TaskSettings(Section):
         description="your own environment, in which the model acts over several turns: FILE.py:CLASS with"
         " reset(**row) -> prompt and step(answer) -> (observation, reward, done)",
     )
-    environment_factory: str | dict[str, str] = Field(
+    environment_factory: Annotated[str | dict[str, str], BeforeValidator(_factories)] = Field(
         "",
         description="your own environment with tools, as TRL has it: FILE.py:CLASS, whose public methods are"
         " tools; or a mapping of names to such, of which a row's column `environment` names one",
@@ -159,11 +168,11 @@ class TaskSettings(Section):
     def _environments(self):
         if self.environment and (self.factories or self.tools):
             raise ValueError(
-                "task.environment: it takes answers as they are, and has no tools; leave out"
-                " task.environment_factory and task.tools, or it"
+                f"task.environment: given {plain_yaml.given(self.environment)}, allowed is none with"
+                " task.environment_factory or task.tools: it takes answers as they are"
             )
         if (self.factories or self.tools) and not self.chat_template:
-            raise ValueError("task.chat_template: tools need it; leave out task.chat_template=false")
+            raise ValueError("task.chat_template: given false, allowed is true with tools, which need it")
         for key, names in (
             ("environment", [self.environment] if self.environment else []),
             ("environment_factory", list(self.factories.values())),
