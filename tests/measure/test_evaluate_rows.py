@@ -164,6 +164,7 @@ def test_rows_of_the_run_file():
     }
     where = {"generation": 6, "split": "train"}
     first = {**where, "prompt": "a", "completion": "a0", "sample": 0, "tokens": 1, "reward": 1.0}
+    first |= {"messages": ""}
     assert samples[0] == first and len(samples) == 2
     assert samples[1]["completion"] == "a1" and math.isnan(samples[1]["reward"])
     means = {metric["name"]: metric["mean"] for metric in metrics}

@@ -78,6 +78,10 @@ def row_of(generation: int) -> tuple[dict, dict]:
         "rank": np.zeros(N),
         "tokens": np.full(N, generation),
         "seconds": np.full(N, 0.5),
+        **{
+            name: np.full(N, generation)
+            for name in ("turns", "calls", "bad_calls", "cut", "failed", "replies")
+        },
     }
     return row, members
 

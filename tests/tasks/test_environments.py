@@ -22,7 +22,7 @@ from mpies.tasks.environments.nursery import Nursery
 from mpies.tasks.environments.seeds import seeds
 
 FILE = str(Path(games.__file__))
-LIMITS = Limits(1, 2.5)
+LIMITS = Limits(1, 120.0)
 
 
 def settings(name: str, **others) -> config.TaskSettings:
@@ -59,7 +59,6 @@ WRONG = {
     "leave": "step raised SystemExit: 3 (",
     "exit": "step ended its process with exit status 3",
     "crash": "step ended its process by SIGSEGV",
-    "sleep": "step has not returned after 2.5 s",
     "memory": "step raised MemoryError: MemoryError (",
     "nonsense": "step returned ('what?', 1.0) (tuple); needed is (observation, reward, done)",
     "nan": "step's reward is nan (float); needed is a number",
@@ -74,14 +73,12 @@ def test_what_goes_wrong_in_one_environment_costs_its_own_episode(nursery, capfd
     family = psutil.Process(made._process.process.pid)
     whats = [*WRONG, *RIGHT]
     assert [one["prompt"] for one in begin(made, [{"what": what} for what in whats])] == whats
-    start = time.monotonic()
     found = dict(zip(whats, step(made, dict.fromkeys(range(len(whats)), "a"))))
-    assert time.monotonic() - start < 60
     for what, said in WRONG.items():
         assert found[what]["error"].startswith(said)
     assert [found[what]["reward"] for what in RIGHT] == [1.0] * 3
     assert found["halves"]["text"] == "?\0"
-    died = {"exit", "crash", "sleep", "flood"}
+    died = {"exit", "crash", "flood"}
     left = {p.pid for p in family.children()}
     assert len(left) == len(whats) - len(died)
     assert "noise" not in "".join(capfd.readouterr())
@@ -93,6 +90,14 @@ def test_a_call_has_its_cpu_time_however_long_that_takes(nursery):
     made = nursery("Wicked", Limits(1, 120.0))
     begin(made, [{"what": "spin"}])
     assert step(made, {0: "a"}) == [{"error": "step took more than 1 s of CPU time"}]
+
+
+def test_a_call_that_does_not_return_is_ended_with_all_that_it_has_started(nursery):
+    made = nursery("Wicked", Limits(1, 2.0))
+    begin(made, [{"what": "sleep"}])
+    family = psutil.Process(made._process.process.pid)
+    assert step(made, {0: "a"}) == [{"error": "step has not returned after 2 s"}]
+    assert family.children(recursive=True) == []
 
 
 def test_an_environment_that_fails_at_reset(nursery):
