@@ -36,7 +36,7 @@ GPU_PYTHON ?= 3.12
 # The environment of the oldest versions that are allowed.
 OLDEST_VENV ?= .venv-oldest
 # Of all architectures: slow tests that no other target runs.
-ZOO := tests/model/test_zoo.py tests/model/test_names.py tests/docs/test_models.py
+ZOO := tests/model/test_zoo.py tests/model/test_vision.py tests/model/test_names.py tests/docs/test_models.py
 # All Slurm tests together; they take 4 minutes on two cores.
 SLURM_TEST_SECONDS ?= 1200
 # How many tests may be skipped, because a machine lacks what they need (root, a Chromium, wandb, the model); with more
@@ -176,6 +176,7 @@ $(TRITON_FOLDER): | $(INSTALLED)
 	$(RUN) -m pip install --disable-pip-version-check -q --no-deps --target $@ triton==$(TRITON)
 
 test-aot: export PYTHONPATH := $(abspath $(TRITON_FOLDER))$(if $(PYTHONPATH),:$(PYTHONPATH))
+test-aot: export MPIES_THOROUGH := 1
 test-aot: $(TRITON_FOLDER) ## the GPU's kernels as Triton TRITON compiles them, ahead of time and without a GPU
 	$(RUN) -c 'import triton; assert triton.__version__ == "$(TRITON)", triton.__version__'
 	$(PYTEST) tests/noise/test_compiled.py --max-skips 0

@@ -6,15 +6,19 @@ What the page says of an architecture is what a start with a tiny random model o
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
+import seeing
 import torch
 import transformers
 import zoo
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from mpies.engines.unused import find_unused
 from mpies.errors import InputError
 from mpies.model.lowrank import LowRank
+from mpies.model.perturbation import Perturbation
 
 PAGE = Path(__file__).resolve().parent / "models.md"
 HEAD = """# Models: which can be tuned
@@ -34,6 +38,15 @@ fast). What hf refuses, `engine.name=vllm` may compute ([engines.md](engines.md)
 {none} with neither.
 
 """
+IMAGES = """
+## With images
+
+The same with prompts that have images, each model with a tiny processor of its own kind. Where no prompt has
+images, the modules in the last column are not tuned (`es.leave_out`).
+
+| `model_type` | full noise | low rank | not tuned without images |
+|---|---|---|---|
+"""
 TAIL = """
 Not tried, since most of them are no text models or no decoders: {untried}.
 """
@@ -46,11 +59,31 @@ def outcome(name: str, lowrank: bool) -> str:
         started = zoo.start(zoo.build(name), lowrank)
     except InputError as error:
         return "no: " + reason(str(error))
-    said = "yes"
-    if isinstance(started.perturbation, LowRank):
-        modules = ", ".join(f"`{module}`" for module in started.perturbation.ways.in_turns())
-        said = f"member by member: {modules}" if modules else "fast"
-    return said + ", but KL divergence reads whole answers at once" * started.engine.at_once
+    return (
+        told(started.perturbation)
+        + ", but KL divergence reads whole answers at once" * started.engine.at_once
+    )
+
+
+def outcome_with_images(kind: str, lowrank: bool) -> tuple[str, str]:
+    """The same of a model that reads images, and what is not tuned of it where there are none."""
+    with tempfile.TemporaryDirectory() as folder:
+        seeing.save_model(Path(folder), kind)
+        perturbation = f"es.perturbation={'lowrank' if lowrank else 'full'}"
+        try:
+            made = seeing.start(Path(folder), perturbation)
+        except InputError as error:
+            return "no: " + reason(str(error)), ""
+    unused = ", ".join(f"`{path}`" for path in find_unused(made.model, made.weights))
+    return told(made.perturbation), unused
+
+
+def told(perturbation: Perturbation) -> str:
+    """How a perturbation is computed."""
+    if not isinstance(perturbation, LowRank):
+        return "yes"
+    modules = ", ".join(f"`{module}`" for module in perturbation.ways.in_turns())
+    return f"member by member: {modules}" if modules else "fast"
 
 
 def reason(line: str) -> str:
@@ -73,7 +106,16 @@ def make_page() -> str:
     head = HEAD.format(version=transformers.__version__, none=works.count([False, False]), **counts)
     table = "".join(ROW.format(name.replace(":", "`, form `"), *said) for name, said in rows.items())
     columns = "| `model_type` | full noise | low rank |\n|---|---|---|\n"
-    return head + columns + table + TAIL.format(untried=", ".join(untried))
+    return head + columns + table + TAIL.format(untried=", ".join(untried)) + images()
+
+
+def images() -> str:
+    """The part about models that read images."""
+    rows = []
+    for kind in sorted(seeing.KINDS):
+        (full, unused), (lowrank, _) = (outcome_with_images(kind, lowrank) for lowrank in (False, True))
+        rows.append(f"| `{kind}` | {full} | {lowrank} | {unused} |\n")
+    return IMAGES + "".join(rows)
 
 
 if __name__ == "__main__":

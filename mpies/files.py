@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and those that could not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from mpies.errors import InputError
 
 
 @contextlib.contextmanager
@@ -31,3 +33,16 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def refuse_unwritable(option: str, name: str | None) -> None:
+    """Raise InputError now if a file that an option names could not be written at the end."""
+    if name:
+        path = Path(name).absolute()
+        special = path.exists() and not path.is_file()  # a device or a pipe is written to as it is
+        if (
+            path.is_dir()
+            or not path.parent.is_dir()
+            or not os.access(path if special else path.parent, os.W_OK)
+        ):
+            raise InputError(f"{option}: cannot write {name}; name a file in a folder that is there")

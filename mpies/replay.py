@@ -133,6 +133,7 @@ def _load_initial(options: argparse.Namespace, history: History, device: torch.d
             master=base_dtype(settings.model.master, getattr(torch, history.dtype)),
             rank=settings.es.noise_rank,
             threads=options.threads,
+            left_out=history.left_out,
         )
     except InputError as error:
         raise InputError(f"{error}; name the initial model with --model") from None

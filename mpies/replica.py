@@ -7,6 +7,7 @@ Every command that computes with a model begins with `settle`, which finds out w
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +20,16 @@ from mpies import config, tasks
 from mpies.config import Settings
 from mpies.engines import selftest, vllm
 from mpies.engines.base import Engine, Prompt
+from mpies.engines.image import images_in
 from mpies.engines.text import Text
+from mpies.engines.unused import find_unused
+from mpies.engines.vision import Vision
 from mpies.errors import InputError
 from mpies.model import initial, linear_cpu, loading, perturbation
 from mpies.model.anchor import Anchor
 from mpies.model.initial import InitialWeights
 from mpies.model.perturbation import Perturbation
+from mpies.model.processor import load_processor
 from mpies.model.weights import Weights, room_for, take_base, take_over
 from mpies.noise import kernels_for
 from mpies.ranks.agreement import Brought, agree, together
@@ -59,6 +64,8 @@ class Setup:
     """SHA-256 of the files with the user's reward functions, by the functions' names."""
     places: tuple[Place, ...] = ()
     """Of all ranks."""
+    left_out: tuple[str, ...] | None = None
+    """Modules that are not tuned, where a run file says so; None: as es.leave_out says."""
 
     @property
     def memory(self) -> int:
@@ -95,6 +102,8 @@ class Facts:
     base_dtype: str
     engine: str = ""
     """What is to be known of it, in words."""
+    left_out: tuple[str, ...] = ()
+    """Modules whose parameters are not tuned."""
 
 
 @dataclass(frozen=True)
@@ -171,14 +180,18 @@ def load_model(
     rank: int,
     threads: int,
     allow_download: bool = False,
+    left_out: tuple[str, ...] = (),
 ) -> LoadedModel:
     """A model with live weights of `dtype` over a base of `master`; noise of matrices of rank `rank`.
+
+    `left_out`: modules whose parameters are not tuned.
 
     Raises InputError when it cannot be loaded, or not computed with.
     """
     model, tokenizer = loading.load(path, allow_download)
     weights = take_over(model, dtype, device, kernels_for(device, threads), rank, master)
     _refuse_unfit(path, weights)
+    weights.leave_out(left_out)
     return LoadedModel(model, tokenizer, weights)
 
 
@@ -204,6 +217,8 @@ def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]
     task = task or tasks.make(settings.task, settings.es.seed, load_rewards)
     task = replace(task, reward=watched(comm, task.reward, f"the reward function of task {task.name}"))
     software, functions = versions(settings.engine.name), users_code.digests(settings.task.code)
+    if task.has_images:
+        software["pillow"] = version("pillow")
     same = {
         **{f"the version of {name}": number for name, number in software.items()},
         # A rank that fell back to its CPU would answer differently.
@@ -226,7 +241,9 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     path, device, dtype = settings.model.path, setup.device, setup.dtype
     model, tokenizer = loading.load(path, settings.model.allow_download)
     tasks.refuse_messages_without_template(setup.task, tokenizer)
-    text = Text(model, tokenizer, settings.task.chat_template)
+    text = Text(
+        model, tokenizer, settings.task.chat_template, _vision(settings, setup.task, model, tokenizer)
+    )
     new = settings.engine.max_new_tokens
     tasks.refuse_prompts_of_wrong_length(setup.task, text.encode, text.positions, new)
     host = _host(settings, setup, model, text, local) if settings.engine.name == "vllm" else None
@@ -239,10 +256,12 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     if device.type == "cpu":
         linear_cpu.install(model)
     digest = weights.digest()
+    left_out = _left_out(settings, setup, model, weights)
+    weights.leave_out(left_out)
     blocks = host.perturb_in_blocks(weights) if host and host.noise else None
     perturbed: Perturbation = blocks or perturbation.make(settings.es, model, weights)
     engine = _engine(settings, setup.task, model, text, perturbed, host)
-    selftest.check(model, weights, perturbed, engine)
+    selftest.check(model, weights, perturbed, engine, two_with_images(setup.task.prompts, text.encode))
     if blocks:
         _check_members_in_vllm(model, weights, blocks, engine)
     return Replica(
@@ -253,10 +272,44 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         perturbation=perturbed,
         engine=engine,
         device=device,
-        facts=_facts_of(path, setup, weights, digest, master, host),
+        facts=replace(_facts_of(path, setup, weights, digest, master, host), left_out=left_out),
         anchor=Anchor(path, weights, digest) if use.anchored else None,
         initial=_initial(path, weights, digest, use.compared_with),
     )
+
+
+def _vision(settings: Settings, task: Task, model: Any, tokenizer: Any) -> Vision | None:
+    """What makes pixels of prompts' images; None if the task has none. Raises InputError if it cannot."""
+    if not task.has_images:
+        return None
+    if settings.engine.name == "vllm":
+        raise InputError("engine.name: vllm is given no images; use engine.name=hf")
+    return Vision(model, load_processor(settings.model.path, model, tokenizer))
+
+
+def two_with_images(prompts: Iterable[Prompt], encode: Callable[[Prompt], list[int]]) -> list[Prompt]:
+    """Two prompts with images, of different lengths if there are such; none without images."""
+    shown = [prompt for prompt in prompts if images_in(prompt)]
+    if not shown:
+        return []
+    first = len(encode(shown[0]))
+    return [shown[0], next((prompt for prompt in shown if len(encode(prompt)) != first), shown[-1])]
+
+
+def _left_out(settings: Settings, setup: Setup, model: Any, weights: Weights) -> tuple[str, ...]:
+    """Paths of the modules that are not tuned: the run file's, or what es.leave_out comes to."""
+    if setup.left_out is not None:
+        return setup.left_out
+    named = [path for path in settings.es.leave_out if path != "auto"]
+    in_blocks = settings.engine.name == "vllm" and settings.es.perturbation == "lowrank"
+    if named and in_blocks:
+        raise InputError(
+            "es.leave_out: vllm gives all of a model low-rank noise; use engine.name=hf, or es.leave_out=[]"
+        )
+    if named == settings.es.leave_out or in_blocks or setup.task.has_images:
+        return tuple(named)
+    unused = find_unused(model, weights)
+    return tuple(dict.fromkeys([*named, *(path for path in unused if path not in named)]))
 
 
 def _check_members_in_vllm(model: Any, weights: Weights, perturbed: Any, engine: Any) -> None:

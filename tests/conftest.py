@@ -45,3 +45,10 @@ def alone():
 
     collectives.set_timeout(MPI.COMM_SELF, 60)
     return MPI.COMM_SELF
+
+
+@pytest.fixture(scope="session")
+def triton_cache(tmp_path_factory):
+    """A folder for what Triton compiles, which all tests of a session share, in any process."""
+    mine = tmp_path_factory.getbasetemp()
+    return (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "triton"

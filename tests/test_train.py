@@ -53,11 +53,13 @@ DTYPES = {name: getattr(torch, model["dtype"]) for name, (_, model, _) in CASES.
 TABLES = {
     "generation": "reward_mean reward_std reward_min reward_max sigma alpha digest seconds seconds_perturb"
     " seconds_generate seconds_reward seconds_communicate seconds_wait seconds_update seconds_log"
-    " imbalance tokens bytes_communicated",
+    " imbalance tokens bytes_communicated bytes_gathered identical_pairs pairs_with_signal"
+    " prompts_disagreeing distinct_answers truncated",
     "member": "seed sign reward coefficient rank tokens seconds",
     "evaluation": "generation split reward_mean accuracy kl tokens drift_l2 answer_tokens",
     "metric": "generation split name mean",
     "sample": "generation split prompt completion reward",
+    "prompt": "generation split number reward accuracy tokens",
     "start": "generation utc world_size hosts devices versions reason rewards",
     "config": "000",
 }
@@ -146,7 +148,7 @@ def test_every_world_size_gives_the_same_run(runs, ranks, case):
     assert found.keys() == expected.keys()
     for data in (found, expected):
         data["config/000"] = re.sub(rb"\n  directory: .*", b"", data["config/000"])
-    differ = re.compile(r"start/.*|generation/checksum|.*/(seconds.*|rank|imbalance|bytes_communicated)")
+    differ = re.compile(r"start/.*|generation/checksum|.*/(seconds.*|rank|imbalance|bytes_.*)")
     compared = [name for name in expected if not differ.fullmatch(name)]
     assert {"generation/digest", "member/seed", "member/reward", "member/coefficient"} < set(compared)
     for name in compared:
@@ -198,13 +200,16 @@ def test_every_dataset_is_filled(runs):
         "evaluations": (evaluations,),
         "metrics": (evaluations,),
         "samples": (3 * (2 + 3),),
+        "prompt": (3 * (2 + 8),),
+        "prompts": (3 * (2 + 8),),
         "starts": (1,),
     }
     for table, columns in TABLES.items():
         assert {f"{table}/{column}" for column in columns.split()} <= data.keys()
     for name, values in data.items():
         assert np.shape(values) == shapes[name.split("/")[0]], name
-        if np.asarray(values).dtype.kind == "f":
+        # A figure that is the same for all members has no cosine.
+        if np.asarray(values).dtype.kind == "f" and "/cosine_" not in name:
             measured = name not in UNMEASURED
             assert (~np.isnan(values) == measured).all(), name
     assert data["evaluation/generation"].tolist() == [0, 0, 2, 2, 4, 4]
@@ -243,6 +248,25 @@ def test_telemetry_adds_up(runs, case):
     for phase in ("perturb", "generate", "update"):
         assert (data[f"generation/seconds_{phase}"] > 0).all(), phase
     assert (data["generation/seconds_log"][1:] > 0).all(), "of the row before"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cosines_are_those_of_the_logged_numbers(runs, case):
+    """Of the answers' length, a figure that every task has: by NumPy, from seeds, signs, coefficients."""
+    data = contents(runs(2) / case / "run.h5")
+    prompts = 2  # of conciseness
+    for g, found in enumerate(data["generation/cosine_answer_tokens"]):
+        lengths = data["member/tokens"][g] / prompts
+        z = (lengths - lengths.mean()) / (lengths.std() or np.nan)
+        seeds, signs = data["member/seed"][g], data["member/sign"][g]
+        one, other = (
+            np.array([(signs * factor)[seeds == seed].sum() for seed in dict.fromkeys(seeds)])
+            for factor in (data["member/coefficient"][g].astype(float), z)
+        )
+        lengths_of_both = np.linalg.norm(one) * np.linalg.norm(other)
+        expected = one @ other / lengths_of_both if lengths_of_both > 0 else np.nan
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.isfinite(data["generation/cosine_answer_tokens"]).any()
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mpies.analyze import series
+from mpies.analyze.learning import find_symptoms
 from mpies.analyze.run import Run
 from mpies.es.fitness import RELATIVE_SPREAD
 from mpies.text import duration
@@ -28,6 +29,7 @@ def find_anomalies(run: Run) -> list[str]:
         _unscored,
         _no_spread,
         _collapse,
+        find_symptoms,
         _idle_ranks,
         _slow_ranks,
         _imbalance,

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 FRAMES = ("generations", "members", "evaluations", "samples", "starts")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-OPTIONAL_FRAMES = ("metrics", "figures", "answers")  # where there are any
+OPTIONAL_FRAMES = ("metrics", "prompts", "figures", "answers")  # where there are any
+HEADINGS = ("reward", "seconds", "cosine")  # of columns of /generation
 
 
 def export_run(run: Run, name: str, form: str, output: Path) -> list[Path]:
@@ -120,7 +121,7 @@ def scalars(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:
 def _tag(column: str) -> str:
     """TensorBoard and W&B put what is before the slash under one heading."""
     heading, _, rest = column.partition("_")
-    return f"{heading}/{rest}" if heading in ("reward", "seconds") and rest else f"generation/{column}"
+    return f"{heading}/{rest}" if heading in HEADINGS and rest else f"generation/{column}"
 
 
 def _finite(values: dict[str, float]) -> dict[str, float]:

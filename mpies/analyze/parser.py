@@ -49,7 +49,7 @@ def _plot(commands) -> None:
     about = "draw a figure of one run or many"
     command = _add(commands, "plot", about, "runs/*/run.h5 --output runs.svg", RUNS)
     command.add_argument("--output", required=True, metavar="FILE", help="a .png, .svg or .pdf file")
-    panels = "learning, answers, time, members, ranks, phases, drift, accuracy, kl"
+    panels = "learning, answers, time, members, ranks, phases, drift, accuracy, signal, shares, changes, kl"
     command.add_argument("--panels", metavar="A,B", help=f"only these: {panels}")
     command.add_argument("--dpi", type=int, default=150, help="pixels per inch of a .png (default 150)")
 

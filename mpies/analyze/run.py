@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas
 
 # Tables that files of earlier versions may lack, and those that only `mpies.evaluate --log` makes.
-OPTIONAL = ("metric", *COMMAND_TABLES)
+OPTIONAL = ("metric", "prompt", *COMMAND_TABLES)
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,11 @@ class Run:
     def samples(self) -> pandas.DataFrame:
         """A row per kept answer; `generation` counts the updates in the weights that answered."""
         return self._frame("sample")
+
+    @cached_property
+    def prompts(self) -> pandas.DataFrame:
+        """A row per evaluation and prompt."""
+        return self._frame("prompt")
 
     @cached_property
     def figures(self) -> pandas.DataFrame:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mpies.analyze import series
+from mpies.analyze import learning, series
 from mpies.analyze.anomalies import find_anomalies
 from mpies.analyze.evaluations import LoggedEvaluation, logged_evaluations
+from mpies.analyze.learning import Change
 from mpies.analyze.run import Run
 from mpies.splits import HELD_OUT
 
@@ -49,6 +50,12 @@ class Summary:
     """What `mpies.replay --generation best` rebuilds."""
     measured: dict[str, tuple[float, float]]
     """What else was measured on held-out prompts, such as accuracy and KL: (first, last)."""
+    answers: dict[str, float]
+    """What the latest generations' answers tell, by column of /generation."""
+    cosines: dict[str, float]
+    """Figure -> cosine of its own update with the one that was made, by mean over the latest generations."""
+    changes: list[Change]
+    """On held-out prompts, from one evaluation to the next, and in all."""
     evaluations: list[LoggedEvaluation]
     """What `mpies.evaluate` measured later."""
     seconds: float
@@ -97,6 +104,9 @@ def summarize(run: Run, name: str) -> Summary:
         target=run.target,
         **_rewards(run),
         measured=_measured(run),
+        answers=learning.told_lately(run),
+        cosines=learning.cosines_lately(run),
+        changes=learning.changes(run, HELD_OUT),
         evaluations=logged_evaluations(run),
         seconds=seconds,
         time_shares=_time_shares(run),

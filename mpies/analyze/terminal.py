@@ -16,6 +16,7 @@ from mpies.analyze.answers import Answer
 from mpies.analyze.chart import draw_chart, sparkline
 from mpies.analyze.compare import Comparison
 from mpies.analyze.groups import as_written
+from mpies.analyze.learning import TOLD
 from mpies.analyze.run import Run
 from mpies.analyze.summary import Summary
 from mpies.splits import HELD_OUT, TRAIN, spoken
@@ -121,11 +122,30 @@ def facts_of(s: Summary) -> dict[str, str]:
     if s.measured:
         values = (f"{name} {number(a)} > {number(b)}" for name, (a, b) in s.measured.items())
         facts["measured"] = f"on held-out prompts, first > last: {', '.join(values)}"
+    facts |= _why(s)
     facts["time"] = ", ".join(f"{phase} {_percent(share)}" for phase, share in shares if share >= 0.0005)
     facts["speed"] = (
         f"{s.seconds / s.generations:.3g} s a generation, {number(s.tokens_per_second)} tokens/s,"
         f" {_percent(s.efficiency)} of the time in inference, imbalance {number(s.imbalance)}"
     )
+    return facts
+
+
+def _why(s: Summary) -> dict[str, str]:
+    """Why it learns, or not; see analyze/learning.py."""
+    facts = {}
+    if s.answers:
+        told = [f"{_percent(s.answers[name])} {what}" for name, what in TOLD.items() if name in s.answers]
+        facts["answers"] = f"lately, {', '.join(told)}; {number(s.answers.get('distinct_answers'))} different"
+        facts["answers"] += " answers to a prompt"
+    if s.cosines:
+        shares = (
+            f"{clip(n, 40)} {c:.2f} ({100 * c * c:.0f} % of it)" for n, c in list(s.cosines.items())[:8]
+        )
+        facts["update"] = f"its cosine with that of each figure alone, lately: {', '.join(shares)}"
+    if s.changes:
+        change = s.changes[-1]
+        facts["prompts"] = f"held-out, generation {change.before} to {change.after}: {change.text()}"
     return facts
 
 

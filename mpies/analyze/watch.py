@@ -83,7 +83,12 @@ def _lines(path: Path, screen: Console, interval: float, sleep: Callable[[float]
         for g in range(first, run.committed):
             screen.print(
                 f"generation {g + 1}/{run.target}  reward {run.column('generation/reward_mean')[g]:.4g}"
-                f"  {run.column('generation/seconds')[g]:.1f} s",
+                f"  {run.column('generation/seconds')[g]:.1f} s{_signal(run, g)}",
                 markup=False,
             )
         shown = run.committed
+
+
+def _signal(run: Run, generation: int) -> str:
+    share = run.column("generation/pairs_with_signal")[generation]
+    return f"  {100 * share:.0f} % of pairs with a signal" if share == share else ""

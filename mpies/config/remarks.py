@@ -10,12 +10,23 @@ from mpies.config.settings import FIELDS, Settings
 
 def remark(settings: Settings) -> list[str]:
     """A line for each such setting, with its full name; said at a run's start and by the check."""
-    return [*_about_the_model(settings), *_about_the_population(settings), *_about_schedules(settings)]
+    return [
+        *_about_the_model(settings),
+        *_about_the_task(settings),
+        *_about_the_population(settings),
+        *_about_schedules(settings),
+    ]
 
 
 def _about_the_model(settings: Settings) -> Iterator[str]:
     if settings.model.base == "host" and settings.model.device == "cpu":
         yield "model.base: has no effect with model.device=cpu, where all weights are in the host's memory"
+
+
+def _about_the_task(settings: Settings) -> Iterator[str]:
+    task = settings.task
+    if task.image_column and task.name != "custom":
+        yield f"task.image_column: has no effect with task.name={task.name}, only with custom"
 
 
 def _about_the_population(settings: Settings) -> Iterator[str]:

@@ -59,6 +59,11 @@ class ModelSettings(Section):
         return self
 
 
+def _paths(given: Any) -> Any:
+    """`es.leave_out` as a list; a text is one name, or none."""
+    return [given] if isinstance(given, str) and given else given or []
+
+
 class EsSettings(Section):
     """Evolution strategies (paper, section 3)."""
 
@@ -104,6 +109,12 @@ class EsSettings(Section):
         lt=1,
         description="share of the distance to the initial weights that every update takes back; the"
         " initial weights are read from disk each time. 0: none",
+    )
+
+    leave_out: Annotated[list[Annotated[str, Field(pattern=r"^[^\s]+$")]], BeforeValidator(_paths)] = Field(
+        ["auto"],
+        description="what is not tuned: paths of modules, such as model.visual, or names of parameters; auto:"
+        " what no answer can depend on, such as the image tower where no prompt has images; []: nothing",
     )
 
     @property

@@ -74,6 +74,11 @@ class TaskSettings(Section):
         " epoch; 0: all",
     )
     prompt_column: str = Field("prompt", min_length=1, description="the data's column with the prompts")
+    image_column: str = Field(
+        "",
+        description="custom: the data's column with a prompt's images, one or a list: files' paths, bytes, or"
+        " images of datasets; empty: those in chat messages only",
+    )
     reward: Annotated[dict[str, float], BeforeValidator(_weights)] = Field(
         {},
         description="your reward, with TRL's signature: FILE.py:FUNCTION, a list of such, or a mapping"

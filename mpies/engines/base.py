@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from mpies.engines.text import Text
+from mpies.engines.tools import Tools
 
-# Text, or chat messages: [{"role": "user", "content": "..."}, ...].
-Prompt = str | list[dict[str, str]]
+# Text, or chat messages: [{"role": "user", "content": "..."}, ...]. Where a message has images, its content
+# is a list of parts: {"type": "text", "text": "..."}, {"type": "image", "image": Image}.
+Prompt = str | list[dict[str, Any]]
 
 
 def prompt_text(prompt: Prompt) -> str:
     """A prompt as people read it: the text, or the last message's."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    content = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "<image>") for part in content)
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,16 @@ class Completions:
     """Generated tokens of each answer, the end of sequence included."""
     ids: list[list[int]] = field(default_factory=list)
     """Those tokens."""
+    truncated: list[bool] = field(default_factory=list)
+    """Did it end because it was as long as it may be, and not by itself?"""
 
     def cut(self, pieces: int) -> list[Completions]:
         """Equal parts, one after another."""
         size = len(self.texts) // pieces
         cuts = [slice(i * size, (i + 1) * size) for i in range(pieces)]
-        return [Completions(self.texts[cut], self.tokens[cut], self.ids[cut]) for cut in cuts]
+        return [
+            Completions(self.texts[cut], self.tokens[cut], self.ids[cut], self.truncated[cut]) for cut in cuts
+        ]
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,19 @@ class Draws:
         return place if self.before is None else place + self.before[rows]
 
 
+class Encoder(Protocol):
+    """What tasks use of an engine's text.Text."""
+
+    tools: Tools
+    positions: int | None
+
+    def encode(self, prompt: Prompt) -> list[int]: ...
+
+
 class Engine(Protocol):
     held: int
     """Bytes beyond the weights that the engine has had since it was made: a cache of its own."""
-    text: Text
+    text: Encoder
     max_new_tokens: int
 
     def generate(self, prompts: list[Prompt]) -> Completions:

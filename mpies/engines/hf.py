@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mpies.engines import likelihood, rope
 from mpies.engines.base import Completions, Draws, Engine, Prompt
+from mpies.engines.cache import cache_argument
 from mpies.engines.decode import Choose, decode, greedy
 from mpies.engines.sampler import Sampler
 from mpies.engines.text import Text
@@ -34,7 +34,7 @@ class HfEngine(Engine):
         batch_size: int,
         on_rows: Callable[[torch.Tensor], None] = lambda members: None,
     ):
-        if "past_key_values" not in inspect.signature(model.forward).parameters:
+        if cache_argument(model) is None:
             raise InputError(
                 f"engine.name: hf cannot decode {type(model).__name__}, which keeps no keys and values"
             )
@@ -61,7 +61,7 @@ class HfEngine(Engine):
         answers: list[list[int]] = [[]] * len(prompts)
         members = [0] * len(prompts)
         for chosen in _batches(encoded, members, self.batch_size):
-            batch = self._decode(encoded, members, chosen, Sampler(draws.part(chosen)))
+            batch = self._decode(prompts, members, chosen, Sampler(draws.part(chosen)))
             for i, tokens in zip(chosen, batch, strict=True):
                 answers[i] = tokens
         return self.text.completions(answers)
@@ -74,7 +74,8 @@ class HfEngine(Engine):
         for chosen in _batches(encoded, [0] * len(prompts), self.batch_size):
             pairs = [encoded[i] for i in chosen], [answers[i] for i in chosen]
             rope.refuse_beyond(self.model, max(len(p) + len(a) for p, a in zip(*pairs, strict=True)))
-            values = likelihood.of(self.model, *pairs, temperature, self.at_once)
+            inputs = [self.text.inputs(prompts[i]) for i in chosen]
+            values = likelihood.of(self.model, *pairs, temperature, self.at_once, inputs)
             for i, row in zip(chosen, values, strict=True):
                 found[i] = row
         return found
@@ -83,22 +84,23 @@ class HfEngine(Engine):
         encoded = [self.text.encode(prompt) for prompt in prompts]
         answers: list[list[int]] = [[]] * len(prompts)
         for chosen in _batches(encoded, members, self.batch_size):
-            for i, tokens in zip(chosen, self._decode(encoded, members, chosen), strict=True):
+            for i, tokens in zip(chosen, self._decode(prompts, members, chosen), strict=True):
                 answers[i] = tokens
         return self.text.completions(answers)
 
     def _decode(
-        self, encoded: list[list[int]], members: list[int], chosen: list[int], choose: Choose = greedy
+        self, prompts: list[Prompt], members: list[int], chosen: list[int], choose: Choose = greedy
     ) -> list[list[int]]:
         """The answers to the chosen prompts, each by its member."""
-        prompts = [encoded[i] for i in chosen]
-        rope.refuse_beyond(self.model, max(map(len, prompts)) + self.max_new_tokens)
+        encoded = [self.text.encode(prompts[i]) for i in chosen]
+        rope.refuse_beyond(self.model, max(map(len, encoded)) + self.max_new_tokens)
         owners = torch.tensor([members[i] for i in chosen], device=self.model.device)
 
         def on_rows(rows: torch.Tensor) -> None:
             self.on_rows(owners[rows])
 
-        return decode(self.model, prompts, self.text.stops, self.max_new_tokens, on_rows, choose)
+        stops, inputs = self.text.stops, [self.text.inputs(prompts[i]) for i in chosen]
+        return decode(self.model, encoded, stops, self.max_new_tokens, on_rows, choose, inputs)
 
 
 def _batches(encoded: list[list[int]], members: list[int], size: int) -> list[list[int]]:

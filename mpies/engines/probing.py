@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from mpies.engines import likelihood
 from mpies.engines.decode import decode
+from mpies.engines.reading import take_shifts
+from mpies.engines.vision import Inputs, for_rows
 
 
 class Tolerance(NamedTuple):
@@ -44,6 +46,8 @@ class Probe:
     answers: list[list[int]]
     ends: int
     """Tokens of the first answer."""
+    inputs: list[Inputs] = field(default_factory=list)
+    """What the model is given of the prompts' images, if they have any."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Probe:
@@ -55,10 +59,22 @@ class Probe:
         ids = [vocabulary * (i + 1) // (count + 2) for i in range(count)]
         return cls([ids[:5], ids[5:7]], [ids[7:10], ids[10:]], 2)
 
+    @classmethod
+    def of_images(cls, model: PreTrainedModel, prompts: list[list[int]], inputs: list[Inputs]) -> Probe:
+        """Of two prompts with images, and tokens that stand for none. The second prompt is the shorter."""
+        order = sorted((0, 1), key=lambda i: -len(prompts[i]))
+        text, vocabulary = model.config.get_text_config(), model.config.get_text_config().vocab_size
+        special = {value for key, value in vars(model.config).items() if key.endswith("token_id")}
+        special |= {value for key, value in vars(model.config).items() if key.endswith("token_index")}
+        special |= {value for key, value in vars(text).items() if key.endswith("token_id")} - {None}
+        ids = [token for i in range(64) if (token := vocabulary * (i + 1) // 66) not in special]
+        answers = ids[:: max(1, len(ids) // 6)][:6]
+        return cls([prompts[i] for i in order], [answers[:3], answers[3:]], 2, [inputs[i] for i in order])
+
     @property
     def second(self) -> Probe:
         """That prompt alone."""
-        return Probe(self.prompts[1:], self.answers[1:], len(self.answers[1]))
+        return Probe(self.prompts[1:], self.answers[1:], len(self.answers[1]), self.inputs[1:])
 
     @property
     def tokens(self) -> list[int]:
@@ -74,7 +90,9 @@ def by_one_forward(model: PreTrainedModel, probe: Probe) -> np.ndarray:
     """
     prompt, answer = probe.prompts[1], probe.answers[1]
     ids = torch.tensor([prompt + answer], device=model.device)
-    logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    given = for_rows(probe.inputs[1], 1, ids.shape[1], model) if probe.inputs else {}
+    logits = model(ids, use_cache=False, **given).logits[0, len(prompt) - 1 : -1]
+    take_shifts(model, ids[:, 0])
     found = torch.log_softmax(logits.float(), dim=-1)[:, probe.tokens].double().cpu().numpy()
     if not np.isfinite(found).all():
         raise ArithmeticError("the log-probabilities are not finite")
@@ -101,13 +119,14 @@ def decoded(
         return answers[rows, place]
 
     stops = {probe.answers[0][probe.ends - 1]}
-    decode(model, probe.prompts * members, stops, answers.shape[1], lambda rows: on_rows(rows // count), tell)
+    prompts, inputs = probe.prompts * members, probe.inputs * members
+    decode(model, prompts, stops, answers.shape[1], lambda rows: on_rows(rows // count), tell, inputs)
     return found.numpy()
 
 
 def read(model: PreTrainedModel, probe: Probe, at_once: bool = False) -> np.ndarray:
     """Log-probabilities of the second answer's own tokens, as both are read for KL divergence: (places,)."""
-    return likelihood.of(model, probe.prompts, probe.answers, at_once=at_once)[1]
+    return likelihood.of(model, probe.prompts, probe.answers, at_once=at_once, inputs=probe.inputs)[1]
 
 
 def spread(chances: np.ndarray) -> float:

@@ -8,14 +8,14 @@ live weights as they are, and a model for which they differ is refused in one li
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from mpies.engines.base import Engine
+from mpies.engines.base import Engine, Prompt
 from mpies.engines.hf import HfEngine
 from mpies.engines.membertest import FULL, check_members
 from mpies.engines.probing import TOLERANCES, Probe, by_one_forward, decoded, read, rms, spread
@@ -27,33 +27,47 @@ from mpies.model.weights import Weights
 INSTEAD = "use engine.name=vllm or another model"
 
 
-def check(model: PreTrainedModel, weights: Weights, perturbation: Perturbation, engine: Engine) -> None:
+def check(
+    model: PreTrainedModel,
+    weights: Weights,
+    perturbation: Perturbation,
+    engine: Engine,
+    images: Sequence[Prompt] = (),
+) -> None:
     """Raise InputError if the hf engine, or low rank, computes this model otherwise than its weights do.
 
     Where live weights of 16 bits hide small faults in rounding, the model computes with the base, too.
     Base, digest and live weights, which are the base's, are afterwards what they were. Reading given
     answers in pieces is given up if it is wrong for this model and reading them at once is not.
+    `images`: two prompts with images, if there are any among the task's, which are computed as well.
     """
     if not isinstance(engine, HfEngine):
         return  # vLLM's compares itself with transformers
     perturbation.clear()
-    probe, name = Probe.of(model), type(model).__name__
+    probes, name = [Probe.of(model)], type(model).__name__
+    if images:
+        asked = [engine.text.encode(prompt) for prompt in images]
+        probes.append(Probe.of_images(model, asked, [engine.text.inputs(prompt) for prompt in images]))
     live = str(weights.dtype).removeprefix("torch.")
     instead = INSTEAD
     if weights.dtype != torch.float32:  # some models have tables that stay in the checkpoint's dtype
         instead = INSTEAD.replace("use ", "use model.dtype=float32, ")
     with _computing(f"engine.name: hf cannot compute {name} in {live}", instead):
-        base = check_reading(model, engine, probe)
+        bases = [check_reading(model, engine, probe) for probe in probes]
     if isinstance(perturbation, LowRank):
         with _computing(f"es.perturbation: lowrank cannot compute {name} in {live}", FULL):
-            check_members(model, weights, perturbation, probe, base)
+            pairs = list(zip(probes, bases, strict=True))
+            # Again, since ways that are simpler for images' sake have to be right for text, too.
+            for probe, base in [*pairs, *pairs[:-1]]:
+                check_members(model, weights, perturbation, probe, base)
     # Where the base is kept on the host, the device has no room for it.
     if weights.dtype != torch.float32 and not weights.storage.streams:
         # Some models cannot, whose buffers are in the checkpoint's dtype.
         with suppress(RuntimeError), weights.lending(weights.base):
-            base = check_reading(model, engine, probe)
-            if isinstance(perturbation, LowRank):
-                check_members(model, weights, perturbation, probe, base)
+            for probe in probes:
+                base = check_reading(model, engine, probe)
+                if isinstance(perturbation, LowRank):
+                    check_members(model, weights, perturbation, probe, base)
 
 
 def check_reading(model: PreTrainedModel, engine: HfEngine, probe: Probe) -> np.ndarray:
@@ -82,6 +96,8 @@ def check_reading(model: PreTrainedModel, engine: HfEngine, probe: Probe) -> np.
         refuse_if_different(together, "where another answer has ended")
     told = expected[:, -len(alone.tokens) :].diagonal()
     if not rms(read(model, probe, engine.at_once) - told) <= tolerated:
+        if probe.inputs:
+            refuse_if_different(read(model, probe), "where it reads answers than where it decodes", told)
         refuse_if_different(
             read(model, probe, at_once=True), "where it reads answers than where it decodes", told
         )

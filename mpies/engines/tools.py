@@ -10,14 +10,11 @@ of role `tool` has a result. What a model's chat template or tokenizer does not 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
-
-from mpies.engines.base import Prompt
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 Message = dict[str, Any]
+Tokenizer = Any
+"""Of transformers, which this module does without: run files are read where it is not."""
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MOST_CALLS = 16  # of a turn
@@ -50,7 +47,7 @@ class UnreadableCallError(Exception):
 class Tools:
     """What a tokenizer and its chat template know of tools, found out by trying."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self.reads = getattr(tokenizer, "response_template", None) is not None
         self.shows, self.tells_calls, self.tells_results = _tried(tokenizer)
@@ -63,7 +60,7 @@ class Tools:
         schemas = "\n".join(json.dumps(tool.get("function", tool)) for tool in chat.tools)
         return _rendered(self.tokenizer, _explained(messages, EXPLAINED + schemas), None)
 
-    def read(self, ids: list[int], text: str, prompt: Prompt) -> tuple[Message, list[str]]:
+    def read(self, ids: list[int], text: str, prompt: Any) -> tuple[Message, list[str]]:
         """An answer as a message, with the calls in it, and what of it could not be read as a call.
 
         `text`: the answer without special tokens; `prompt`: what it answers.
@@ -153,7 +150,7 @@ def _explained(messages: list[Message], explanation: str) -> list[Message]:
     return [{**first, "content": f"{explanation}\n\n{first['content']}"}, *messages[1:]]
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Any) -> str:
+def _rendered(tokenizer: Tokenizer, messages: list[Message], tools: Any) -> str:
     made = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)
     return str(made)
 
@@ -172,7 +169,7 @@ TRIED = {
 }
 
 
-def _tried(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool, bool]:
+def _tried(tokenizer: Tokenizer) -> tuple[bool, bool, bool]:
     """Does the template write tools, calls, results?"""
     asked = {"role": "user", "content": "a"}
     shows = _writes(tokenizer, [asked], [TRIED])
@@ -187,7 +184,7 @@ def _calling(name: str) -> Message:
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
-def _writes(tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: Any) -> bool:
+def _writes(tokenizer: Tokenizer, messages: list[Message], tools: Any) -> bool:
     """Is the mark in what the template makes of it?"""
     try:
         return MARK in _rendered(tokenizer, messages, tools)

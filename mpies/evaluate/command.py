@@ -12,13 +12,13 @@ number of ranks. It runs under mpirun and srun, and without a launcher on one ra
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mpies.command_line import EXIT_CODES, HelpFormatter
 from mpies.errors import InputError
 from mpies.evaluate.subject import answers_as_trained, open_subject
+from mpies.files import refuse_unwritable
 from mpies.ranks.agreement import on_root, together
 from mpies.ranks.collectives import barrier
 from mpies.splits import HELD_OUT, TRAIN
@@ -88,7 +88,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(comm: Comm, arguments: list[str]) -> int:
     options = together(comm, parse, arguments)
-    on_root(comm, refuse_unwritable, options.json)
+    on_root(comm, refuse_unwritable, "--json", options.json)
     log, subject = open_subject(comm, options)
     # torch comes along: only once the command line is good.
     from mpies.evaluate.measuring import assemble, measure
@@ -114,16 +114,3 @@ def main(comm: Comm, arguments: list[str]) -> int:
             screen.say(f"wrote {options.json}")
     barrier(comm)
     return 0
-
-
-def refuse_unwritable(json: str | None) -> None:
-    """Raise InputError now if the JSON file could not be written at the end."""
-    if json:
-        path = Path(json).absolute()
-        special = path.exists() and not path.is_file()  # a device or a pipe is written to as it is
-        if (
-            path.is_dir()
-            or not path.parent.is_dir()
-            or not os.access(path if special else path.parent, os.W_OK)
-        ):
-            raise InputError(f"--json: cannot write {json}; name a file in a folder that is there")

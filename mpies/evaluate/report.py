@@ -59,7 +59,8 @@ class Split:
         if self.sampling:
             kept = {name: row[name] for name in ("generation", "split", "kl", "drift_l2")}
             return {"evaluations": [kept]}
-        return {"evaluations": [row], "metrics": metrics, "samples": samples}
+        prompts = [self.evaluation.prompt_rows(generation, self.name)]
+        return {"evaluations": [row], "metrics": metrics, "samples": samples, "prompts": prompts}
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ class Report:
 
         Unless it was measured `as_trained`, nothing is for the tables of the run's own evaluations.
         """
-        rows: Tables = {name: [] for name in ("evaluations", "metrics", "samples", "figures", "answers")}
+        tables = ("evaluations", "metrics", "samples", "figures", "answers", "prompts")
+        rows: Tables = {name: [] for name in tables}
         for split in self.splits:
             made = split.command_rows(generation, keep, self.drift)
             if as_trained:

@@ -114,6 +114,18 @@ class Evaluation:
         metrics = [{**where, "name": name, "mean": value} for name, value in means.items()]
         return {**where, **row}, samples, metrics
 
+    def prompt_rows(self, generation: int, split: str) -> dict[str, np.ndarray]:
+        """The run file's rows for every prompt, by column: of greedy answers, one to each."""
+        prompts = len(self.rows)
+        return {
+            "generation": np.full(prompts, generation),
+            "split": np.full(prompts, split, dtype=object),
+            "number": np.arange(prompts),
+            "reward": self.rewards,
+            "accuracy": self.metrics.get("accuracy", np.full(prompts, math.nan)),
+            "tokens": self.tokens,
+        }
+
     def answers(self, keep: int) -> list[dict[str, Any]]:
         """Prompt, number of the sample, completion, tokens, reward of the first `keep` prompts' answers."""
         return [

@@ -63,6 +63,17 @@ def pass_at(right: np.ndarray, k: int) -> Figure:
     return over_prompts(np.array(chances)[:, None])
 
 
+def sign_test(better: int, worse: int) -> float:
+    """p of the two-sided exact sign test: were better and worse prompts equally likely?
+
+    With right and wrong answers that is McNemar's exact test (McNemar 1947): prompts without a change
+    tell nothing. Whole numbers until one division. 1 where nothing changed.
+    """
+    changed = better + worse
+    tail = sum(math.comb(changed, i) for i in range(min(better, worse) + 1))
+    return min(1.0, 2 * tail / 2**changed)
+
+
 def pass_ks(samples: int) -> list[int]:
     """1, 2, 4, ... and the number of samples itself; none without several samples."""
     powers = [2**i for i in range(samples.bit_length()) if 2**i < samples]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from mpies.errors import InputError, reason
 from mpies.model import loading
-from mpies.model.weights import Weights, sum_digests
+from mpies.model.weights import Weights
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -46,7 +46,9 @@ class InitialFromFiles:
     def __init__(self, path: str, weights: Weights, digest: int | None):
         self._files = _files(path)
         try:
-            found = sum_digests(weights.digest_of(name, value) for name, value in self.items(weights))
+            found = weights.whole_digest(
+                weights.digest_of(name, value) for name, value in self.items(weights)
+            )
         except (KeyError, ValueError, OSError, SafetensorError) as error:
             raise InputError(
                 f"the initial weights cannot be read one by one from {path} ({reason(error)})"
@@ -86,8 +88,8 @@ class InitialFromLoading:
         """As `InitialFromFiles.items`. Raises InputError if another model is there meanwhile."""
         model, _ = loading.load(self._path, allow_download=False)
         values = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=True)}
-        shapes = ({name: p.shape for name, p in held.items()} for held in (values, weights.base))
-        if next(shapes) != next(shapes):
+        shapes = {name: value.shape for name, value in values.items()}
+        if shapes != weights.shapes:
             raise InputError(f"{self._path}: has other parameters than the model that it is compared with")
         if self._digest is not None and self._found(weights, values) != self._digest:
             raise InputError(f"model.path: {self._path} has changed since the job began")
@@ -97,7 +99,9 @@ class InitialFromLoading:
 
     @staticmethod
     def _found(weights: Weights, values: dict[str, torch.Tensor]) -> int:
-        return sum_digests(weights.digest_of(name, weights.as_base(values[name])) for name in weights.base)
+        return weights.whole_digest(
+            weights.digest_of(name, weights.as_base(values[name])) for name in weights.base
+        )
 
 
 def find_initial(path: str, weights: Weights, digest: int | None) -> InitialWeights:

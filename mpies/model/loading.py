@@ -5,6 +5,7 @@ safetensors only, no code from model folders, no hub access unless it is asked f
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -50,21 +51,21 @@ def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTo
     if not allow_download:
         _stay_offline()
     import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoTokenizer, GenerationConfig
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     place = locate(path)
     options = {"trust_remote_code": False, "local_files_only": not allow_download}
-    _configuration(path, **options)
+    config = _configuration(path, **options)
     if (Path(place) / "generation_config.json").is_file():
         # transformers would go on without it, and so without its stop tokens.
-        _attempt(path, "the generation_config.json of ", GenerationConfig.from_pretrained, place)
-    tokenizer = _attempt(path, "the tokenizer of ", AutoTokenizer.from_pretrained, place, **options)
-    model, info = _attempt(
+        attempt(path, "the generation_config.json of ", GenerationConfig.from_pretrained, place)
+    tokenizer = attempt(path, "the tokenizer of ", AutoTokenizer.from_pretrained, place, **options)
+    model, info = attempt(
         path,
         "",
-        AutoModelForCausalLM.from_pretrained,
+        _kind_of(config).from_pretrained,
         place,
         dtype="auto",
         use_safetensors=True,
@@ -78,6 +79,8 @@ def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTo
         raise InputError(
             f"model.path: {path} lacks {len(absent)} weights that fit its config.json, {absent[0]} among them"
         )
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _template_of_processor(Path(place))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
@@ -90,31 +93,49 @@ def outline(path: str, allow_download: bool) -> torch.nn.Module:
     """
     if not allow_download:
         _stay_offline()
-    from transformers import AutoModelForCausalLM
-
     options = {"trust_remote_code": False, "local_files_only": not allow_download}
     config = _configuration(path, **options)
     with torch.device("meta"):
-        return _attempt(path, "", AutoModelForCausalLM.from_config, config, trust_remote_code=False)
+        return attempt(path, "", _kind_of(config).from_config, config, trust_remote_code=False)
 
 
 def _configuration(path: str, **options: Any) -> Any:
     """What config.json says. Raises InputError for models that write no text, or not by a decoder alone."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
-    config = _attempt(path, "the configuration of ", AutoConfig.from_pretrained, locate(path), **options)
+    config = attempt(path, "the configuration of ", AutoConfig.from_pretrained, locate(path), **options)
     if getattr(config, "is_encoder_decoder", False):
         kind = "an encoder-decoder model"  # of some of them, transformers would load half
-    elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+    elif _kind_of(config):
         return config
-    elif hasattr(config, "vision_config"):
-        kind = "a vision model"
     else:
         kind = "no causal language model"
     raise InputError(
         f"model.path: cannot load {path}: {config.model_type} is {kind}; mpies tunes text decoders, such as"
         " Llama and Qwen2"
     )
+
+
+def _kind_of(config: Any) -> Any:
+    """transformers' class that makes models of a configuration; None if they are none that write text."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else None
+
+
+def _template_of_processor(folder: Path) -> str | None:
+    """The chat template, where a vision model's folder has it in a file that tokenizers do not read."""
+    try:
+        return json.loads((folder / "chat_template.json").read_text())["chat_template"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def folder_of(path: str) -> str:
@@ -135,7 +156,7 @@ def _stay_offline() -> None:
     constants.HF_HUB_OFFLINE = True
 
 
-def _attempt(path: str, what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def attempt(path: str, what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Call a loader of transformers; whatever it raises is bad input."""
     try:
         return function(*arguments, **options)

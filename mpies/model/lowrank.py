@@ -46,7 +46,7 @@ class LowRank:
         self.weights = weights
         self.rank = rank
         self.block = Block(rank, share_of(weights.kernels))
-        self.ways = Ways(model, self.block)
+        self.ways = Ways(model, self.block, weights.base)
 
     def set(self, members: list[Member], sigma: float) -> None:
         """Draw the block's noise: M (rows + columns) rank numbers per matrix, M times a vector's."""

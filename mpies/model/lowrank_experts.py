@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mpies.model.linear_cpu import linear
-from mpies.model.lowrank_block import Block
+from mpies.model.lowrank_block import Block, fuses
 
 TOLD = ("has_gate", "has_bias", "is_transposed", "num_experts", "_apply_gate")
 PARAMETERS = {"gate_up_proj", "up_proj", "down_proj", "gate_up_proj_bias", "up_proj_bias", "down_proj_bias"}
@@ -73,14 +73,15 @@ class Pairs:
         self.numbers, self.members = numbers, members
         count: int = module.num_experts  # type: ignore[assignment]
         self.chosen = members * count + numbers
-        self.counts = torch.bincount(numbers, minlength=count)
+        # Counting them would wait for a GPU.
+        self.ends = torch.searchsorted(numbers, torch.arange(count, device=numbers.device), right=True)
 
     def product(self, x: torch.Tensor, key: str) -> torch.Tensor:
         """Each token (S, K) times its expert's matrix of that name, and its bias: (S, N)."""
         stack = self.module._parameters[key]
         assert stack is not None
         turned = bool(self.module.is_transposed)
-        y = _grouped(x, stack if turned else stack.mT, self.counts)
+        y = _grouped(x, stack if turned else stack.mT, self.ends)
         noise = self.block.matrices[self.names[key]].each
         self.block.add_chosen(y, x, noise.turned() if turned else noise, self.chosen)
         bias = f"{key}_bias"
@@ -93,15 +94,23 @@ class Pairs:
         return y
 
 
-def _grouped(x: torch.Tensor, stack: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """x (S, K), in the order of groups, times each group's matrix of stack (G, K, N); counts int64 (G,)."""
-    grouped = getattr(nn.functional, "grouped_mm", None)
-    if x.device.type == "cuda" and grouped and x.dtype == torch.bfloat16:
-        return grouped(x, stack, offs=counts.cumsum(0).to(torch.int32))
+def _grouped(x: torch.Tensor, stack: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """x (S, K), in the order of groups, times each group's matrix of stack (G, K, N): (S, N).
+
+    ends int64 (G,): how many of x are in that group or in those before it.
+    """
+    if fuses(x) and _knows_groups(x, stack):  # nor does it wait to know how many they are
+        return nn.functional.grouped_mm(x, stack, offs=ends.to(torch.int32))
     y = x.new_empty(len(x), stack.shape[-1])
     first = 0
-    for number, count in enumerate(counts.tolist()):
-        if count:
-            y[first : first + count] = linear(x[first : first + count], stack[number].t())
-            first += count
+    for number, end in enumerate(ends.tolist()):
+        if first < end:
+            y[first:end] = linear(x[first:end], stack[number].t())
+        first = end
     return y
+
+
+def _knows_groups(x: torch.Tensor, stack: torch.Tensor) -> bool:
+    """Does torch's product of groups take them? Rows begin at multiples of 16 bytes."""
+    whole = x.shape[1] % 8 == 0 and stack.shape[2] % 8 == 0
+    return hasattr(nn.functional, "grouped_mm") and x.dtype == torch.bfloat16 and whole

@@ -59,8 +59,11 @@ def conv1d(block: Block, place: Wrapped, x: torch.Tensor) -> torch.Tensor:
 
 def embedding(block: Block, place: Wrapped, ids: torch.Tensor) -> torch.Tensor:
     """Rows of the weight."""
+    shared = isinstance(ids, torch.Tensor) and ids.shape[0] == 1
     ids = _of_rows(block, place, ids)
-    if ids.dim() != 2:
+    # Positions of patches, of as many images as there may be in a row.
+    patches = shared and block.tokens == 1 and ids.shape[1] > 1 and len(block.rows) > 1
+    if ids.dim() != 2 or (patches and not block.alone):
         place.refuse("what the {} at {} is asked for")
     return block.looked_up(ids, place.parameter("weight"), block.matrices[place.names["weight"]])
 

@@ -8,7 +8,7 @@ and so on up to the whole model. Modules of one kind, as those of all layers, ch
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mpies.errors import InputError
+from mpies.model.beside import beside_decoder
 from mpies.model.lowrank_block import Block
 from mpies.model.lowrank_kinds import GUESSES, READ_BY_OTHERS, InPlaceOf, rules_for
 from mpies.model.lowrank_own import UnknownUse
@@ -60,15 +62,24 @@ class Ways:
     `linear_cpu.install` replaces forwards, too, before or after: it leaves alone what is replaced.
     """
 
-    def __init__(self, model: nn.Module, block: Block):
+    def __init__(self, model: nn.Module, block: Block, tuned: Container[str] | None = None):
         self.model = model
         self.block = block
         self.ways: dict[str, Way] = {}
         self.trying = False
-        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        named = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.names = {key: name for key, name in named.items() if tuned is None or name in tuned}
+        self.beside = tuple(f"{path}." for path in beside_decoder(model))
         self._at("", top=True)
         for path, module in model.named_modules():
-            if any(parameter is not None for parameter in module._parameters.values()):
+            own = [parameter for parameter in module._parameters.values() if parameter is not None]
+            known = [parameter for parameter in own if id(parameter) in self.names]
+            if known and len(known) < len(own):
+                raise InputError(
+                    f"es.leave_out: leaves out a part of {path}'s parameters, and low rank needs all of a"
+                    " module's; name the whole module, or use es.perturbation=full"
+                )
+            if known:
                 way = self._at(path)
                 way.rules = rules_for(way.place)
         for path in [path for path, way in self.ways.items() if type(way.place.module) in READ_BY_OTHERS]:
@@ -174,7 +185,7 @@ class Ways:
         """The way of the module there, whose forward is replaced if it was not."""
         if path not in self.ways:
             module = self.model.get_submodule(path)
-            own = {key: self.names[id(p)] for key, p in module._parameters.items() if p is not None}
+            own = {key: self.names[id(p)] for key, p in module._parameters.items() if id(p) in self.names}
             way = self.ways[path] = Way(Wrapped(path, module, own, module.forward), [])
             vars(module)["forward"] = self._forward(way, top)
         return self.ways[path]
@@ -182,6 +193,7 @@ class Ways:
     def _forward(self, way: Way, top: bool) -> Callable[..., Any]:
         """A module's forward: its own without a block, else that of its way."""
         place, block = way.place, self.block
+        beside = f"{place.path}.".startswith(self.beside) if self.beside else False
 
         @wraps(place.plain)  # others look at its signature
         def forward(*given: Any, **named: Any) -> Any:
@@ -192,6 +204,9 @@ class Ways:
             rule = way.rule
             if rule is None:
                 return place.plain(*given, **named)
+            tokens = block.tokens
+            if beside:  # a row has patches of images there, not tokens
+                block.tokens = 1
             try:
                 return rule(block, place, *given, **named)
             except Unfit as unfit:
@@ -203,6 +218,8 @@ class Ways:
                 if not self.trying or isinstance(error, torch.OutOfMemoryError):
                     raise
                 raise Unfit.of(place, "all that the {} at {} does", block.alone) from error
+            finally:
+                block.tokens = tokens
 
         return forward
 

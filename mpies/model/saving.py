@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MARK = "mpies.json"
+PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 
 
 def save(
@@ -38,6 +39,7 @@ def save(
         folder.parent.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        _copy_processor(Path(model.name_or_path or ""), partial)
         (partial / MARK).write_text(json.dumps(origin or {}, indent=1) + "\n")
         for file in partial.iterdir():
             shutil.copymode(partial / MARK, file)  # safetensors writes files that only we may read
@@ -48,6 +50,13 @@ def save(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise StorageError(f"{folder}: cannot write the model ({reason(error)})") from None
+
+
+def _copy_processor(origin: Path, folder: Path) -> None:
+    """What reads a model's images is no part of what is tuned."""
+    for name in PROCESSOR:
+        if (origin / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(origin / name, folder / name)
 
 
 def refuse_overwriting(folder: Path) -> None:

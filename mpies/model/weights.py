@@ -3,8 +3,10 @@
 The base is a float32 tensor per parameter and the only truth. The live weights are the model's own
 parameters, in the dtype that the engine computes with; they are overwritten as a whole from the base,
 `live <- cast(base + sigma * sign * noise)`, so there is nothing to restore and nothing that can drift.
-Tied parameters are one tensor. Beyond base and live, no more than one tensor's memory is needed; if the
-base is kept in the host's memory (storage.py), two tensors' instead of the base's.
+Tied parameters are one tensor. Parameters that are left out of the tuning have live values only, which
+stay as they are; they count in the digest as if they were in the base. Beyond base and live, no more than
+one tensor's memory is needed; if the base is kept in the host's memory (storage.py), two tensors' instead
+of the base's.
 
 With a `master` of bfloat16 the base is kept in that, which halves its memory. A parameter is then
 widened to float32 to be worked on, and an update is rounded to it once, up or down at random, so that
@@ -120,16 +122,40 @@ class Weights:
         self.kernels = kernels
         self.rank = rank
         self.ids = _ids(list(base))
+        self.shapes = {name: tensor.shape for name, tensor in base.items()}
+        """Of all parameters, those that are left out as well."""
         self._parameters = dict(model.named_parameters(remove_duplicate=True))
         self._lend(live)
         torch.nn.Module.to(model, self.device)  # buffers
         model.config.dtype = self.dtype
         self._live_is_base = False
+        self._left_out: list[torch.Tensor] = []
         self.show_base()
+
+    def leave_out(self, modules: Iterable[str]) -> None:
+        """These modules' parameters are no longer tuned, nor in `base` and `live`; they stay in the model.
+
+        `modules`: their paths, or names of parameters. A tied parameter is where its name says. The digest
+        stays. Raises InputError for a path without parameters, and if none would be left.
+        """
+        chosen = {path: [name for name in self.base if _is_within(name, path)] for path in modules}
+        for path, names in chosen.items():
+            if not names:
+                raise InputError(
+                    f"es.leave_out: the model has no parameters in {path!r}; names are such as"
+                    f" {next(iter(self.base))}"
+                )
+        self.show_base()
+        left = dict.fromkeys(name for names in chosen.values() for name in names)
+        if len(left) == len(self.base):
+            raise InputError("es.leave_out: leaves out all parameters, so that nothing could be learned")
+        for name in left:
+            self._left_out.append(self.digest_of(name, self.storage.copy(name)))
+            del self.base[name], self.live[name]
 
     @property
     def size(self) -> int:
-        """The number of parameters."""
+        """The number of parameters that are tuned."""
         return sum(base.numel() for base in self.base.values())
 
     @property
@@ -267,11 +293,15 @@ class Weights:
 
         Equal on CPU and GPU, for any order of work.
         """
-        return sum_digests(
+        return self.whole_digest(
             self.kernels.digest(part.float().view(-1), self.ids[name], start)
             for name, base in self.storage.bring(self.base)
             for part, start in _parts_of(base)
         )
+
+    def whole_digest(self, parts: Iterable[torch.Tensor]) -> int:
+        """The digest, of what all tuned parameters add to it."""
+        return sum_digests([*parts, *self._left_out])
 
     def digest_of(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """What a tensor of values adds to the digest if it is the base of that parameter; int64 ()."""
@@ -281,6 +311,10 @@ class Weights:
 def sum_digests(parts: Iterable[torch.Tensor]) -> int:
     """The digest, below 2^64, that is made up of what the parameters add. A GPU is waited for once."""
     return int(torch.stack(list(parts)).sum()) % 2**64  # integers wrap
+
+
+def _is_within(name: str, path: str) -> bool:
+    return name == path or name.startswith(f"{path}.")
 
 
 def _parts_of(base: torch.Tensor) -> list[tuple[torch.Tensor, int]]:

@@ -2,8 +2,9 @@
 
 A program works on `CHUNKS` chunks: its Philox words never leave the registers, a number costs one
 look-up in the table, which stays in the first-level cache, and the base is read and written once per
-tensor, however many members there are. Launched with `enable_fp_fusion=False`: a fused multiplication
-and addition would round once instead of twice.
+tensor, however many members there are. Both updates have a better kernel where Triton has Gluon, in which
+layouts are chosen by hand: `gpu_update`, `gpu_lowrank`. Launched with `enable_fp_fusion=False`: a fused
+multiplication and addition would round once instead of twice.
 
 Integers that are given have the types that their annotations say, whatever their values: otherwise
 Triton compiles a kernel anew for a seed with a top bit, in the middle of a run.
@@ -12,7 +13,7 @@ Triton compiles a kernel anew for a seed with a top bit, in the middle of a run.
 from __future__ import annotations
 
 import functools
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -213,26 +214,26 @@ def _launch_on_counters(kernel, grid: tuple[int, ...], *arguments) -> None:
 
 
 @functools.cache
+def _target() -> Any:
+    """What Triton compiles for, its `GPUTarget`; None in its interpreter, without a GPU."""
+    compiles = isinstance(_perturb, triton.JITFunction)
+    return triton.runtime.driver.active.get_current_target() if compiles else None
+
+
 def _threads_of_a_warp() -> int:
     """32 on NVIDIA's GPUs, 64 on most of AMD's."""
-    if not isinstance(_perturb, triton.JITFunction):  # Triton's interpreter, without a GPU
-        return 32
-    return triton.runtime.driver.active.get_current_target().warp_size
+    return _target().warp_size if _target() else 32
 
 
-@functools.cache
-def _layouts_by_hand() -> ModuleType | None:
-    """`gpu_lowrank`, where Triton compiles and has a Gluon that it was tried with."""
-    if not isinstance(_perturb, triton.JITFunction) or not _knows_gluon(triton.__version__):
-        return None
-    from mpies.noise import gpu_lowrank
-
-    return gpu_lowrank
+def _has_gluon() -> bool:
+    """Has Triton a Gluon that our two kernels were tried with? It is experimental, and changes."""
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return _target() is not None and (3, 7) <= version <= (3, 9)
 
 
-def _knows_gluon(version: str) -> bool:
-    """Triton 3.7 and newer."""
-    return tuple(int(part) for part in version.split(".")[:2]) >= (3, 7)
+def _shares_table() -> bool:
+    """Is `gpu_update` better? On AMD's GPUs two tables fill a unit's memory, so that few programs run."""
+    return _has_gluon() and _target().backend == "cuda"
 
 
 def _programs(size: int, start: int = 0) -> int:
@@ -257,10 +258,15 @@ class GpuKernels:
         """base += sum_i coefficients_i * noise(seeds_i), summed in float32 in the order given."""
         if base.numel():
             factors = uploaded(np.asarray(coefficients, np.float32), base.device)
+            raw = _raw_seeds(seeds, base.device)
+            if _shares_table():
+                from mpies.noise import gpu_update
+
+                gpu_update.add_noise(base, raw, factors, parameter, start, launch, _threads_of_a_warp())
+                return
             _launch_on_counters(
                 _update, (_programs(base.numel(), start),),
-                base, table(base.device), _raw_seeds(seeds, base.device), factors, len(seeds),
-                base.numel(), parameter, start, CHUNKS,
+                base, table(base.device), raw, factors, len(seeds), base.numel(), parameter, start, CHUNKS,
             )  # fmt: skip
 
     def normal(self, count, seeds, parameter, stream, device, start=0):
@@ -277,15 +283,15 @@ class GpuKernels:
 
     def lowrank_update(self, base, seeds, coefficients, parameter, rank, matrix=0):
         """base += sum_i coefficients_i * E(seeds_i) for a matrix; see `definition.lowrank_updated`."""
-        by_hand = _layouts_by_hand()
         for tile in scaled_factors(self, base, seeds, coefficients, parameter, rank, matrix):
             (terms, rows), columns = tile.a.shape, tile.b.shape[1]
-            if by_hand:
-                target = base[tile.row :, tile.column :]
-                by_hand.add_products(target, tile.a, tile.b, launch, _threads_of_a_warp())
+            target = base[tile.row :, tile.column :]
+            if _has_gluon():
+                from mpies.noise import gpu_lowrank
+
+                gpu_lowrank.add_products(target, tile.a, tile.b, launch, _threads_of_a_warp())
                 continue
             grid = -(-rows // TILE), -(-columns // TILE)
-            target = base[tile.row :, tile.column :]
             launch(
                 _lowrank_update, grid,
                 target, tile.a, tile.b, terms, rows, columns, base.shape[1], TILE,

@@ -8,6 +8,7 @@ itself spreads a thread's elements, and loads them one by one.
 from __future__ import annotations
 
 import torch
+import triton.language as tl  # Triton knows its own names for types only
 from torch.nn.functional import pad
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -20,7 +21,7 @@ COLUMNS = WIDE * ACROSS
 
 @gluon.jit(do_not_specialize=["terms", "rows", "columns", "stride"])
 def _lowrank_update(
-    base, a, b, terms, rows: gl.int64, columns: gl.int64, stride: gl.int64,
+    base, a, b, terms: tl.int32, rows: tl.int64, columns: tl.int64, stride: tl.int64,
     tall: gl.constexpr, wide: gl.constexpr, down: gl.constexpr, across: gl.constexpr, warps: gl.constexpr,
     together: gl.constexpr,
 ):  # fmt: skip

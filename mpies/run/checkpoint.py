@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from mpies.errors import StorageError, reason
 from mpies.files import written_whole
-from mpies.model.weights import Weights, sum_digests
+from mpies.model.weights import Weights
 
 KEPT = 2
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}  # of a base's dtype, in the file
@@ -75,7 +75,7 @@ def _problem(file, weights: Weights, run_uuid: str, generation: int, digest: int
         if stored.shape != base.shape or stored.dtype != base.dtype:
             return f"it holds another {name}"
         parts.append(weights.digest_of(name, stored.to(weights.device, non_blocking=True)))
-    return None if sum_digests(parts) == digest else "damaged: its digest is not the run file's"
+    return None if weights.whole_digest(parts) == digest else "damaged: its digest is not the run file's"
 
 
 def _header(weights: Weights, metadata: dict[str, str]) -> bytes:

@@ -1,6 +1,7 @@
 """What ranks tell one another in a generation: (seed, reward) pairs; then digests and whether to stop.
 
-16 bytes a member and 16 bytes a rank travel, and nothing else (paper, section 3).
+16 bytes a member and 16 bytes a rank travel, and nothing else (paper, section 3): what `telemetry` gathers on
+rank 0 for the run file comes afterwards, and no weight depends on it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpies.errors import DivergedError, RefusedError
+from mpies.es.answers import Answers
 from mpies.es.population import Member, Plan
 from mpies.ranks.agreement import find_diverged
 from mpies.ranks.collectives import allgather_rows, barrier, named
@@ -35,6 +37,7 @@ class Evaluated:
     reward: float
     tokens: int
     seconds: float
+    answers: Answers
     tally: Tally = field(default_factory=Tally)
     """What its episodes came to."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from mpies import config
 from mpies.config import Settings
 from mpies.errors import RefusedError
 from mpies.es.population import Population
+from mpies.measure.statistics import over_prompts
 from mpies.model.saving import save
 from mpies.phases import Phases
 from mpies.ranks.agreement import on_root
@@ -28,6 +29,7 @@ from mpies.run.stopping import RECENT, Stop, announce
 from mpies.runfile import RUN_FILE, History, RunFile
 from mpies.splits import TRAIN, spoken
 from mpies.tasks.base import Task
+from mpies.tasks.rewards import parts_of
 from mpies.time_limit import seconds_of
 
 if TYPE_CHECKING:
@@ -109,6 +111,8 @@ class Job:
             return
         if split == TRAIN:
             self.advisor.unperturbed = mean
+            error = over_prompts(milestone.evaluation.rewards[:, None]).error
+            self.advisor.error = error if self.task.prompts_per_generation else 0.0
         if self.log:
             self.log.add_evaluation(*milestone.table_rows(self.settings.run.keep_samples))
 
@@ -191,6 +195,7 @@ def _bring_replica(
     setup = settle(comm, settings)
     if history:
         continuity.refuse_other_run(history, settings, setup)
+        setup = replace(setup, left_out=history.left_out)
     replica = load(comm, settings, setup, InitialUse.of_training(settings))
     screen.banner(settings, replica.facts, setup, folder / RUN_FILE)
     if history:
@@ -216,7 +221,7 @@ def _make_job(
         phases=Phases(replica.synchronize),
         stop=stop,
         screen=screen,
-        advisor=Advisor(screen.say),
+        advisor=Advisor(screen.say, parts_of(settings.task.reward)),
         log=log,
     )
     if history:
@@ -250,6 +255,7 @@ def open_log(job: Job, setup: Setup) -> set[tuple[int, str]]:
             model_path=facts.model_path,
             model_digest=np.uint64(facts.model_digest),
             parameters=facts.parameters,
+            **({"left_out": " ".join(facts.left_out)} if facts.left_out else {}),
             dtype=facts.dtype,
             data_digest=job.task.digest,
             fitness=job.settings.es.fitness,

@@ -31,7 +31,8 @@ class Milestone:
 
     def table_rows(self, keep: int):
         """For `RunFile.add_evaluation`, with the answers to the first `keep` prompts."""
-        return self.evaluation.table_rows(self.generation, self.split, keep, self.kl, self.drift)
+        rows = self.evaluation.table_rows(self.generation, self.split, keep, self.kl, self.drift)
+        return *rows, self.evaluation.prompt_rows(self.generation, self.split)
 
 
 def is_due(generation: int, every: int, last: int) -> bool:

@@ -33,8 +33,6 @@ def replay(
     called with the share of the work that each step was. Raises ValueError without an `anchor` if
     `needs_anchor` says that there has to be one.
     """
-    from mpies.model.weights import sum_digests
-
     if anchor is None and needs_anchor(history, first, last):
         raise ValueError(
             "these generations decayed towards the initial weights: replaying them needs an anchor"
@@ -51,7 +49,7 @@ def replay(
             progress(base.numel() / weights.size / len(steps))
         if not every_digest:
             parts[0].append(weights.digest_of(name, weights.value(name)))
-    return [sum_digests(part) for part in parts]
+    return [weights.whole_digest(part) for part in parts]
 
 
 def _pull(initial: torch.Tensor, decay: float, name: str, value: torch.Tensor) -> None:

@@ -60,6 +60,7 @@ class Screen:
         rows = {
             "model": f"{facts.model_name}, {count(facts.parameters)} parameters,"
             f" digest {facts.model_digest:016x}",
+            **({"not tuned": ", ".join(facts.left_out)} if facts.left_out else {}),
             "weights": f"base {facts.base_dtype}, live {facts.dtype} ({facts.dtype_reason})",
             "task": f"{task.name}: {len(task.train)} training, {len(task.held_out)} held-out prompts",
             **({"reward": "\n".join(rewards_shown(setup.reward_digests))} if setup.reward_digests else {}),

@@ -10,6 +10,7 @@
     /evaluation       a row per evaluation and split
     /metric           a row per evaluation, split and further figure of the task
     /sample           a row per kept answer
+    /prompt           a row per evaluation and prompt
     /figure /answer   what `mpies.evaluate --log` measured; only there once it did
     /generations ...  row numbers: generations, members, evaluations, samples, starts, which name the
                       dimensions of the datasets above (HDF5 dimension scales)
@@ -28,12 +29,22 @@ from mpies.runfile.reader import (
     refuse_unknown,
     salvage_history,
 )
-from mpies.runfile.schema import ALL_TABLES, COMMAND_TABLES, RUN_FILE, SCHEMA_VERSION, TABLES
+from mpies.runfile.schema import (
+    ALL_TABLES,
+    COMMAND_TABLES,
+    COSINE,
+    METRIC,
+    RUN_FILE,
+    SCHEMA_VERSION,
+    TABLES,
+)
 from mpies.runfile.writer import RunFile
 
 __all__ = [
     "ALL_TABLES",
     "COMMAND_TABLES",
+    "COSINE",
+    "METRIC",
     "RUN_FILE",
     "SCHEMA_VERSION",
     "TABLES",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-from mpies.runfile.schema import ALL_TABLES, ATTRIBUTES, CHECKSUM
+from mpies.runfile.schema import ALL_TABLES, ATTRIBUTES, CHECKSUM, COSINE, METRIC
 
 COVERS = "covers"
 NAMED = 5
@@ -42,11 +42,25 @@ class Damage:
 
 
 def cover(file: h5py.File, table: str) -> None:
-    """Note which columns the table's checksums go over: those that the schema has."""
+    """Note which columns the table's checksums go over: those of the schema, and of the task's figures."""
     names = [f"{table}/{column.name}" for column in ALL_TABLES[table] if column.name != CHECKSUM]
     if table == "generation":
         names += [f"member/{column.name}" for column in ALL_TABLES["member"]]
+        names += own_columns(file)
     file[table][CHECKSUM].attrs[COVERS] = " ".join(names)
+
+
+def covered(file: h5py.File, table: str) -> list[str]:
+    """The columns that the table's checksums go over."""
+    return str(file[table][CHECKSUM].attrs[COVERS]).split()
+
+
+def own_columns(file: h5py.File) -> list[str]:
+    """The columns of the task's figures, in the order of their names."""
+    prefixes = {"generation": COSINE, "member": METRIC}
+    return [
+        f"{table}/{name}" for table, own in prefixes.items() for name in file[table] if name.startswith(own)
+    ]
 
 
 def seal(file: h5py.File, table: str, first: int = 0, last: int | None = None) -> None:
@@ -59,10 +73,7 @@ def seal(file: h5py.File, table: str, first: int = 0, last: int | None = None) -
 
 def checksums(file: h5py.File, table: str, first: int, last: int) -> np.ndarray:
     """Of the rows [first, last) as they are: uint64 (rows,), none of them 0."""
-    columns = [
-        (name.encode() + b"\0", _row_bytes(file[name], first, last))
-        for name in str(file[table][CHECKSUM].attrs[COVERS]).split()
-    ]
+    columns = [(name.encode() + b"\0", _row_bytes(file[name], first, last)) for name in covered(file, table)]
     found = np.zeros(last - first, dtype=np.uint64)
     for i in range(last - first):
         total = hashlib.blake2b(digest_size=8)
@@ -95,7 +106,7 @@ def find_damage(file: h5py.File) -> Damage:
     if uncounted > 1:
         damaged.append(f"the counter, which says {committed}, though {uncounted} more generations are there")
     for table in ALL_TABLES.keys() & file.keys() - {"generation", "member"}:
-        columns = str(file[table][CHECKSUM].attrs[COVERS]).split()
+        columns = covered(file, table)
         if len({len(file[column]) for column in columns}) > 1:
             damaged.append(f"{table}, whose columns differ in length")
             continue
@@ -136,7 +147,7 @@ def _named(name: str, rows: list[int]) -> list[str]:
 def _row_bytes(dataset: h5py.Dataset, first: int, last: int) -> list[bytes]:
     """The values of each row as bytes, little endian; a text's length before it."""
     values = dataset[first:last]
-    if values.dtype.kind == "O":
+    if values.dtype.kind in "OS":
         return [len(text).to_bytes(8, "little") + text for text in values]
     values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
     return [row.tobytes() for row in values]

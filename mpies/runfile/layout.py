@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import uuid
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,16 +15,18 @@ import h5py
 import numpy as np
 
 import mpies
-from mpies.runfile.checksum import cover, seal
+from mpies.runfile.checksum import cover, own_columns, seal
 from mpies.runfile.schema import (
     ALL_DIMENSIONS,
     ALL_TABLES,
     CHECKSUM,
+    MOST_FIGURES,
     PER_GENERATION,
     SCHEMA_VERSION,
     TABLES,
     TEXT,
     Column,
+    own_column,
 )
 
 # Rows are allocated for all generations at once, or for this many bytes and then twice as many.
@@ -66,6 +69,34 @@ def complete_tables(file: h5py.File, tables: dict[str, list[Column]] = TABLES) -
     for table in changed:
         cover(file, table)
         seal(file, table, 0, int(file.attrs["generations_committed"]) if table == "generation" else None)
+
+
+def missing_columns(file: h5py.File, names: Iterable[str]) -> list[str]:
+    """Those of a task's figures (generation/cosine_..., member/metric_...) that have no column and get one.
+
+    There are up to MOST_FIGURES of them in a table.
+    """
+    room = dict.fromkeys(PER_GENERATION, MOST_FIGURES)
+    for column in own_columns(file):
+        room[column.split("/")[0]] -= 1
+    missing = []
+    for name in names:
+        table = name.split("/")[0]
+        if name not in file and room[table] > 0:
+            room[table] -= 1
+            missing.append(name)
+    return missing
+
+
+def add_own_columns(file: h5py.File, names: list[str]) -> None:
+    """Columns for a task's figures that were not measured before, NaN for the generations that are there."""
+    population = int(file.attrs["population"])
+    for name in names:
+        table, _, column = name.partition("/")
+        _create_dataset(file, name, own_column(column), (population,) if table == "member" else ())
+        file[name].resize(len(file["generation/digest"]), axis=0)
+    cover(file, "generation")
+    seal(file, "generation", 0, int(file.attrs["generations_committed"]))
 
 
 def _create_dataset(file: h5py.File, name: str, column: Column, width: tuple[int, ...]) -> None:
@@ -118,6 +149,17 @@ def append_row(file: h5py.File, table: str, row: dict[str, Any]) -> None:
     seal(file, table, rows - 1, rows)
 
 
+def append_rows(file: h5py.File, table: str, columns: dict[str, np.ndarray]) -> None:
+    """Add many rows at once, values by column name, all of the same length."""
+    first = len(file[table][CHECKSUM])
+    last = first + len(next(iter(columns.values())))
+    for column in ALL_TABLES[table]:
+        file[table][column.name].resize(last, axis=0)
+        if column.name != CHECKSUM:
+            file[table][column.name][first:last] = columns[column.name]
+    seal(file, table, first, last)
+
+
 def evaluated_in(file: h5py.File) -> set[tuple[int, str]]:
     """(generation, split) of the evaluations that are there."""
     table = file["evaluation"]
@@ -141,9 +183,10 @@ def name_dimensions(file: h5py.File) -> None:
     This changes the file's structure, so it belongs to the changes that are made on a copy in memory.
     A file of a writer that knew no dimensions gets them, too.
     """
+    own = own_columns(file)
     for table in ALL_TABLES.keys() & file.keys():
-        for column in ALL_TABLES[table]:
-            dataset = file[table][column.name]
+        of_schema = [f"{table}/{column.name}" for column in ALL_TABLES[table]]
+        for dataset in (file[name] for name in [*of_schema, *own] if name.startswith(f"{table}/")):
             for axis, name in enumerate(ALL_DIMENSIONS[table]):
                 if name not in file:
                     _create_scale(file, name)

@@ -64,6 +64,8 @@ class History:
     """SHA-256 of the task's rows; empty in files of versions that did not write it."""
     reward_digests: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the reward functions' files at the latest start, by name; empty in earlier files."""
+    left_out: tuple[str, ...] = ()
+    """Modules whose parameters are not tuned; none in earlier files."""
     damage: Damage = field(default_factory=Damage)
     """What of the file is not as it was written."""
 
@@ -171,6 +173,7 @@ def history_of(file: h5py.File, evaluations: bool = True) -> History:
         fitness=str(file.attrs.get("fitness", "zscore")),
         data_digest=str(file.attrs.get("data_digest", "")),
         reward_digests=_reward_digests(file),
+        left_out=tuple(str(file.attrs.get("left_out", "")).split()),
         evaluated=_evaluated(file, committed) if evaluations else {},
         **{row: file[f"member/{row}"][:committed] for row in ("seed", "sign", "reward", "coefficient")},
         **{row: file[f"generation/{row}"][:committed] for row in ("alpha", "digest", "seconds")},

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,21 @@ import numpy as np
 from mpies.errors import InputError, StorageError, reason
 from mpies.runfile.checksum import find_damage, seal
 from mpies.runfile.layout import (
+    add_own_columns,
     add_start,
     allocate_rows,
     append_row,
+    append_rows,
     complete_tables,
     evaluated_in,
     fill_evaluation,
     lay_out,
+    missing_columns,
     name_dimensions,
     utc_now,
 )
 from mpies.runfile.reader import History, checked_history, damage_told, open_for_reading
-from mpies.runfile.schema import CHECKSUM, COMMAND_TABLES, TABLES
+from mpies.runfile.schema import CHECKSUM, COMMAND_TABLES, COSINE, METRIC, TABLES, column_name
 from mpies.runfile.storage import commit, lock_folder, lock_given_back, made_folder, replace_file
 
 
@@ -127,16 +130,33 @@ class RunFile:
             allocate_rows(file, self.generations)
 
     def append(self, generation: dict[str, Any], members: dict[str, np.ndarray]) -> None:
-        """Write the next generation's row and its members' rows (N,), and commit them."""
+        """Write the next generation's row and its members' rows (N,), and commit them.
+
+        Beside the schema's columns, `generation` may have cosine_NAME and `members` metric_NAME: figures of
+        the task, of which up to MOST_FIGURES get columns.
+        """
+        rows = [("generation", COSINE, generation), ("member", METRIC, members)]
+        own = {
+            f"{table}/{column_name(name)}": row[name]
+            for table, prefix, row in rows
+            for name in sorted(row)
+            if name.startswith(prefix)
+        }
+        if new := missing_columns(self.file, own):
+            with self._restructured() as file:
+                add_own_columns(file, new)
         if self.committed == self._allocated():
             with self._restructured() as file:
                 allocate_rows(file, self.generations)
         with self._storage_errors():
             index = self.committed
-            for table, row in (("generation", generation), ("member", members)):
+            for table, _, row in rows:
                 for column in TABLES[table]:
                     if column.name != CHECKSUM:
                         self.file[table][column.name][index] = column.value(row)
+            for name, value in own.items():
+                if name in self.file:
+                    self.file[name][index] = value
             seal(self.file, "generation", index, index + 1)
             # On the disk before they count, should the node die.
             commit(self.file)
@@ -145,15 +165,21 @@ class RunFile:
             commit(self.file)
 
     def add_evaluation(
-        self, row: dict[str, Any], samples: list[dict[str, Any]], metrics: list[dict[str, Any]] | None = None
+        self,
+        row: dict[str, Any],
+        samples: list[dict[str, Any]],
+        metrics: list[dict[str, Any]] | None = None,
+        prompts: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """Add an evaluation, its further figures and the answers kept of it."""
+        """Add an evaluation, its further figures, the answers kept of it, and what each prompt came to."""
         with self._restructured() as file:
             append_row(file, "evaluation", row)
             for metric in metrics or []:
                 append_row(file, "metric", metric)
             for sample in samples:
                 append_row(file, "sample", sample)
+            if prompts:
+                append_rows(file, "prompt", prompts)
 
     def add_command(
         self,
@@ -162,11 +188,12 @@ class RunFile:
         samples: list[dict[str, Any]],
         figures: list[dict[str, Any]],
         answers: list[dict[str, Any]],
+        prompts: Sequence[dict[str, np.ndarray]] = (),
     ) -> None:
         """Add what `mpies.evaluate` has measured: rows of the tables of these names.
 
         An evaluation that is there keeps its row, which only gets what it lacks of `kl` and `drift_l2`;
-        its metrics and samples are not added again. One that has no `reward_mean` makes no new row.
+        its metrics, samples and prompts are not added again. One that has no `reward_mean` makes no new row.
         """
         with self._restructured() as file:
             complete_tables(file)
@@ -180,6 +207,9 @@ class RunFile:
                 for row in rows:
                     if (row["generation"], row["split"]) not in there:
                         append_row(file, table, row)
+            for part in prompts:
+                if (int(part["generation"][0]), str(part["split"][0])) not in there:
+                    append_rows(file, "prompt", part)
             for figure in figures:
                 append_row(file, "figure", {"utc": utc_now(), **figure})
             for answer in answers:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from mpies import config
 from mpies.engines.base import Prompt
+from mpies.engines.image import images_in
 from mpies.errors import InputError
 from mpies.tasks import rewards
 from mpies.tasks.base import Task
@@ -51,7 +52,12 @@ def refuse_prompts_of_wrong_length(
     A model computes on beyond what it was trained on, and its answers are nonsense; or it fails then.
     """
     for setting, name, number, prompt in _numbered_prompts(task):
-        tokens = len(tokens_of(prompt))
+        try:
+            tokens = len(tokens_of(prompt))
+        except InputError as error:
+            if not images_in(prompt):
+                raise
+            raise InputError(f"{setting}: {name} prompt {number}: {error}") from None
         if not tokens:
             raise InputError(f"{setting}: {name} prompt {number} has no tokens; leave the row out")
         if most and tokens + new > most:

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpies.engines.base import Draws, Engine, Prompt
+from mpies.engines.base import Draws, Encoder, Engine, Prompt
+from mpies.engines.image import images_in
 from mpies.errors import InputError
 from mpies.splits import HELD_OUT, TRAIN
 from mpies.tasks import episodes, epochs
@@ -43,7 +44,6 @@ from mpies.tasks.episodes import (
 )
 
 if TYPE_CHECKING:
-    from mpies.engines.text import Text
     from mpies.engines.tools import Tools
 
 Reward = Callable[..., Sequence[float | None]]
@@ -126,6 +126,10 @@ class Task:
         return itertools.chain(given, self.environments.openings if self.environments else [])
 
     @cached_property
+    def has_images(self) -> bool:
+        return any(images_in(prompt) for prompt in self.prompts)
+
+    @cached_property
     def splits(self) -> dict[str, list[Row]]:
         """What evaluations evaluate.
 
@@ -175,7 +179,7 @@ class Task:
             return contextlib.nullcontext(SingleAnswers(played))
         return self.environments.open(played, tools)
 
-    def most_tokens(self, text: Text) -> int | None:
+    def most_tokens(self, text: Encoder) -> int | None:
         """Tokens that a conversation may come to; None: it is a prompt with its answer."""
         if self.environments is None:
             return None

@@ -5,9 +5,11 @@ What is wrong with them is told in one line: the setting, the file, the line, wh
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,15 @@ DEEPEST = 50  # lists and objects within one another in a row
 Placed = Iterator[tuple[str, Any]]
 """(where it is in the file: "line 3", what is there)"""
 
+Check = Callable[..., Row]
+"""check(row), or check(row, folder=...) with the folder that paths in the row are relative to."""
+
 Review = Callable[[list[Row]], tuple[int, str] | None]
 """What can only be said of all checked rows at once: the index of a bad one, and what is wrong with it."""
 
 
 def read_splits(
-    settings: config.TaskSettings, check: Callable[[Row], Row], review: Review | None = None
+    settings: config.TaskSettings, check: Check, review: Review | None = None
 ) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows from the files that are set.
 
@@ -84,7 +89,7 @@ def first_of_each(
 def read_rows(
     path: str,
     setting: str,
-    check: Callable[[Row], Row],
+    check: Check,
     wanted: int = 0,
     review: Review | None = None,
 ) -> list[Row]:
@@ -94,8 +99,11 @@ def read_rows(
 
     All get the same columns: where one is missing, it is None. Raises InputError.
     """
+    source = Path(path).expanduser()
+    if "folder" in inspect.signature(check).parameters:
+        check = partial(check, folder=(source if source.is_dir() else source.parent).absolute())
     try:
-        given = islice(_read(Path(path).expanduser()), wanted or None)
+        given = islice(_read(source), wanted or None)
         placed = [(place, _check_row(check, place, row)) for place, row in given]
         found = [row for _, row in placed]
         if not found:
@@ -110,7 +118,7 @@ def read_rows(
     return [{key: row.get(key) for key in columns} for row in found]
 
 
-def _check_row(check: Callable[[Row], Row], place: str, given: Any) -> Row:
+def _check_row(check: Check, place: str, given: Any) -> Row:
     try:
         if not isinstance(given, dict):
             raise InputError(f'given {given!r:.40}, needed is an object such as {{"prompt": "..."}}')
@@ -221,7 +229,20 @@ def _saved_dataset(path: Path) -> Placed:
     if isinstance(dataset, dict):
         names = ", ".join(dataset)
         raise InputError(f"it holds the splits {names}; name one of them: {path / next(iter(dataset))}")
+    # Images are decoded where a model reads them, by the one library that is always the same.
+    images = [name for name, kind in dataset.features.items() if _holds_images(kind, datasets)]
+    for name in images:
+        dataset = dataset.cast_column(name, _undecoded(dataset.features[name], datasets))
     return _numbered(dataset.to_list())
+
+
+def _holds_images(kind: Any, datasets: Any) -> bool:
+    return isinstance(getattr(kind, "feature", kind), datasets.Image)
+
+
+def _undecoded(kind: Any, datasets: Any) -> Any:
+    image = datasets.Image(decode=False)
+    return type(kind)(image) if hasattr(kind, "feature") else image
 
 
 def _numbered(found: list[Row]) -> Placed:

@@ -42,6 +42,8 @@ class Turn:
     prompt: Prompt
     text: str
     ids: list[int]
+    truncated: bool = False
+    """Did the answer end because it was as long as it may be?"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,16 @@ class Episode:
     def text(self) -> str:
         """The last answer."""
         return self.turns[-1].text if self.turns else ""
+
+    @property
+    def said(self) -> str:
+        """All answers, one after another."""
+        return "\0".join(turn.text for turn in self.turns)
+
+    @property
+    def truncated(self) -> bool:
+        """Was its last answer as long as it may be?"""
+        return bool(self.turns) and self.turns[-1].truncated
 
     @property
     def ids(self) -> list[int]:
@@ -241,7 +253,7 @@ def play(
                 break
             prompts = [episodes[i].conversation for i in live]
             said = answer(live, prompts, [episodes[i].tokens for i in live])
-        turns = [Turn(*one) for one in zip(prompts, said.texts, said.ids, strict=True)]
+        turns = [Turn(*one) for one in zip(prompts, said.texts, said.ids, said.truncated, strict=True)]
         for i, turn in zip(live, turns, strict=True):
             episodes[i].turns.append(turn)
         with clock("reward"):

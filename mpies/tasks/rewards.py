@@ -35,7 +35,7 @@ class Weighted:
         }
         if len(made) > 1:
             for name, rewards in made.items():
-                columns["log_extra"](name.rpartition(":")[2], rewards)
+                columns["log_extra"](_logged_as(name), rewards)
         terms = np.array([self.weights[name] * rewards for name, rewards in made.items()])
         return [_sum([term for term in answer if not math.isnan(term)]) for answer in terms.T.tolist()]
 
@@ -43,6 +43,15 @@ class Weighted:
 def load(weights: dict[str, float]) -> Weighted:
     """The functions that `task.reward` names, as FILE.py:FUNCTION or MODULE:FUNCTION. Raises InputError."""
     return Weighted({name: _function(name) for name in weights}, weights)
+
+
+def parts_of(weights: dict[str, float]) -> frozenset[str]:
+    """The names of several functions' rewards among an answer's metrics; none of a single function."""
+    return frozenset(map(_logged_as, weights)) if len(weights) > 1 else frozenset()
+
+
+def _logged_as(name: str) -> str:
+    return name.rpartition(":")[2]
 
 
 def _sum(terms: list[float]) -> float:

@@ -42,6 +42,7 @@ def page(tmp_path) -> Path:
     hostile = {**samples[0], "prompt": HOSTILE, "completion": HOSTILE}
     log.add_evaluation({**row, "split": "train"}, [hostile])
     log.close()
+    made_up.tell(path, {0: [0.0, 0.0, 1.0], 30: [1.0, 1.0, 0.0]}, **{"cosine_<b>": 0.5})
     output = tmp_path / "page.html"
     assert main(["report", str(DATA / "schema-1.h5"), str(path), "--output", str(output)]) == 0
     return output
@@ -95,6 +96,7 @@ def test_nothing_is_loaded_or_run(page):
     assert "default-src 'none'" in text
     assert "<script" not in text
     links = re.findall(r"""(?:src|href)=["']([^"']*)""", re.sub(r"&lt;.*?&gt;", "", text))
+    assert "2 fixed, 1 broken, net +1 of 3, p 1" in text and "&lt;b&gt; 0.50 (25 % of it)" in text
     assert len(links) >= 5
     assert all(link.startswith(("data:", "#run")) for link in links)
 

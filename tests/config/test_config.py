@@ -550,3 +550,19 @@ def test_settings_that_may_change():
     changed = ["model.path=elsewhere", "es.generations=1000", "run.directory=moved", "run.keep_samples=0"]
     config.refuse_changes(config.load([]), config.load(changed))
     config.refuse_changes(config.load(changed), config.load([]))
+
+
+@pytest.mark.parametrize(
+    "given, paths",
+    [
+        ([], ["auto"]),
+        (["es.leave_out=[]"], []),
+        (["es.leave_out=model.visual"], ["model.visual"]),
+        (["es.leave_out=[auto, lm_head]"], ["auto", "lm_head"]),
+    ],
+)
+def test_what_is_left_out_is_a_name_or_a_list(write, given, paths):
+    settings = config.load([write(FILE), *given])
+    assert settings.es.leave_out == paths
+    assert config.from_yaml(settings.to_yaml()).es.leave_out == paths
+    assert the_line(write(FILE), "es.leave_out=['a b']").startswith("es.leave_out")

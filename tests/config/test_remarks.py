@@ -16,6 +16,7 @@ from mpies import config
         (["es.generations=10", "es.sigma_warmup=11"], "es.sigma_warmup"),
         (["es.generations=10", "es.alpha_warmup=20"], "es.alpha_warmup"),
         (["model.base=host", "model.device=cpu"], "model.base"),
+        (["task.image_column=image"], "task.image_column"),
         (["es.sigma_end=0.5"], "es.sigma_end"),
         (["es.alpha_end=0"], "es.alpha_end"),
     ],

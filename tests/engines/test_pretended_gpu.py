@@ -1,4 +1,4 @@
-"""A rank's work on a GPU that is pretended, with its kernels emulated: see pretended/test_generations.py."""
+"""A rank's work on a GPU that is pretended, with its kernels emulated: see pretended/."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from torch.utils import backend_registration
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this torch has no backends in Python",
 )
-def test_pretended_gpu(tmp_path):
-    run_tests("sm_90", tmp_path, "tests/engines/pretended")
+def test_pretended_gpu(triton_cache):
+    run_tests("sm_90", triton_cache, "tests/engines/pretended")

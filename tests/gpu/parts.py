@@ -37,6 +37,7 @@ def settings(bench: Bench, model: str, folder: Path, device: str = "cuda", **giv
         "model.path": bench.model(model),
         "model.device": device,
         "model.dtype": "bfloat16",
+        "task.name": "conciseness",  # which tells random models' answers apart
         "run.directory": folder,
         "run.progress": "lines",
         "run.keep_samples": 0,
@@ -80,6 +81,7 @@ def replay_on_cpu(bench: Bench) -> Iterator[Figure]:
         folder = bench.fresh(f"gpu-{kind}")
         ranks = 2 if bench.pretended else 1
         bench.run("-m", "mpies.train", *settings(bench, "tiny", folder), *_as(KINDS[kind]), ranks=ranks)
+        _need_change(folder)
         done = bench.run("-m", "mpies.replay", folder / "run.h5", "--verify", cpu=True)
         yield Figure(f"{kind}, replayed on the CPU", done.stdout.strip().splitlines()[-1])
 
@@ -90,8 +92,16 @@ def replay_on_gpu(bench: Bench) -> Iterator[Figure]:
         folder = bench.fresh(f"cpu-{kind}")
         given = settings(bench, "tiny", folder, device="cpu")
         bench.run("-m", "mpies.train", *given, *_as(KINDS[kind]), ranks=1, cpu=True)
+        _need_change(folder)
         done = bench.run("-m", "mpies.replay", folder / "run.h5", "--verify", "--device", "cuda")
         yield Figure(f"{kind}, replayed on the GPU", done.stdout.strip().splitlines()[-1])
+
+
+def _need_change(folder: Path) -> None:
+    """Equal digests say nothing of weights that do not move."""
+    digests = jobs.content(folder, GENERATIONS)["generation/digest"]
+    if len(set(digests)) < len(digests):
+        raise WrongError(f"rewards do not differ, and the weights have not changed: {folder}")
 
 
 def _as(given: dict[str, object]) -> list[str]:

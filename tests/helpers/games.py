@@ -110,7 +110,7 @@ class Wicked:
     def _flood(self):
         for number in range(3, 50):
             try:
-                while True:
+                for _ in range(200):
                     os.write(number, b"x" * 2**16)
             except OSError:
                 pass

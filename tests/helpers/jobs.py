@@ -30,7 +30,7 @@ ENDLESS = 10**6
 
 # How the names of columns begin that hold times and places. All others are the same, interrupted or not, on
 # any number of ranks.
-VARYING = ("seconds", "rank", "imbalance", "bytes_communicated", "checksum")
+VARYING = ("seconds", "rank", "imbalance", "bytes", "checksum")
 
 
 def arguments(model: Path, directory: Path, generations: int, **changes: object) -> list[str]:
@@ -146,9 +146,9 @@ def content(folder: Path, generations: int) -> dict[str, list]:
     """What a run file says of the first generations, times and places left out: dataset -> rows."""
     found = {}
     with h5py.File(folder / "run.h5", "r", locking=False) as file:
-        for table in ("generation", "member", "evaluation", "metric", "sample"):
+        for table in ("generation", "member", "evaluation", "metric", "sample", "prompt"):
             rows = slice(generations)
-            if table in ("evaluation", "sample", "metric"):
+            if table in ("evaluation", "sample", "metric", "prompt"):
                 rows = file[table]["generation"][:] <= generations
             for name, dataset in file[table].items():
                 if not name.startswith(VARYING):

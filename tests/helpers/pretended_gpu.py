@@ -126,6 +126,17 @@ def held(value: Any) -> Any:
     return value.held if isinstance(value, OnGpu) else value
 
 
+def outline_of(cls: type[torch.Tensor], tensor: torch.Tensor) -> Any:
+    """A tensor of that class which says it is on the GPU, as large as the other, and holds nothing."""
+    with torch.utils._python_dispatch._disable_current_modes(), torch._C.DisableTorchFunction():
+        outline = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        # As torch's own FakeTensor does it.
+        return make_subclass(cls, outline, False, dispatch_device=True, device_for_backend_keys=DEVICE)
+
+
+make_subclass = torch.Tensor._make_subclass
+
+
 class OnGpu(torch.Tensor):
     """A tensor on the pretended GPU; `held` has its values, on the CPU."""
 
@@ -133,12 +144,7 @@ class OnGpu(torch.Tensor):
 
     @staticmethod
     def __new__(cls, tensor: torch.Tensor):
-        with torch.utils._python_dispatch._disable_current_modes(), torch._C.DisableTorchFunction():
-            outline = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-            # As torch's own FakeTensor does it.
-            made = torch.Tensor._make_subclass(
-                cls, outline, False, dispatch_device=True, device_for_backend_keys=DEVICE
-            )
+        made = outline_of(cls, tensor)
         made.held = tensor
         return made
 
@@ -190,7 +196,10 @@ class OnGpu(torch.Tensor):
         wanted = kwargs.get("device")
         if on_gpu(wanted):
             kwargs = {**kwargs, "device": torch.device("cpu")}
-        made = func(*tree_map(held, args), **tree_map(held, kwargs))
+        given = tree_map(held, args)
+        if name == "histc" and not given[0].is_floating_point():  # which GPUs take, and CPUs do not
+            return OnGpu(func(given[0].float(), *given[1:]).to(given[0].dtype))
+        made = func(*given, **tree_map(held, kwargs))
         if func._schema.is_mutable and args and made is held(args[0]):
             return args[0]
         return made if wanted is not None and not on_gpu(wanted) else tree_map(wrapped, made)
@@ -255,6 +264,10 @@ class Torch(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        for one in args:
+            if isinstance(one, torch.Tensor) and type(one) not in (torch.Tensor, torch.nn.Parameter, OnGpu):
+                with self:  # of a class with rules of its own, whose tensors are on the GPU
+                    return type(one).__torch_function__(func, types, args, kwargs)
         if func is functional.scaled_dot_product_attention:
             return attention(func, args, kwargs)
         if name in ("__getitem__", "__setitem__") and isinstance(args[0], OnGpu):
@@ -327,7 +340,15 @@ def set_data(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
         torch._C._TensorBase.data.__set__(parameter, value)
 
 
+def make_own(cls: Any, data: torch.Tensor, requires_grad: bool = False, **kwargs: Any) -> Any:
+    """Tensor._make_subclass: of a tensor on the GPU, what is on the GPU as well, and holds nothing."""
+    if isinstance(data, OnGpu) and not kwargs:
+        return outline_of(cls, data)
+    return make_subclass(cls, data, requires_grad, **kwargs)
+
+
 def install() -> None:
+    torch.Tensor._make_subclass = staticmethod(make_own)
     backend_registration._setup_privateuseone_for_python_backend()
     for name, stand_in in STREAMS.items():
         setattr(torch.cuda, name, stand_in)

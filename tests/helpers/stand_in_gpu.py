@@ -43,6 +43,11 @@ class Launch:
     device: int
     """The number of the GPU."""
 
+    @property
+    def in_gluon(self) -> bool:
+        """Were its layouts chosen by hand? Triton's own compiler begins with code that has none."""
+        return "ttir" not in self.files
+
 
 class StandIn(DriverBase):
     """Triton's driver for the GPU that `target` names."""

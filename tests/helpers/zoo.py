@@ -6,10 +6,11 @@ logits: with what initialisers give, a norm that is computed wrong looks right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tiny
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -18,10 +19,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from mpies.engines import selftest
 from mpies.engines.hf import HfEngine
 from mpies.engines.text import Text
+from mpies.es.population import Member
 from mpies.model import linear_cpu
 from mpies.model.lowrank import LowRank
 from mpies.model.perturbation import Full, Perturbation
 from mpies.model.weights import Weights, take_over
+from mpies.noise import definition
 from mpies.noise.cpu import CpuKernels
 
 # Most configurations know their sizes by these names, and ignore what they do not know. The vocabulary is
@@ -50,6 +53,8 @@ MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_gr
 LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
 LINEAR |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
 LINEAR |= {"layer_types": ["linear_attention", "full_attention"]}
+# Of a block: two with the same noise, and another.
+MEMBERS = [Member(0, 5, 1), Member(1, 5, -1), Member(2, 2**63 + 8, 1)]
 VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION |= {"image_size": 28, "patch_size": 14}
 SHARED_EMBEDDING = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 99}
@@ -261,3 +266,18 @@ def start(
     before()
     selftest.check(model, weights, perturbation, engine)
     return Started(model, weights, perturbation, engine)
+
+
+def materialised(weights: Weights, member: Member, sigma: float) -> Iterator[tuple[str, torch.Tensor]]:
+    """A member's own parameters, by the definition of noise of rank 1."""
+    for name, base in weights.base.items():
+        number, values = weights.ids[name], base.numpy()
+        if values.ndim == 2:
+            a, b = definition.factors(member.seed, number, values.shape, 1)
+            noise = a.T @ b
+        elif values.ndim == 3 and min(values.shape[1:]) > 1:  # experts
+            pairs = (definition.factors(member.seed, number, one.shape, 1, i) for i, one in enumerate(values))
+            noise = np.stack([a.T @ b for a, b in pairs])
+        else:
+            noise = definition.normal(member.seed, number, 0, values.size)
+        yield name, torch.from_numpy(values + np.float32(sigma * member.sign) * noise.reshape(values.shape))

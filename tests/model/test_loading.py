@@ -113,8 +113,7 @@ OTHER_KINDS = {
     "t5": ({"is_encoder_decoder": True}, "an encoder-decoder model"),
     "bart": ({"is_encoder_decoder": True}, "an encoder-decoder model"),
     "whisper": ({"is_encoder_decoder": True}, "an encoder-decoder model"),
-    "llava": ({}, "a vision model"),
-    "qwen2_vl": ({}, "a vision model"),
+    "clip": ({}, "no causal language model"),
     "vit": (SIZES, "no causal language model"),
 }
 

@@ -7,7 +7,6 @@ forward passes over one row; the self-test of the start (engines/selftest.py) ha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +17,8 @@ import zoo
 from transformers import DynamicCache, PreTrainedModel
 
 from mpies.errors import InputError
-from mpies.es.population import Member
-from mpies.model.weights import Weights
-from mpies.noise import definition
 
-SIGMA = 0.05
-MEMBERS = [Member(0, 5, 1), Member(1, 5, -1), Member(2, 2**63 + 8, 1)]
+SIGMA, MEMBERS = 0.05, zoo.MEMBERS
 # Of very different lengths, the last longer than any window; rows leave where answers end.
 PROMPTS = ["3 + 5 =", "a", "What comes next in the sequence: 2, 4, 6, 8, ?"]
 STOPS = set(range(0, 99, 7))
@@ -85,7 +80,7 @@ OUTCOMES: dict[str, Outcome] = {
     "falcon:alibi": EQUAL,
     "falcon:new": EQUAL,
     "falcon_h1": hybrid("FalconH1Mixer"),
-    "falcon_mamba": undecodable("FalconMambaForCausalLM"),
+    "falcon_mamba": hybrid("FalconMambaMixer"),
     "flex_olmo": EQUAL,
     "gemma": EQUAL,
     "gemma2": EQUAL,
@@ -124,8 +119,8 @@ OUTCOMES: dict[str, Outcome] = {
     "llama": EQUAL,
     "llama4_text": turns("Llama4TextMoe"),
     "longcat_flash": turns("LongcatFlashExperts"),
-    "mamba": undecodable("MambaForCausalLM"),
-    "mamba2": undecodable("Mamba2ForCausalLM"),
+    "mamba": hybrid("MambaMixer"),
+    "mamba2": hybrid("Mamba2Mixer"),
     "minicpm3": EQUAL,
     "minimax": Outcome(r"^engine\.name: hf cannot compute MiniMaxForCausalLM in float32 \(ValueError: "),
     "minimax_m2": EQUAL,
@@ -192,21 +187,6 @@ def start(name: str, lowrank: bool) -> zoo.Started:
     return started
 
 
-def materialised(weights: Weights, member: Member) -> Iterator[tuple[str, torch.Tensor]]:
-    """A member's own parameters, by the definition of noise of rank 1."""
-    for name, base in weights.base.items():
-        number, values = weights.ids[name], base.numpy()
-        if values.ndim == 2:
-            a, b = definition.factors(member.seed, number, values.shape, 1)
-            noise = a.T @ b
-        elif values.ndim == 3 and min(values.shape[1:]) > 1:  # experts
-            pairs = (definition.factors(member.seed, number, one.shape, 1, i) for i, one in enumerate(values))
-            noise = np.stack([a.T @ b for a, b in pairs])
-        else:
-            noise = definition.normal(member.seed, number, 0, values.size)
-        yield name, torch.from_numpy(values + np.float32(SIGMA * member.sign) * noise.reshape(values.shape))
-
-
 @torch.inference_mode()
 def told(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> torch.Tensor:
     """Log-probabilities at an answer's places, by one plain forward: float32 (tokens, vocabulary)."""
@@ -268,7 +248,7 @@ def test_low_rank(name):
         perturbation.clear()
         assert torch.equal(model(ids).logits, plain), "nothing is left of the block"
         for member, logits, answered in zip(MEMBERS, block, completions, strict=True):
-            subject.weights.show(materialised(subject.weights, member))
+            subject.weights.show(zoo.materialised(subject.weights, member, SIGMA))
             expected = model(ids).logits
             assert (expected - plain).abs().max() > 1, "the perturbation is large enough to be seen"
             torch.testing.assert_close(logits, expected, atol=CLOSE, rtol=CLOSE)

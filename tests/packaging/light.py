@@ -18,8 +18,11 @@ CASES = [
     (["analyze", "plot", RUN, "--output", "x.png"], 2, "pip install 'mpies[analyze]'"),
     (["analyze", "report", RUN, "--output", "x.html"], 2, "pip install 'mpies[analyze]'"),
     (["replay", RUN, "--verify"], 2, "pip install 'mpies[replay]'"),
-    *(([name], 2, "pip install 'mpies[train]'") for name in ("train", "check", "bench", "evaluate")),
-    *(([name, "--help"], 0, "") for name in ("train", "check", "bench", "evaluate", "replay", "analyze")),
+    *(([name], 2, "pip install 'mpies[train]'") for name in ("train", "check", "probe", "bench", "evaluate")),
+    *(
+        ([name, "--help"], 0, "")
+        for name in ("train", "check", "probe", "bench", "evaluate", "replay", "analyze")
+    ),
 ]
 
 

@@ -71,7 +71,7 @@ def test_a_laptop_with_another_system(words, status, end):
     assert not light.fault([f"mpies.{name}", *rest], status, end, python)
 
 
-@pytest.mark.parametrize("command", ["train", "check", "evaluate", "bench", "replay", "analyze"])
+@pytest.mark.parametrize("command", ["train", "check", "probe", "evaluate", "bench", "replay", "analyze"])
 def test_a_reader_of_the_help_may_leave(command):
     """As `| head -1` does: the pipe is closed before anything is written."""
     read, write = os.pipe()

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from jobs import arguments, train
+from mpies.es.answers import Agreement
 from mpies.es.fitness import coefficients
 from mpies.run.advice import Advisor
+from mpies.run.telemetry import Diagnosis
 
 NAN = float("nan")
 
@@ -63,12 +65,47 @@ def test_one_line_for_each_condition(advisor):
     assert len(advisor.see(*[[-80.0, -6.0], [-7.0, -7.0]] * 6)) == 2
 
 
+def test_members_far_below_in_the_mean(advisor):
+    """Though one of them is better than the unperturbed model, by luck."""
+    advisor.unperturbed, advisor.error = 0.9, 0.0
+    far = [0.0] * 15 + [1.0]
+    (line,) = advisor.see(*[far] * 4)
+    assert line.startswith("warning: generation 3: ") and "the members' mean (0.0625 +- 0.24 now)" in line
+    assert "smaller es.sigma" in line and "\n" not in line
+
+
+def test_other_prompts_may_be_as_much_harder(advisor):
+    advisor.unperturbed, advisor.error = 0.9, 0.3
+    assert advisor.see(*[[0.0] * 15 + [1.0]] * 4) == []
+
+
+def told(identical: float = 0.1, truncated: float = 0.0, **cosines: float) -> Diagnosis:
+    return Diagnosis(Agreement(identical, 0.9, 0.9, 2.0), truncated, cosines=cosines)
+
+
+@pytest.mark.parametrize(
+    ("findings", "generation", "words"),
+    [
+        ([told(identical=0.8)] * 9, 3, "80 % of the pairs of answers to a prompt are identical"),
+        ([told()] * 3 + [told(truncated=0.5)] * 6, 6, "50 % of the answers are cut off"),
+        ([told(style=0.99, accuracy=0.0)] * 15, 10, "the update is that of style alone"),
+    ],
+)
+def test_what_answers_tell(advisor, findings, generation, words):
+    """Once, in the generation in which it is seen; see tests/es/test_symptoms.py."""
+    for number, found in enumerate(findings):
+        advisor.look(number, np.array([1.0, 2.0]), np.array([-1.0, 1.0]), found)
+    (line,) = advisor.said
+    assert line.startswith(f"warning: generation {generation}: {words}") and "\n" not in line
+
+
 @pytest.mark.launch
 def test_in_a_run(tmp_path, tiny_model):
     """Perturbations that are too small to change an answer."""
     output = train(2, *arguments(tiny_model(), tmp_path, 3, es__sigma=1e-9))
-    (line,) = [line for line in output.splitlines() if "warning: " in line]
-    assert "generation 1: all members have the reward" in line
+    same, identical = [line for line in output.splitlines() if "warning: " in line]
+    assert "generation 1: all members have the reward" in same
+    assert "generation 3: 100 % of the pairs of answers to a prompt are identical" in identical
 
 
 REWARD = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import made_up
 import numpy as np
 import pytest
 import threads
@@ -24,7 +25,11 @@ def reward_of(member: Member) -> float:
 
 
 def evaluated(blocks: list[list[Member]]) -> list[Evaluated]:
-    return [Evaluated(member, reward_of(member), 3, 0.1) for block in blocks for member in block]
+    return [
+        Evaluated(member, reward_of(member), 3, 0.1, made_up.answers())
+        for block in blocks
+        for member in block
+    ]
 
 
 def shuffled_plan() -> Plan:
@@ -56,7 +61,11 @@ def test_every_rank_gets_all_members_in_member_order(generation):
 
 def test_what_could_not_be_scored_stays_unknown(alone):
     plan = shuffled_plan()
-    mine = [Evaluated(m, math.nan if m.index < 6 else -2.5, 3, 0.1) for b in plan.blocks[0] for m in b]
+    mine = [
+        Evaluated(m, math.nan if m.index < 6 else -2.5, 3, 0.1, made_up.answers())
+        for b in plan.blocks[0]
+        for m in b
+    ]
     rewards = exchange_rewards(alone, Phases(), plan, mine)
     assert np.isnan(rewards).tolist() == [True] * 6 + [False] and rewards[6] == -2.5
 
@@ -66,7 +75,11 @@ def test_a_generation_of_which_nothing_was_scored_is_refused_by_all(ranks):
     plan = Population(4, seed=3).plan(0, ranks)
 
     def exchange(comm):
-        mine = [Evaluated(m, math.nan, 3, 0.1) for block in plan.blocks[comm.rank] for m in block]
+        mine = [
+            Evaluated(m, math.nan, 3, 0.1, made_up.answers())
+            for block in plan.blocks[comm.rank]
+            for m in block
+        ]
         exchange_rewards(comm, Phases(), plan, mine)
 
     for error in threads.run(ranks, exchange):

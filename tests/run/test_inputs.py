@@ -34,6 +34,7 @@ def test_what_may_be_in_the_hubs_cache_is_left_to_loading(path, tmp_path, monkey
 COMMANDS = {
     "train": ["mpies.train", "model.path=./none"],
     "check": ["mpies.check", "model.path=./none"],
+    "probe": ["mpies.probe", "model.path=./none"],
     "evaluate": ["mpies.evaluate", "./none"],
     "evaluate, a run": ["mpies.evaluate", DATA / "schema-2.h5", "model.path=./none"],
     "bench": ["mpies.bench", "--model", "./none"],

@@ -45,13 +45,15 @@ SCHEMA = {
     " anchor_decay:f8"
     " digest:u8 seconds:f8 seconds_perturb:f8 seconds_generate:f8 seconds_reward:f8 seconds_communicate:f8"
     " seconds_wait:f8 seconds_update:f8 seconds_log:f8 imbalance:f8 tokens:i8 bytes_communicated:i8"
-    " checksum:u8",
+    " bytes_gathered:i8 identical_pairs:f8 pairs_with_signal:f8 prompts_disagreeing:f8 distinct_answers:f8"
+    " truncated:f8 checksum:u8",
     "member": "seed:u8 sign:i1 reward:f8 coefficient:f4 rank:i4 tokens:i8 seconds:f4 turns:i8 calls:i8"
     " bad_calls:i8 cut:i8 failed:i8 replies:u8",
     "evaluation": "generation:i8 split:text reward_mean:f8 accuracy:f8 kl:f8 tokens:i8 drift_l2:f8"
     " answer_tokens:f8 checksum:u8",
     "metric": "generation:i8 split:text name:text mean:f8 checksum:u8",
     "sample": "generation:i8 split:text prompt:text completion:text messages:text reward:f8 checksum:u8",
+    "prompt": "generation:i8 split:text number:i4 reward:f8 accuracy:f8 tokens:i4 checksum:u8",
 }
 
 # Row numbers at the root, which name the dimensions of the tables' datasets.
@@ -62,6 +64,7 @@ DIMENSIONS = {
     "evaluation": ["evaluations"],
     "metric": ["metrics"],
     "sample": ["samples"],
+    "prompt": ["prompts"],
 }
 
 
@@ -69,7 +72,8 @@ def row_of(generation: int) -> tuple[dict, dict]:
     """A generation's row and its members' rows; every number tells which generation it belongs to."""
     names = [column.split(":")[0] for column in SCHEMA["generation"].split()]
     row = dict.fromkeys(names, float(generation + 1))
-    row |= {"digest": 2**63 + generation, "tokens": generation, "unscored": 0, "bytes_communicated": 64}
+    row |= {"digest": 2**63 + generation, "tokens": generation, "unscored": 0}
+    row |= {"bytes_communicated": 64, "bytes_gathered": 96}
     members = {
         "seed": np.arange(N, dtype=np.uint64) + np.uint64(2**63 + 1000 * (generation + 1)),
         "sign": np.array([1, -1] * (N // 2), dtype=np.int8),
@@ -109,6 +113,14 @@ def metric_of(generation: int, name: str = "format") -> dict:
 
 def sample_of(text: str, generation: int = 0) -> dict:
     return {"generation": generation, "split": "train", "prompt": text, "completion": text, "reward": -1.0}
+
+
+def prompts_of(generation: int, accuracies: list[float], split: str = "held_out") -> dict:
+    """Rows of /prompt, by column."""
+    n = len(accuracies)
+    where = {"generation": np.full(n, generation), "split": np.full(n, split, dtype=object)}
+    measured = {"reward": np.arange(n) / 2, "accuracy": np.array(accuracies), "tokens": np.arange(n) + 5}
+    return {**where, "number": np.arange(n), **measured}
 
 
 def new_run(path: Path, generations: int = 20) -> RunFile:
@@ -678,3 +690,101 @@ def test_further_figures(create, path):
         assert file["metric/name"].asstr()[:].tolist() == ["format", "normalised"]
         assert file["metric/mean"][:].tolist() == [0.25, 0.25]
         assert file["metric/split"].asstr()[:].tolist() == ["train", "train"]
+
+
+def test_what_every_prompt_came_to(create, path):
+    log = create()
+    log.add_evaluation(evaluation_of(0), [], None, prompts_of(0, [1.0, 0.0, math.nan]))
+    log.add_evaluation(evaluation_of(5), [], None, prompts_of(5, [1.0, 1.0]))
+    log.close()
+    with open_for_reading(path) as file:
+        table = file["prompt"]
+        assert table["generation"][:].tolist() == [0, 0, 0, 5, 5]
+        assert table["split"].asstr()[:].tolist() == ["held_out"] * 5
+        assert table["number"][:].tolist() == [0, 1, 2, 0, 1] and table["tokens"][:].tolist() == [
+            5,
+            6,
+            7,
+            5,
+            6,
+        ]
+        assert np.isnan(table["accuracy"][2]) and table["reward"][2] == 1.0
+        assert_dimensions(file)
+    assert read_history(path).damage == Damage()
+    with h5py.File(path, "r+") as file:
+        file["prompt/reward"][3] = 7.0
+    assert read_history(path).damage.damaged == ("prompt row 3",)
+
+
+def test_evaluations_by_command_add_what_prompts_came_to_once(create, path):
+    log = create()
+    log.add_evaluation(evaluation_of(0, "held_out"), [], None, prompts_of(0, [1.0, 0.0]))
+    rows = [evaluation_of(g, "held_out") for g in (0, 3)]
+    log.add_command(rows, [], [], [], [], [prompts_of(0, [0.0, 0.0]), prompts_of(3, [0.0, 1.0])])
+    log.close()
+    with open_for_reading(path) as file:
+        assert file["prompt/generation"][:].tolist() == [0, 0, 3, 3]
+        assert file["prompt/accuracy"][:].tolist() == [1, 0, 0, 1]
+
+
+# A task's own figures
+
+
+def own_row(generation: int, **figures: float) -> tuple[dict, dict]:
+    row, members = row_of(generation)
+    row |= {f"cosine_{name}": value for name, value in figures.items()}
+    members |= {f"metric_{name}": np.full(N, value) for name, value in figures.items()}
+    return row, members
+
+
+def test_a_figure_gets_a_column_when_it_is_measured_first(create, path):
+    log = create()
+    log.append(*row_of(0))
+    log.append(*own_row(1, accuracy=0.5))
+    log.append(*row_of(2))
+    log.append(*own_row(3, accuracy=0.25, format=-1.0))
+    log.close()
+    with open_for_reading(path) as file:
+        assert_dimensions(file)
+        np.testing.assert_array_equal(file["generation/cosine_accuracy"][:4], [math.nan, 0.5, math.nan, 0.25])
+        np.testing.assert_array_equal(file["generation/cosine_format"][:4], [*[math.nan] * 3, -1])
+        assert file["member/metric_format"].shape == (20, N)
+        assert file["member/metric_format"][3].tolist() == [-1] * N
+        assert "accuracy" in file["member/metric_accuracy"].attrs["description"]
+    assert read_history(path).damage == Damage()
+    with h5py.File(path, "r+") as file:
+        file["member/metric_accuracy"][1, 2] = 0.75
+    assert read_history(path).damage.damaged == ("generation 2",)
+
+
+def test_a_run_goes_on_with_the_columns_of_its_figures(create, path):
+    log = create(generations=2)
+    log.append(*own_row(0, accuracy=0.5))
+    log.close()
+    log = RunFile.reopen(path, 5)
+    log.start(SETTINGS, START)
+    for generation in range(1, 5):
+        log.append(*own_row(generation, accuracy=0.5 + generation))
+    log.close()
+    with open_for_reading(path) as file:
+        assert file["generation/cosine_accuracy"][:5].tolist() == [0.5, 1.5, 2.5, 3.5, 4.5]
+        assert_dimensions(file)
+    assert read_history(path).damage == Damage()
+
+
+def test_figures_have_any_name_and_there_are_not_endlessly_many(create, path):
+    log = create()
+    inode = path.stat().st_ino
+    log.append(*own_row(0, **{"a/b": 1.0, "x\0\n": 2.0, "ü" * 200: 3.0}))
+    assert path.stat().st_ino != inode, "the structure was changed on a copy"
+    for generation in range(1, 5):
+        log.append(*own_row(generation, **{f"at step {generation}.{i}": 1.0 for i in range(20)}))
+    inode = path.stat().st_ino
+    log.append(*own_row(5, **{"a/b": 5.0, "another": 4.0}))
+    assert path.stat().st_ino == inode
+    log.close()
+    with open_for_reading(path) as file:
+        own = [name for name in file["generation"] if name.startswith("cosine_")]
+        assert len(own) == 32 and {"cosine_a_b", "cosine_x__", "cosine_" + "ü" * 93} < set(own)
+        assert file["generation/cosine_a_b"][5] == 5
+    assert read_history(path).damage == Damage()

@@ -204,7 +204,7 @@ GOOD = '{"prompt": "a"}\n'
             "d.jsonl",
             GOOD
             + '{"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}]}',
-            "line 2: prompt[0].content[1]: given a part of type 'image'; models are given text only",
+            "line 2: its prompt has 1 part(s) of type image without an image, but the row has 0 image(s)",
         ),
         (
             "d.jsonl",

@@ -71,18 +71,18 @@ RIGHT = ("nothing", "halves", "print")
 def test_what_goes_wrong_in_one_environment_costs_its_own_episode(nursery, capfd):
     made = nursery("Wicked")
     family = psutil.Process(made._process.process.pid)
-    whats = [*WRONG, *RIGHT]
-    assert [one["prompt"] for one in begin(made, [{"what": what} for what in whats])] == whats
-    found = dict(zip(whats, step(made, dict.fromkeys(range(len(whats)), "a"))))
+    kinds = [*WRONG, *RIGHT]
+    assert [one["prompt"] for one in begin(made, [{"what": what} for what in kinds])] == kinds
+    found = dict(zip(kinds, step(made, dict.fromkeys(range(len(kinds)), "a"))))
     for what, said in WRONG.items():
         assert found[what]["error"].startswith(said)
     assert [found[what]["reward"] for what in RIGHT] == [1.0] * 3
     assert found["halves"]["text"] == "?\0"
     died = {"exit", "crash", "flood"}
     left = {p.pid for p in family.children()}
-    assert len(left) == len(whats) - len(died)
+    assert len(left) == len(kinds) - len(died)
     assert "noise" not in "".join(capfd.readouterr())
-    made.call([], range(len(whats)))
+    made.call([], range(len(kinds)))
     assert family.children(recursive=True) == []
 
 
@@ -102,8 +102,8 @@ def test_a_call_that_does_not_return_is_ended_with_all_that_it_has_started(nurse
 
 def test_an_environment_that_fails_at_reset(nursery):
     made = nursery("Wicked")
-    whats = ["raise", "exit", "nothing"]
-    found = begin(made, [{"what": what, "when": "reset"} for what in whats])
+    kinds = ["raise", "exit", "nothing"]
+    found = begin(made, [{"what": what, "when": "reset"} for what in kinds])
     assert [bool(one.get("error")) for one in found] == [True, True, False]
     assert found[0]["error"].startswith("reset raised ValueError: ")
 

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mpies.analyze import series
-from mpies.analyze.figures import effort, images, rewards, weights
+import numpy as np
+
+from mpies.analyze import learning, series
+from mpies.analyze.figures import effort, images, rewards, weights, why
 from mpies.analyze.figures.view import View
+from mpies.es.symptoms import ACCURACY
 from mpies.splits import HELD_OUT
 
 if TYPE_CHECKING:
@@ -50,6 +53,20 @@ def _has_ranks(view: View) -> bool:
     return any(run.committed and run.tables["start"]["world_size"].max() > 1 for run in view.runs)
 
 
+def _has_signal(view: View) -> bool:
+    return any(np.isfinite(run.column("generation/pairs_with_signal")).any() for run in view.runs)
+
+
+def _has_cosines(view: View) -> bool:
+    """Of any figure of one run; of several, of what all may have."""
+    found = [learning.cosines(run) for run in view.runs]
+    return any(found) if view.single else any(ACCURACY in cosines for cosines in found)
+
+
+def _has_changes(view: View) -> bool:
+    return any(learning.changes_since_start(run, HELD_OUT) for run in view.runs)
+
+
 PANELS = {
     "learning": Panel("Learning curve", rewards.draw_learning, _any_generation),
     "answers": Panel("Reward against answers", rewards.draw_answers, _any_generation, _differ_in_effort),
@@ -59,5 +76,8 @@ PANELS = {
     "phases": Panel("Where the time goes", effort.draw_phases, _any_generation),
     "drift": Panel("Drift of the weights", weights.draw_drift, _any_generation),
     "accuracy": Panel("Accuracy", weights.draw_accuracy, _has_accuracy),
+    "signal": Panel("What answers tell", why.draw_signal, _has_signal),
+    "shares": Panel("Whose update it is", why.draw_shares, _has_cosines),
+    "changes": Panel("Prompts fixed and broken", why.draw_changes, _has_changes),
     "kl": Panel("Reward and KL divergence", weights.draw_kl, _has_kl),
 }

@@ -328,8 +328,8 @@ def _set_environment(local_rank: int) -> None:
 def _mended(device: torch.device, packing: Packing) -> Iterator[None]:
     """What vLLM does while it starts, without what does not suit.
 
-    On CPUs it repacks the weights of linear layers after loading, and forgets the originals. It binds the
-    process's memory to a node, which is the launcher's business. And, from 0.31 on, it looks through the
+    On CPUs it repacks the weights of layers and experts after loading, and forgets the originals. It binds
+    the process's memory to a node, which is the launcher's business. And, from 0.31 on, it looks through the
     attributes of all modules for objects with a `__dict__`, which llvmlite's library claims to have, as it
     claims all.
     """
@@ -343,12 +343,21 @@ def _mended(device: torch.device, packing: Packing) -> Iterator[None]:
     with contextlib.suppress(ImportError):
         dispatcher = importlib.import_module("vllm.triton_utils.dispatcher")
 
+    experts: Any = SimpleNamespace()
+    with contextlib.suppress(ImportError, AttributeError):  # elsewhere before 0.32: their answers are refused
+        name = "vllm.model_executor.layers.fused_moe.experts.cpu_moe"
+        experts = importlib.import_module(name).CPUUnquantizedExperts
+
+    def take_experts(kernel: Any, layer: Any) -> None:
+        packing.take_experts(kernel, layer)
+
     def attributes(value: Any) -> Mapping[str, Any]:
         found = vars(value)
         return found if isinstance(found, Mapping) else {}
 
     with (
         mock.patch.object(utils, "dispatch_cpu_unquantized_gemm", packing.take),
+        mock.patch.object(experts, "process_weights_after_loading", take_experts, create=True),
         mock.patch.object(torch.ops._C, "init_cpu_memory_env", lambda nodes: None, create=True),
         mock.patch.object(dispatcher, "vars", attributes, create=True),
     ):

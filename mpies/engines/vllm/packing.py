@@ -1,18 +1,20 @@
-"""vLLM's linear layers on CPUs: packed into oneDNN's layout, anew whenever the live weights were written.
+"""vLLM's linear layers and experts on CPUs: packed anew whenever the live weights were written.
 
 oneDNN multiplies faster by a weight that lies in blocks of its own, so vLLM packs all weights when it has
 loaded them. Here they change with every member. Packing them again costs little more than a perturbation
 does, and is won back in some ten tokens: see docs/performance.md. It takes a second copy of the matrices, on
-CPUs only; GPUs multiply by the parameters themselves.
+CPUs only; GPUs multiply by the parameters themselves. The kernel for experts wants a layout of its own as
+well, and is given copies in it in place of the parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from mpies.errors import InputError
 from mpies.model.linear_cpu import linear
 from mpies.model.weights import Weights
 
@@ -41,11 +43,31 @@ class WatchedWeights(Weights):
         super().show(values)
 
 
+class Experts:
+    """vLLM's kernel for the experts of a layer, given packed copies of the layer's parameters."""
+
+    def __init__(self, kernel: Any, layer: Any):
+        self.kernel, self.layer, self._apply = kernel, layer, kernel.apply
+        self.packed: tuple[torch.Tensor, torch.Tensor] = layer.w13_weight, layer.w2_weight
+        kernel.apply = self.apply
+
+    def apply(self, output: Any, hidden_states: Any, w1: Any, w2: Any, *others: Any, **named: Any) -> Any:
+        """In place of the kernel's, whose arguments these are."""
+        return self._apply(output, hidden_states, *self.packed, *others, **named)
+
+    def pack(self) -> None:
+        from vllm._custom_ops import cpu_prepack_moe_weight
+
+        weights = self.layer.w13_weight, self.layer.w2_weight
+        self.packed = tuple(cpu_prepack_moe_weight(weight.data, self.kernel.isa) for weight in weights)
+
+
 class Packing:
-    """The linear layers of a vLLM model, between loading and computing."""
+    """The linear layers and experts of a vLLM model, between loading and computing."""
 
     def __init__(self) -> None:
         self.layers: list[LinearLayer] = []
+        self.experts: list[Experts] = []
         self.weights: WatchedWeights | None = None
         """Those that the layers hold, once they are known."""
         self._packed = 0
@@ -56,10 +78,21 @@ class Packing:
         if layer.weight.dim() == 2:
             self.layers.append(layer)
 
+    def take_experts(self, kernel: Any, layer: Any) -> None:
+        """In place of the kernel's own packing. Raises InputError where it would pad the matrices."""
+        own, padded = layer.w2_weight.shape[-1], kernel._padded_intermediate_size(kernel.moe_config)
+        if own != padded:
+            raise InputError(
+                f"engine.name: vllm pads experts of {own} numbers to {padded} on CPUs, and mpies does not;"
+                " use engine.name=hf"
+            )
+        self.experts.append(Experts(kernel, layer))
+
     @property
     def bytes(self) -> int:
         """Of the packed copies."""
-        return sum(layer.weight.nbytes for layer in self.layers)
+        experts = (weight.nbytes for one in self.experts for weight in one.packed)
+        return sum(layer.weight.nbytes for layer in self.layers) + sum(experts)
 
     def refresh(self) -> None:
         """Pack the weights, if they were written since they were packed."""
@@ -76,6 +109,8 @@ class Packing:
 
         for layer in self.layers if _custom_ops._supports_onednn else ():
             layer.cpu_linear = packed_product(layer.weight)
+        for experts in self.experts:
+            experts.pack()
 
 
 def packed_product(weight: torch.Tensor) -> Product:

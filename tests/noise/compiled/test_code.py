@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -14,11 +15,16 @@ from stand_in_gpu import Launch
 from triton.runtime import driver
 
 from mpies.model import lowrank_gpu
+from mpies.noise import definition, gpu
 from mpies.noise.definition import STREAM_A
 from mpies.noise.gpu import GpuKernels
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-NVIDIA = driver.active.get_current_target().backend == "cuda"
+TARGET = driver.active.get_current_target()
+NVIDIA = TARGET.backend == "cuda"
+# Of low-rank products, where tests are to be quick, each GPU but one has the dtype that is used most.
+THOROUGH = TARGET.arch == 90 or "MPIES_THOROUGH" in os.environ
+LIVE = [torch.bfloat16, torch.float32, torch.float16][: 3 if THOROUGH else 1]
 
 # Arithmetic that rounds once, each operation on its own, and what does not round at all.
 PTX = {"add.rn.f32", "mul.rn.f32", "add.rn.f32x2", "mul.rn.f32x2", "cvt.rn.f16.f32", "setp.num.f32"}
@@ -55,7 +61,11 @@ def launches() -> list[Launch]:
         kernels.lowrank_update(matrix, seeds, factors, parameter, 1)
         kernels.round(base, rounded, seed, parameter, start)
         kernels.digest(base, parameter, start)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "_has_gluon", lambda: False)
+        kernels.update(base, seeds, factors, parameter, start)
+        kernels.lowrank_update(matrix, seeds, factors, parameter, 1)
+    for dtype in LIVE:
         y, x, a, b = (torch.zeros(2, size, dtype=dtype) for size in (4096, 64, 4096, 64))
         members = torch.zeros(2, dtype=torch.int64)
         lowrank_gpu.add(y, x, members, a, b, 1, None)
@@ -86,29 +96,45 @@ def codes(launches) -> dict[str, list[Launch]]:
     return {kernel: list(variants.values()) for kernel, variants in found.items()}
 
 
+UPDATES = {"_update": int(NVIDIA), "_lowrank_update": 1}  # those in Gluon
+
+
+def test_layouts_are_chosen_by_hand(codes):
+    """Factors are loaded as vectors; NVIDIA's have the table in shared memory, and wait for it once."""
+    found = {kernel: [launch for launch in codes[kernel] if launch.in_gluon] for kernel in UPDATES}
+    assert {kernel: len(launches) for kernel, launches in found.items()} == UPDATES
+    (lowrank,) = found["_lowrank_update"]
+    if NVIDIA:
+        vectors = re.findall(r"ld\.global\S*\.v4", lowrank.files["ptx"].read_text())
+        assert len(vectors) == 4 * (16 + 4) // 4, "of four terms"
+        (update,) = found["_update"]
+        assert update.metadata.shared == definition.TABLE.nbytes
+        text = update.files["ptx"].read_text()
+        assert text.count("ld.shared") == 8 and text.count("bar.sync") == 1
+
+
 def test_no_kernel_is_compiled_for_the_values_of_its_arguments(codes):
     """A variant for each live dtype, but not for seeds, parameters and starts with a top bit, or without."""
     variants = {kernel: len(launches) for kernel, launches in codes.items()}
     assert variants == {
         "_perturb": 3,
-        "_update": 1,
+        "_update": 1 + NVIDIA,  # in Gluon, and without
         "_normal": 1,
-        "_lowrank_update": 1,
+        "_lowrank_update": 2,
         "_round": 1,
         "_digest": 1,
-        "_add": 6,  # low rank: for each live dtype, and each rank
-        "_add_parts": 3,
-        "_add_looked_up": 3,
-        "_rms_norm": 12,  # and each size, with a residual or without
+        "_add": 2 * len(LIVE),  # low rank: for each live dtype, and each rank
+        "_add_parts": len(LIVE),
+        "_add_looked_up": len(LIVE),
+        "_rms_norm": 4 * len(LIVE),  # and each size, with a residual or without
     }
 
 
 def test_every_counter_has_one_thread(codes):
-    """128 of them, in warps of 32 or 64."""
+    """128 of them, or in Gluon 256, in warps of 32 or 64."""
     for kernel in ("_perturb", "_update", "_normal", "_round"):
         for launch in codes[kernel]:
-            warp = driver.active.get_current_target().warp_size
-            assert launch.metadata.num_warps * warp == 128, kernel
+            assert launch.metadata.num_warps * TARGET.warp_size == (256 if launch.in_gluon else 128), kernel
 
 
 # The others are sums and products as any of a model's: they are not rounded as something defines.
@@ -131,22 +157,25 @@ def test_ptx_rounds_as_the_definition(codes):
         assert not re.search(r"\.ftz|\.approx|\bfma\.rn\.f32", file.read_text()), kernel
 
 
+def said_by(tool: str, *arguments: str | Path) -> str:
+    """One of NVIDIA's tools, which Triton brings."""
+    command = [TOOLS / tool, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.skipif(not NVIDIA, reason="of NVIDIA's GPUs")
 def test_machine_code_of_nvidia(codes):
     """ptxas contracts nothing, flushes nothing to zero, spills no register."""
     for kernel, file in every(codes, "cubin"):
-        used = subprocess.run(
-            [TOOLS / "cuobjdump", "--dump-resource-usage", file], capture_output=True, text=True, check=True
-        ).stdout
-        assert "STACK:0 " in used and "LOCAL:0 " in used, f"{kernel} spills registers: {used}"
         if kernel not in DEFINED:
+            used = said_by("cuobjdump", "--dump-resource-usage", file)
+            assert "STACK:0 " in used and "LOCAL:0 " in used, f"{kernel} spills registers: {used}"
             continue
-        code = subprocess.run(
-            [TOOLS / "nvdisasm", "-c", file], capture_output=True, text=True, check=True
-        ).stdout
+        code = said_by("nvdisasm", "-c", file)
         # A way of ptxas to move a constant into a register: -0 times 0 plus it.
         code = re.sub(r"HFMA2(?:\.MMA)? R\d+, -RZ, RZ, [^;]*;", "MOV ;", code)
         found = set(re.findall(r"\s(?:@!?U?P[T\d]+ )?([A-Z][A-Z0-9]*(?:\.[A-Z0-9_]+)*) ", code))
+        assert not re.findall(r"\sLDL|\sSTL", code), f"{kernel} spills registers"
         assert {"EXIT"} <= found and ("FMUL" in str(found)) == (kernel in WITH_PRODUCTS), "it can be read"
         floats = {name for name in found if re.match(r"F(?!LO|ENCE)|MUFU|H[A-Z]+2|D(ADD|MUL|FMA)", name)}
         assert {name.split(".")[0] for name in floats} <= SASS, (kernel, floats)

@@ -32,13 +32,13 @@ def first_launch(monkeypatch):
     """The first launch of a process: nothing is compiled yet."""
     before = driver.active
     monkeypatch.setattr(gpu, "kernels_for", lambda device, threads: kernels.GpuKernels())
-    kernels._threads_of_a_warp.cache_clear()
+    kernels._target.cache_clear()
     if hasattr(build, "_find_compiler"):  # not in older ones
         build._find_compiler.cache_clear()
     WithDriver("sm_90").activate()
     yield monkeypatch
     driver.set_active(before)
-    kernels._threads_of_a_warp.cache_clear()
+    kernels._target.cache_clear()
 
 
 def refusal(capfd) -> str:

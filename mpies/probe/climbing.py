@@ -1,0 +1,126 @@
+"""The ladder's answers: those of the unperturbed model, and at every sigma those of the same members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mpies.config import Settings
+from mpies.es.answers import mark
+from mpies.es.population import Member, Population
+from mpies.measure.evaluation import evaluate_rows
+from mpies.phases import Phases
+from mpies.probe.rung import Base, Rung
+from mpies.ranks.collectives import allgather_objects
+from mpies.replica import Replica
+from mpies.run.block import judge_block
+from mpies.tasks import epochs
+from mpies.tasks.base import Played, Row, Task, TrainerState
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Comm
+
+ACCURACY = "accuracy"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A member's answers to the prompts, arrays (prompts,)."""
+
+    member: int
+    rewards: np.ndarray
+    accuracies: np.ndarray
+    """NaN: not measured."""
+    marks: np.ndarray
+    tokens: np.ndarray
+    truncated: int
+
+
+def climb(
+    comm: Comm,
+    settings: Settings,
+    replica: Replica,
+    ladder: tuple[float, ...],
+    pairs: int,
+    prompts: int,
+    say: Callable[[str], None],
+) -> tuple[Base, list[Rung]]:
+    """The unperturbed model's answers and those at every sigma, the same on every rank. Collective.
+
+    Members are those of a run's first generation with antithetic pairs, whatever `es.antithetic` says, in
+    blocks as the settings have them: each block at each sigma is a piece of work, and ranks take turns.
+    """
+    rows = choose_rows(replica.task, settings.es.seed, prompts)
+    members = 2 * pairs
+    say(
+        f"answering {len(rows)} training prompts: the unperturbed model, then {members} members at"
+        f" {len(ladder)} sigmas, {(1 + members * len(ladder)) * len(rows)} answers"
+    )
+    state = TrainerState(0, settings.es.generations)
+    starts = replica.task.evaluated_starts(rows, range(len(rows)))
+    base = _stand_below(comm, settings, replica, rows, state)
+    work = list(_pieces(settings, ladder, members))[comm.rank :: comm.size]
+    mine = []
+    for done, (rung, block) in enumerate(work, 1):
+        judged = judge_block(replica, starts, block, ladder[rung], state, Phases())
+        mine += [(rung, _noted(member, one)) for member, one in zip(block, judged, strict=True)]
+        say(f"block {done} of {len(work)} that are rank 0's, at sigma {ladder[rung]:g}")
+    everyone = [one for part in allgather_objects(comm, mine) for one in part]
+    return base, [
+        _rung(sigma, sorted((m for r, m in everyone if r == rung), key=lambda m: m.member))
+        for rung, sigma in enumerate(ladder)
+    ]
+
+
+def choose_rows(task: Task, seed: int, prompts: int) -> list[Row]:
+    """So many training rows, drawn as a generation draws them; all, if there are no more."""
+    if prompts >= len(task.train):
+        return task.train
+    return [task.train[i] for i in epochs.sample(seed, 0, len(task.train), prompts)]
+
+
+def _pieces(
+    settings: Settings, ladder: tuple[float, ...], members: int
+) -> Iterator[tuple[int, list[Member]]]:
+    """(rung, block) of every block at every sigma, the largest first: they give the longest answers."""
+    es = settings.es
+    blocks = Population(members, es.seed, True, es.block_size).blocks(0)
+    yield from ((rung, block) for rung in reversed(range(len(ladder))) for block in blocks)
+
+
+def _stand_below(
+    comm: Comm, settings: Settings, replica: Replica, rows: list[Row], state: TrainerState
+) -> Base:
+    replica.perturbation.clear()
+    replica.weights.show_base()
+    found = evaluate_rows(comm, replica.engine, replica.task, rows, settings.engine.batch_size, state)
+    cut = allgather_objects(comm, sum(one.truncated for batch in found.mine for one in batch))
+    unknown = np.full(len(rows), np.nan)
+    return Base(found.rewards, found.metrics.get(ACCURACY, unknown), found.tokens, sum(cut) / len(rows))
+
+
+def _noted(member: Member, played: Played) -> Judged:
+    made, scores = played.episodes, played.scores
+    unknown = np.full(len(made), np.nan)
+    return Judged(
+        member.index,
+        scores.rewards,
+        scores.metrics.get(ACCURACY, unknown),
+        np.array([mark(one.said) for one in made], dtype=np.uint64),
+        np.array([one.tokens for one in made]),
+        sum(one.truncated for one in made),
+    )
+
+
+def _rung(sigma: float, members: list[Judged]) -> Rung:
+    return Rung(
+        sigma=sigma,
+        rewards=np.stack([one.rewards for one in members]),
+        accuracies=np.stack([one.accuracies for one in members]),
+        marks=np.stack([one.marks for one in members]),
+        tokens=np.stack([one.tokens for one in members]),
+        truncated=sum(one.truncated for one in members) / sum(one.marks.size for one in members),
+    )

@@ -1,0 +1,168 @@
+"""What the answers at a sigma tell: what is lost, what differs, and how much of that is signal.
+
+Of antithetic pairs (axis 0) and prompts (axis 1), the same ones at every sigma. d_jk is half the difference
+between the rewards of pair j's members on prompt k: what the pair adds to the update, which the other, common
+half of their rewards does not touch. It is taken apart as in an analysis of variance (Searle, Casella and
+McCulloch 1992, "Variance components", chapter 3): the pair's own part, the same on all prompts, is what a
+step learns; the rest is about the prompts that a generation happened to have, and falls with their number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mpies.measure.statistics import Figure
+
+
+@dataclass(frozen=True)
+class Base:
+    """The unperturbed model's answers: arrays (prompts,), NaN where not scored or measured."""
+
+    rewards: np.ndarray
+    accuracies: np.ndarray
+    tokens: np.ndarray
+    truncated: float
+    """The share of answers that were cut off."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """The members' answers at a sigma: arrays (members, prompts), members 2j and 2j + 1 being pair j."""
+
+    sigma: float
+    rewards: np.ndarray
+    accuracies: np.ndarray
+    marks: np.ndarray
+    """Equal for equal answers."""
+    tokens: np.ndarray
+    truncated: float
+
+    @property
+    def identical(self) -> float:
+        """The share of (pair, prompt) whose two answers are the same."""
+        return float((self.marks[::2] == self.marks[1::2]).mean())
+
+    @property
+    def disagreement(self) -> Figure:
+        """The share of (pair, prompt) whose two rewards differ, of those that were scored."""
+        differences = self.rewards[::2] - self.rewards[1::2]
+        return over_both(np.where(np.isfinite(differences), differences != 0, np.nan))
+
+    @property
+    def halves(self) -> np.ndarray:
+        """d_jk, float64 (pairs, prompts)."""
+        return (self.rewards[::2] - self.rewards[1::2]) / 2
+
+    def lost(self, base: Base) -> Figure:
+        """Of the reward, against the unperturbed model on the same prompts; negative: gained."""
+        return over_both(base.rewards - _of_pairs(self.rewards))
+
+    def accuracy_lost(self, base: Base) -> Figure:
+        return over_both(base.accuracies - _of_pairs(self.accuracies))
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a step at this sigma would learn, with as many prompts as a generation has."""
+
+    step: float
+    """Variance of the pairs' own parts, sigma_a^2: squared rewards; negative: nothing can be seen."""
+    noise: float
+    """Variance, between pairs, of what is about the generation's prompts: sigma_e^2 / prompts."""
+    spread: float
+    """Standard deviation of the members' rewards in such a generation."""
+
+    @property
+    def to_noise(self) -> float:
+        """Signal to noise, as variances; NaN where members never differ, or of a single prompt."""
+        if not self.noise > 0:
+            return math.inf if self.noise == 0 and self.step > 0 else math.nan
+        return max(0.0, self.step) / self.noise
+
+    @property
+    def gain(self) -> float:
+        """By how much a step with alpha = sigma raises the reward, as far as that is linear.
+
+        The update is alpha times the mean of Z eps. Along the gradient g, that of Z (eps g) is that of
+        (d / spread) (a / sigma) = sigma_a^2 / (spread sigma), since a = sigma (eps g).
+        """
+        return max(0.0, self.step) / self.spread if self.spread > 0 else 0.0
+
+
+def signal(rung: Rung, prompts: int) -> Signal:
+    """With so many prompts in a generation."""
+    step, noise = components(rung.halves, centred=True)
+    own, rest = components(rung.rewards, centred=False)
+    spread = math.sqrt(max(0.0, own) + max(0.0, rest) / prompts) if math.isfinite(own + rest) else math.nan
+    return Signal(step, noise / prompts, spread)
+
+
+def components(values: np.ndarray, centred: bool) -> tuple[float, float]:
+    """(variance of the rows' own parts, of the rest), unbiased: values float64 (rows, prompts), NaN left out.
+
+    `centred`: the mean is known to be 0, as that of half differences is, whose sign is by chance. Else each
+    prompt's own mean is taken out first. The rest cannot be told of a single prompt: NaN.
+    """
+    if not centred:
+        values = values - _mean(values, axis=0)
+    known = np.isfinite(values).sum(axis=1)
+    values, known = values[known > 0], known[known > 0]
+    rows = len(values)
+    free = int((known - 1).sum())
+    if free < 1 or rows < 2:
+        return math.nan, math.nan
+    means = _mean(values, axis=1)
+    squares = np.nansum((values - means[:, None]) ** 2)
+    # Where prompts' means were taken out, 1 / rows of the freedom went with them.
+    share = 1.0 if centred else (rows - 1) / rows
+    rest = float(squares / (free * share))
+    between = float((means**2).sum() / (rows * share))
+    return between - rest / float(np.mean(known)), rest
+
+
+def over_both(values: np.ndarray) -> Figure:
+    """The mean of (pairs, prompts), NaN left out, with its standard error over both pairs and prompts.
+
+    The sum of the variances of the pairs' and of the prompts' means: a little too large, by the part that
+    is neither's, which both have. NaN of a single prompt.
+    """
+    if not np.isfinite(values).any():
+        return Figure(math.nan)
+    squares = [_squared_error(_mean(values, axis)) for axis in (0, 1)]
+    return Figure(float(np.nanmean(values)), math.sqrt(sum(squares)))
+
+
+def jackknife(function: Callable[[Rung], float], rung: Rung) -> float:
+    """The standard error of a figure of a rung over its pairs, by leaving out one after another."""
+    pairs = len(rung.rewards) // 2
+    values = np.array([function(_without(rung, pair)) for pair in range(pairs)])
+    if pairs < 3 or not np.isfinite(values).all():
+        return math.nan
+    return math.sqrt((pairs - 1) / pairs * float(((values - values.mean()) ** 2).sum()))
+
+
+def _without(rung: Rung, pair: int) -> Rung:
+    kept = np.delete(np.arange(len(rung.rewards)), [2 * pair, 2 * pair + 1])
+    names = ("rewards", "accuracies", "marks", "tokens")
+    return replace(rung, **{name: getattr(rung, name)[kept] for name in names})
+
+
+def _of_pairs(values: np.ndarray) -> np.ndarray:
+    return (values[::2] + values[1::2]) / 2
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """NaN left out; NaN where there is nothing else."""
+    known = np.isfinite(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0.0).sum(axis=axis)
+    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+
+
+def _squared_error(means: np.ndarray) -> float:
+    means = means[np.isfinite(means)]
+    return float(means.var(ddof=1) / len(means)) if len(means) > 1 else math.nan

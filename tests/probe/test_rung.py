@@ -1,0 +1,115 @@
+"""What a rung's answers tell: parts of variances and standard errors, against data made with known ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from mpies.probe.rung import Base, Rung, components, jackknife, over_both, signal
+
+NAN = math.nan
+
+
+def rung(rewards: np.ndarray, sigma: float = 0.1, marks: np.ndarray | None = None) -> Rung:
+    shape = rewards.shape
+    unknown = np.full(shape, NAN)
+    marks = np.arange(rewards.size).reshape(shape) if marks is None else marks
+    return Rung(sigma, rewards, unknown, marks, np.full(shape, 5), 0.25)
+
+
+def base(rewards: list[float]) -> Base:
+    return Base(np.array(rewards), np.full(len(rewards), NAN), np.full(len(rewards), 5), 0.0)
+
+
+def test_variances_are_found_again():
+    """Of many small tables: unbiased, so that the mean of the estimates is what they were made with."""
+    random = np.random.default_rng(3)
+    pairs, prompts, own, rest = 6, 10, 0.3, 1.1
+    found = []
+    for _ in range(3000):
+        values = own * random.standard_normal((pairs, 1)) + rest * random.standard_normal((pairs, prompts))
+        level = 5 * random.standard_normal((1, prompts))
+        found.append([*components(values, centred=True), *components(values + level + 2, centred=False)])
+    mean, error = np.mean(found, axis=0), np.std(found, axis=0) / math.sqrt(len(found))
+    expected = np.array([own**2, rest**2] * 2)
+    assert (np.abs(mean - expected) < 4 * error).all(), (mean, expected, error)
+    assert (error < 0.02).all()
+
+
+def test_signal_is_that_of_a_generation_with_so_many_prompts():
+    random = np.random.default_rng(4)
+    pairs, prompts, own, rest = 4000, 20, 0.3, 1.0
+    half = own * random.standard_normal((pairs, 1)) + rest * random.standard_normal((pairs, prompts))
+    common = 0.4 * random.standard_normal((pairs, 1)) + np.linspace(0, 9, prompts)
+    rewards = np.stack([common + half, common - half], axis=1).reshape(2 * pairs, prompts)
+    for many in (5, 80):
+        found = signal(rung(rewards), many)
+        assert found.to_noise == pytest.approx(own**2 / (rest**2 / many), rel=0.1)
+        spread = math.sqrt(own**2 + 0.4**2 + rest**2 / many)
+        assert found.spread == pytest.approx(spread, rel=0.05)
+        assert found.gain == pytest.approx(own**2 / spread, rel=0.1)
+
+
+def test_the_gain_is_that_of_a_step():
+    """By making steps: z-scored, alpha = sigma, of a linear reward in few dimensions."""
+    random = np.random.default_rng(5)
+    d, pairs, sigma = 40, 16, 0.1
+    g = random.standard_normal(d)
+    gains, told = [], []
+    for _ in range(400):
+        noise = random.standard_normal((pairs, d))
+        half = sigma * noise @ g
+        rewards = np.stack([half, -half], axis=1).ravel()
+        z = (rewards - rewards.mean()) / rewards.std()
+        step = sigma / (2 * pairs) * (z[::2] - z[1::2]) @ noise
+        gains.append(step @ g)
+        prompts = random.standard_normal((2 * pairs, 8))
+        prompts -= prompts.mean(axis=1, keepdims=True)
+        told.append(signal(rung(rewards[:, None] + 1e-3 * prompts), 8).gain)
+    assert np.mean(told) == pytest.approx(np.mean(gains), rel=0.03)
+
+
+def test_lost_and_disagreement_of_a_table():
+    found = rung(
+        np.array([[1.0, 0, 0], [0, 0, NAN], [1, 1, 0], [1, 0, 0]]),
+        marks=np.array([[1, 2, 3], [1, 2, 4], [5, 5, 5], [5, 6, 7]]),
+    )
+    assert found.identical == pytest.approx(3 / 6)
+    assert found.disagreement.mean == pytest.approx(2 / 5)
+    lost = found.lost(base([1.0, 1.0, 0.5]))
+    assert lost.mean == pytest.approx(np.mean([0.5, 1, 0, 0.5, 0.5]))
+    assert math.isnan(found.accuracy_lost(base([1.0, 1.0, 0.5])).mean)
+
+
+def test_errors_are_over_pairs_and_prompts():
+    """As many tables have them, a little more: see `over_both`."""
+    random = np.random.default_rng(6)
+    means, errors = [], []
+    for _ in range(3000):
+        rows, columns = random.standard_normal((8, 1)), 0.7 * random.standard_normal((1, 12))
+        found = over_both(rows + columns + 0.5 * random.standard_normal((8, 12)))
+        means.append(found.mean)
+        errors.append(found.error**2)
+    assert 1 <= np.mean(errors) / np.var(means) < 1.1
+
+
+def test_what_cannot_be_told():
+    nothing = signal(rung(np.zeros((6, 4))), 4)
+    assert math.isnan(nothing.to_noise) and (nothing.gain, nothing.spread) == (0, 0)
+    single = signal(rung(np.array([[1.0], [0], [1], [0]])), 1)
+    assert math.isnan(single.to_noise) and single.gain == 0
+    unscored = signal(rung(np.full((6, 4), NAN)), 4)
+    assert math.isnan(unscored.to_noise) and unscored.gain == 0
+    assert math.isnan(over_both(np.full((3, 2), NAN)).mean)
+    assert math.isnan(over_both(np.ones((3, 1))).error)
+    certain = np.repeat([[1.0], [0], [2], [0], [0], [1]], 4, axis=1)
+    assert signal(rung(certain), 4).to_noise == math.inf
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    rewards = np.random.default_rng(7).standard_normal((12, 5))
+    of_pairs = ((rewards[::2] + rewards[1::2]) / 2).mean(axis=1)
+    error = jackknife(lambda part: float(part.rewards.mean()), rung(rewards))
+    assert error == pytest.approx(of_pairs.std(ddof=1) / math.sqrt(6))
