@@ -223,7 +223,7 @@ class SingleAnswers:
         return None
 
 
-class Answers(Protocol):
+class Answering(Protocol):
     def __call__(self, which: list[int], prompts: list[Prompt], before: list[int]) -> Completions:
         """The model's answers in the episodes with these numbers, in which it has generated so many tokens
         before."""
@@ -232,7 +232,7 @@ class Answers(Protocol):
 def play(
     episodes: list[Episode],
     stage: Stage,
-    answer: Answers,
+    answer: Answering,
     limits: EpisodeLimits,
     tokens_of: Tokens,
     clock: Clock = lambda phase: contextlib.nullcontext(),
@@ -271,7 +271,7 @@ def _goes_on(episode: Episode, limits: EpisodeLimits, tokens_of: Tokens) -> bool
     return not episode.ended
 
 
-def answers_of(engine: Engine, starts: int | None, draws: Draws | None) -> Answers:
+def answers_of(engine: Engine, starts: int | None, draws: Draws | None) -> Answering:
     """An engine's answers by the members of a block, each of which has so many episodes, one member's after
     another's; None: by the unperturbed model, sampled if there are `draws`."""
 
