@@ -167,7 +167,9 @@ def test_what_the_answers_tell():
     ]
     plan = Population(6, seed=9, antithetic=True).plan(0, 1)
     made = Outcome(0, plan, Step(0.1, 0.5), rewards, coefficients(rewards, 0.5), 1)
-    spent = Costs(np.array([(3 * n, 0.0) for n in lengths], dtype=COST), costs().phases)
+    members = np.zeros(len(lengths), dtype=COST)
+    members["tokens"] = [3 * n for n in lengths]
+    spent = Costs(members, costs().phases)
     found = find(made, spent, told, "zscore")
     assert found.agreement == Agreement(
         identical_pairs=pytest.approx(7 / 9),
