@@ -124,8 +124,9 @@ def test_collapse(tmp_path):
         rewards = file["generation/reward_mean"]
         rewards[30:] = rewards[0]
 
-    (line,) = with_changes(tmp_path, change)
+    line, far = with_changes(tmp_path, change)
     assert line.startswith("collapse: mean reward fell from")
+    assert "worse than the unperturbed model" in far, "whose evaluations did not collapse"
 
 
 def test_noise_is_no_collapse(tmp_path):

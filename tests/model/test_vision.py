@@ -22,6 +22,9 @@ from mpies import replay, train
 from mpies.engines.vision import for_rows
 from mpies.replica import Replica
 
+# Earlier versions of transformers have no processors that work by Pillow alone.
+pytest.importorskip("transformers.image_processing_backends")
+
 NEW, SIGMA, MEMBERS = 8, 0.05, zoo.MEMBERS
 STOPS = set(range(0, 99, 7))
 
