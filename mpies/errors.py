@@ -46,6 +46,10 @@ class RankLeftError(OrderlyError):
     """A rank was ended from within, while others count on it."""
 
 
+class HelperError(OrderlyError):
+    """A process beside a rank cannot be had, or has ended."""
+
+
 class StuckError(OrderlyError):
     """A call has not returned in time."""
 

@@ -36,7 +36,7 @@ from mpies.ranks.agreement import Brought, agree, together
 from mpies.ranks.devices import Place, device_for, local_rank, place_of, shares
 from mpies.ranks.gpu import make_ready
 from mpies.ranks.watchdog import watched
-from mpies.tasks import rewards
+from mpies.tasks import rewards, users_code
 from mpies.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]
     load_rewards = watched(comm, rewards.load, "task.reward: the import of its functions", InputError)
     task = task or tasks.make(settings.task, settings.es.seed, load_rewards)
     task = replace(task, reward=watched(comm, task.reward, f"the reward function of task {task.name}"))
-    software, functions = versions(settings.engine.name), rewards.digests(settings.task.reward)
+    software, functions = versions(settings.engine.name), users_code.digests(settings.task.code)
     if task.has_images:
         software["pillow"] = version("pillow")
     same = {
@@ -225,9 +225,15 @@ def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]
         "model.device": device.type,
         "model.dtype": str(dtype).removeprefix("torch."),
         "task.train_data": task.digest,
+        "task.environment: how its first episodes begin": repr(_openings(task, settings)),
         **{config.short_reward(name): digest for name, digest in functions.items()},
     }
     return Brought(Setup(task, device, dtype, why, software, functions), same, place_of(device))
+
+
+def _openings(task: Task, settings: Settings) -> list[Prompt]:
+    """Of the episodes that were begun at the start, where all ranks have to see the same."""
+    return task.environments.openings if task.environments and not settings.task.services else []
 
 
 def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Replica:
@@ -348,6 +354,7 @@ def _host(settings: Settings, setup: Setup, model: Any, text: Text, local: int) 
     es = settings.es
     noise = Noise(es.block_size, es.rank) if es.perturbation == "lowrank" else None
     room = Room.of(text, setup.task.prompts, settings.engine.batch_size, settings.engine.max_new_tokens)
+    room = replace(room, tokens=max(room.tokens, setup.task.most_tokens(text) or 0))
     folder = loading.folder_of(settings.model.path)
     return Host(
         folder,
@@ -372,7 +379,7 @@ def _engine(
     rows = min(settings.engine.batch_size, host.rows_besides) if host else settings.engine.batch_size
     engine = HfEngine(model, text, max_new_tokens=limit, batch_size=rows, on_rows=perturbed.rows)
     if host is None:
-        engine.refuse_dependent(task.prompts)
+        engine.refuse_dependent(task.prompts, task.most_tokens(text))
         return engine
     from mpies.engines.vllm.engine import VllmEngine
 

@@ -88,13 +88,13 @@ def make_generation(job: Job, generation: int) -> bool:
 
 def evaluate_members(job: Job, blocks: list[list[Member]], generation: int, sigma: float) -> list[Evaluated]:
     """Perturb, generate, score each block of members, as long as there is time for those that are left."""
-    rows = job.task.rows(generation)
+    starts = job.task.starts(generation)
     state = TrainerState(generation, job.settings.es.generations)
     evaluated: list[Evaluated] = []
     for done, block in enumerate(blocks):
         if not job.has_time_for(len(blocks) - done):
             break
-        members = evaluate_block(job.replica, rows, block, sigma, state, job.phases)
+        members = evaluate_block(job.replica, starts, block, sigma, state, job.phases)
         job.block_seconds.append(sum(member.seconds for member in members))
         evaluated += members
     return evaluated

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mpies.analyze.dialogue import Line, lines_of
 from mpies.analyze.evaluations import rows_of
 from mpies.analyze.run import Run
 from mpies.errors import InputError
@@ -22,6 +23,8 @@ class Answer:
     """NaN: not scored."""
     sampled: str = ""
     """Which sample at which temperature; empty: greedy."""
+    lines: list[Line] = field(default_factory=list)
+    """Of an episode's conversation, after its prompt; none: the completion is all there is."""
 
 
 def answered_prompts(run: Run) -> list[tuple[str, str]]:
@@ -53,7 +56,13 @@ def choose_prompt(run: Run, wanted: str | None) -> tuple[str, str]:
 def answers_to(run: Run, split: str, prompt: str) -> list[Answer]:
     """The answers to a prompt, by generation; greedy ones first, once where they are in both tables."""
     found = [
-        Answer(row["generation"], row["completion"], row["reward"], _sampled(row))
+        Answer(
+            row["generation"],
+            row["completion"],
+            row["reward"],
+            _sampled(row),
+            lines_of(row.get("messages", "")),
+        )
         for table in TABLES
         for row in rows_of(run, table)
         if (row["split"], row["prompt"]) == (split, prompt)

@@ -224,11 +224,21 @@ def render_answers(split: str, prompt: str, found: list[Answer], full: bool) -> 
     table.add_column("reward", justify="right")
     table.add_column("answer")
     for answer in found:
-        shown = _lines(answer.completion) if full else clip(answer.completion)
         made = f"{answer.generation}{f' ({answer.sampled})' if answer.sampled else ''}"
-        table.add_row(made, number(answer.reward), Text(shown))
+        table.add_row(made, number(answer.reward), _shown(answer, _lines if full else clip))
     title = Text(f"{_lines(prompt) if full else clip(prompt, 300)} ({spoken(split)})", style="bold")
     return Group(title, table)
+
+
+def _shown(answer: Answer, written: Callable[[str], str]) -> Text:
+    """An answer, or who said what in an episode: each message on lines of its own."""
+    if not answer.lines:
+        return Text(written(answer.completion))
+    parts: list[tuple[str, str]] = []
+    for line in answer.lines:
+        parts += [(f"{printable(line.who)}: ", "bold" if line.who == "assistant" else "dim")]
+        parts += [(f"{written(line.text)}\n", "dim" if line.who == "end" else "")]
+    return Text.assemble(*parts)
 
 
 def _lines(text: str) -> str:

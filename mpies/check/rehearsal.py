@@ -22,7 +22,8 @@ from mpies.ranks.memory import measure_peak
 from mpies.replica import Replica
 from mpies.run.block import evaluate_block
 from mpies.run.exchange import Evaluated
-from mpies.tasks.base import Row, TrainerState
+from mpies.tasks.base import TrainerState
+from mpies.tasks.episodes import Start
 from mpies.text import duration
 
 if TYPE_CHECKING:
@@ -70,17 +71,17 @@ def rehearse(comm: Comm, settings: Settings, replica: Replica) -> tuple[Trial, l
 
 
 def _try_out(settings: Settings, replica: Replica, block: list[Member]) -> Trial:
-    es, rows = settings.es, replica.task.rows(0)
+    es, starts = settings.es, replica.task.starts(0)
     evaluated: list[Evaluated] = []
 
-    def evaluate(some: list[Row]) -> None:
+    def evaluate(some: list[Start]) -> None:
         nonlocal evaluated
         phases, state = Phases(replica.synchronize), TrainerState(0, es.generations)
         evaluated = evaluate_block(replica, some, block, es.sigma, state, phases)
 
     # What is compiled and loaded at the first call is no part of a generation.
-    evaluate(rows[:1])
-    memory = measure_peak(replica.device, lambda: evaluate(rows))
+    evaluate(starts[:1])
+    memory = measure_peak(replica.device, lambda: evaluate(starts))
     seconds, tokens = sum(one.seconds for one in evaluated), sum(one.tokens for one in evaluated)
     _update(replica, 1)
     update, digest = _update(replica, SEEDS)

@@ -32,7 +32,8 @@ def _kind(kind: Any) -> str:
     if origin is list:
         return f"a list of {_kind(get_args(kind)[0])}"
     if origin is dict:
-        return "names, or a mapping of names to numbers"
+        kinds = {float: "names, or a mapping of names to numbers", str: "a mapping of names to texts"}
+        return kinds[get_args(kind)[1]]
     return KINDS.get(kind, "text")
 
 

@@ -20,7 +20,10 @@ def make_absolute(settings: Settings) -> Settings:
         "task": {
             "train_data": _absolute(settings.task.train_data),
             "eval_data": _absolute(settings.task.eval_data),
-            "reward": {_of_reward(name): weight for name, weight in settings.task.reward.items()},
+            "environment": _of_code(settings.task.environment),
+            "environment_factory": _of_factories(settings.task.environment_factory),
+            "tools": [_of_code(name) for name in settings.task.tools],
+            "reward": {_of_code(name): weight for name, weight in settings.task.reward.items()},
         },
         "run": {"directory": _absolute(settings.run.directory)},
     }
@@ -38,6 +41,9 @@ def relative_paths(settings: Settings) -> dict[str, str]:
         "task.train_data": [task.train_data],
         "task.eval_data": [task.eval_data],
         "task.reward": [name for name in task.reward if names_file(name)],
+        "task.environment": [name for name in (task.environment,) if names_file(name)],
+        "task.environment_factory": [name for name in task.factories.values() if names_file(name)],
+        "task.tools": [name for name in task.tools if names_file(name)],
     }
     return {
         key: path
@@ -67,6 +73,12 @@ def _of_model(path: str) -> str:
     return _absolute(path) if os.path.isdir(os.path.expanduser(path)) else path
 
 
-def _of_reward(name: str) -> str:
+def _of_code(name: str) -> str:
     place, _, function = name.rpartition(":")
     return f"{_absolute(place)}:{function}" if names_file(name) else name
+
+
+def _of_factories(given: str | dict[str, str]) -> str | dict[str, str]:
+    if isinstance(given, str):
+        return _of_code(given)
+    return {name: _of_code(place) for name, place in given.items()}

@@ -27,7 +27,8 @@ from mpies.plain_yaml import LONGEST, given, parse
 from mpies.text import clip
 
 # Whoever sets one of these means another task than the quickstart's, whose settings would not fit it.
-A_TASK_OF_ONES_OWN = ("task.name=", "task.reward=", "task.train_data=")
+TASKS = ("name", "reward", "train_data", "environment", "environment_factory", "tools")
+A_TASK_OF_ONES_OWN = tuple(f"task.{key}=" for key in TASKS)
 
 
 def load(arguments: list[str]) -> Settings:
@@ -87,9 +88,15 @@ def refuse_changes(before: Settings, now: Settings) -> None:
 
 
 def comparable(settings: Settings) -> dict[str, Any]:
-    """Full key -> value; a reward's file may lie elsewhere now, since its digest is compared."""
+    """Full key -> value; the user's code may lie elsewhere now, since its files' digests are compared."""
     rewards = sorted((short_reward(name), weight) for name, weight in settings.task.reward.items())
-    return settings.flat() | {"task.reward": rewards}
+    task = settings.task
+    return settings.flat() | {
+        "task.reward": rewards,
+        "task.environment": task.environment and short_reward(task.environment),
+        "task.environment_factory": {name: short_reward(place) for name, place in task.factories.items()},
+        "task.tools": [short_reward(name) for name in task.tools],
+    }
 
 
 def _validate(tree: Any, problems: Sequence[str] = ()) -> Settings:

@@ -7,6 +7,8 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+MOST = 10**7  # members, generations, prompts: every rank lists them, and the run file has a row for each
+
 
 class Role(Enum):
     """What a setting decides. From it follows whether it may change when a run goes on, and whether runs

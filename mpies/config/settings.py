@@ -13,12 +13,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
-from mpies import plain_yaml, time_limit
-from mpies.config.section import Role, Section
+from mpies import time_limit
+from mpies.config.section import MOST, Role, Section
+from mpies.config.task_settings import TaskSettings
 from mpies.errors import InputError
 
 MOST_THREADS = 4096  # OpenMP ends the process where it cannot have them
-MOST = 10**7  # members, generations, prompts: every rank lists them, and the run file has a row for each
 
 
 class ModelSettings(Section):
@@ -56,94 +56,6 @@ class ModelSettings(Section):
     def _rounds_to_bfloat16(self):
         if self.master == "live" and self.dtype == "float16":
             raise ValueError("model.master: live is not for float16; set model.dtype=bfloat16 or leave it")
-        return self
-
-
-def _weights(given: Any) -> dict[str, Any]:
-    """`task.reward` as a mapping function -> weight; a name or a list of names weigh 1 each."""
-    names = [given] if isinstance(given, str) and given else given
-    made = dict.fromkeys(names, 1.0) if isinstance(names, list) else names
-    wanted = "FILE.py:FUNCTION, a list of such, or a mapping FILE.py:FUNCTION: weight"
-    good = isinstance(made, dict) and all(
-        isinstance(name, str) and all(name.rpartition(":")) and type(weight) in (int, float)
-        for name, weight in made.items()
-    )
-    if not good:
-        raise ValueError(f"task.reward: given {plain_yaml.given(given)}, allowed is {wanted}")
-    return {name: float(weight) for name, weight in made.items()}
-
-
-class TaskSettings(Section):
-    """The prompts and the reward."""
-
-    name: Literal["questions", "conciseness", "countdown", "math", "custom"] = Field(
-        "conciseness", description="the task; custom: your own task.reward and task.train_data"
-    )
-    train_data: Annotated[str, AfterValidator(os.path.expanduser), Role.DATA] = Field(
-        "",
-        description="training prompts: a .json, .jsonl or .parquet file, or a folder written by"
-        " datasets.save_to_disk; empty: the task's own",
-    )
-    eval_data: Annotated[str, AfterValidator(os.path.expanduser), Role.DATA] = Field(
-        "", description="held-out prompts, which are evaluated only; in the same formats"
-    )
-    train_size: int = Field(
-        0,
-        ge=0,
-        le=MOST,
-        description="training prompts: the data's first; 0: all, or 200 that countdown makes up",
-    )
-    eval_size: int = Field(
-        0,
-        ge=0,
-        le=MOST,
-        description="held-out prompts: the first of task.eval_data, else of task.train_data after"
-        " task.train_size; 0: all of the former, none of the latter, or 2000 that countdown makes up",
-    )
-    prompts_per_generation: int = Field(
-        0,
-        ge=0,
-        description="prompts that the members of a generation answer, drawn without replacement in an"
-        " epoch; 0: all",
-    )
-    prompt_column: str = Field("prompt", min_length=1, description="the data's column with the prompts")
-    image_column: str = Field(
-        "",
-        description="custom: the data's column with a prompt's images, one or a list: files' paths, bytes, or"
-        " images of datasets; empty: those in chat messages only",
-    )
-    reward: Annotated[dict[str, float], BeforeValidator(_weights)] = Field(
-        {},
-        description="your reward, with TRL's signature: FILE.py:FUNCTION, a list of such, or a mapping"
-        " FILE.py:FUNCTION: weight; empty: the task's own",
-    )
-    chat_template: bool = Field(
-        True,
-        description="wrap prompts that are text in the model's chat template; for countdown, if not"
-        " set, false",
-    )
-    numbers: list[Literal[3, 4]] = Field(
-        [3, 4], min_length=1, description="how many numbers the problems have that countdown makes up"
-    )
-    seed: int = Field(42, ge=0, lt=2**64, description="of the problems that countdown makes up")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults_of_the_task(cls, given: Any) -> Any:
-        """A reward without a task's name means one's own task; Countdown's prompts are raw text."""
-        if not isinstance(given, dict):
-            return given
-        name = given.get("name", "custom" if given.get("reward") else "conciseness")
-        return {"name": name, "chat_template": name != "countdown", **given}
-
-    @model_validator(mode="after")
-    def _complete(self):
-        if self.name == "custom":
-            for key in ("reward", "train_data"):
-                if not getattr(self, key):
-                    raise ValueError(f"task.{key}: missing; task.name=custom needs it")
-        if self.eval_data and not self.train_data and self.name != "countdown":
-            raise ValueError("task.train_data: missing; task.eval_data alone makes no task")
         return self
 
 

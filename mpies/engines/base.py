@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mpies.engines.tools import Tools
+
 # Text, or chat messages: [{"role": "user", "content": "..."}, ...]. Where a message has images, its content
 # is a list of parts: {"type": "text", "text": "..."}, {"type": "image", "image": Image}.
 Prompt = str | list[dict[str, Any]]
@@ -30,6 +32,14 @@ class Completions:
     truncated: list[bool] = field(default_factory=list)
     """Did it end because it was as long as it may be, and not by itself?"""
 
+    def cut(self, pieces: int) -> list[Completions]:
+        """Equal parts, one after another."""
+        size = len(self.texts) // pieces
+        cuts = [slice(i * size, (i + 1) * size) for i in range(pieces)]
+        return [
+            Completions(self.texts[cut], self.tokens[cut], self.ids[cut], self.truncated[cut]) for cut in cuts
+        ]
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -40,15 +50,33 @@ class Draws:
     """Greater than 0: tokens have probability softmax(logits / temperature)."""
     numbers: np.ndarray
     """Of each answer, uint64 (prompts,). Equal numbers mean equal random numbers."""
+    before: np.ndarray | None = None
+    """Tokens that were sampled with each of these numbers already, uint64 (prompts,); None: none."""
 
-    def part(self, which: slice | list[int]) -> Draws:
+    def part(self, which: slice | list[int] | np.ndarray) -> Draws:
         """The draws of some of the prompts."""
-        return Draws(self.seed, self.temperature, self.numbers[which])
+        before = None if self.before is None else self.before[which]
+        return Draws(self.seed, self.temperature, self.numbers[which], before)
+
+    def places(self, rows: np.ndarray, place: int | np.ndarray) -> int | np.ndarray:
+        """Where in all that is sampled with its number each of the answers `rows` has its token `place`."""
+        return place if self.before is None else place + self.before[rows]
+
+
+class Encoder(Protocol):
+    """What tasks use of an engine's text.Text."""
+
+    tools: Tools
+    positions: int | None
+
+    def encode(self, prompt: Prompt) -> list[int]: ...
 
 
 class Engine(Protocol):
     held: int
     """Bytes beyond the weights that the engine has had since it was made: a cache of its own."""
+    text: Encoder
+    max_new_tokens: int
 
     def generate(self, prompts: list[Prompt]) -> Completions:
         """Greedy completions. Deterministic for a list of prompts, given weights, threads, device."""
@@ -64,6 +92,16 @@ class Engine(Protocol):
         """Of each answer's tokens, given its prompt and the tokens before: nat, float64 (tokens,)."""
         ...
 
-    def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
-        """Completions by each of the members that the model computes with at once (see lowrank.py)."""
+    def generate_each(self, prompts: list[Prompt], members: list[int]) -> Completions:
+        """Each prompt's completion by the member with that number in the block, of all that the model
+        computes with at once (see lowrank.py)."""
         ...
+
+    def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
+        """The prompts' completions by each of the block's members."""
+        return self.generate_each(prompts * members, owners(len(prompts), members)).cut(members)
+
+
+def owners(prompts: int, members: int) -> list[int]:
+    """Of so many prompts to each member, one member after another: whose each is."""
+    return [member for member in range(members) for _ in range(prompts)]

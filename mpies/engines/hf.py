@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mpies.engines import likelihood, rope
-from mpies.engines.base import Completions, Draws, Prompt
+from mpies.engines.base import Completions, Draws, Engine, Prompt
 from mpies.engines.cache import cache_argument
 from mpies.engines.decode import Choose, decode, greedy
 from mpies.engines.sampler import Sampler
@@ -17,7 +18,7 @@ from mpies.engines.text import Text
 from mpies.errors import InputError
 
 
-class HfEngine:
+class HfEngine(Engine):
     """Decodes with `model` as it is at the time of the call."""
 
     held = 0
@@ -43,20 +44,24 @@ class HfEngine:
         self.batch_size = batch_size
         self.on_rows = on_rows
 
-    def refuse_dependent(self, prompts: Iterable[Prompt]) -> None:
-        """Raise InputError if an answer to one of the prompts may depend on what else is in its batch."""
+    def refuse_dependent(self, prompts: Iterable[Prompt], most: int | None = None) -> None:
+        """Raise InputError if an answer to one of the prompts may depend on what else is in its batch.
+
+        `most`: tokens that a conversation may come to.
+        """
         if rope.reach(self.model.config) is not None:  # tokens of many prompts take a while
             longest = max((len(self.text.encode(prompt)) for prompt in prompts), default=0)
-            rope.refuse_beyond(self.model, longest + self.max_new_tokens)
+            rope.refuse_beyond(self.model, most or longest + self.max_new_tokens)
 
     def generate(self, prompts: list[Prompt]) -> Completions:
-        return self.generate_block(prompts, 1)[0]
+        return self.generate_each(prompts, [0] * len(prompts))
 
     def sample(self, prompts: list[Prompt], draws: Draws) -> Completions:
         encoded = [self.text.encode(prompt) for prompt in prompts]
         answers: list[list[int]] = [[]] * len(prompts)
-        for chosen in _batches(encoded, self.batch_size):
-            batch = self._decode([prompts[i] for i in chosen], 1, Sampler(draws.part(chosen)))
+        members = [0] * len(prompts)
+        for chosen in _batches(encoded, members, self.batch_size):
+            batch = self._decode(prompts, members, chosen, Sampler(draws.part(chosen)))
             for i, tokens in zip(chosen, batch, strict=True):
                 answers[i] = tokens
         return self.text.completions(answers)
@@ -66,7 +71,7 @@ class HfEngine:
     ) -> list[np.ndarray]:
         encoded = [self.text.encode(prompt) for prompt in prompts]
         found: list[np.ndarray] = [np.zeros(0)] * len(prompts)
-        for chosen in _batches(encoded, self.batch_size):
+        for chosen in _batches(encoded, [0] * len(prompts), self.batch_size):
             pairs = [encoded[i] for i in chosen], [answers[i] for i in chosen]
             rope.refuse_beyond(self.model, max(len(p) + len(a) for p, a in zip(*pairs, strict=True)))
             inputs = [self.text.inputs(prompts[i]) for i in chosen]
@@ -75,28 +80,42 @@ class HfEngine:
                 found[i] = row
         return found
 
-    def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
+    def generate_each(self, prompts: list[Prompt], members: list[int]) -> Completions:
         encoded = [self.text.encode(prompt) for prompt in prompts]
-        answers: list[list[list[int]]] = [[[]] * len(prompts) for _ in range(members)]
-        for chosen in _batches(encoded, max(1, self.batch_size // members)):
-            batch = self._decode([prompts[i] for i in chosen], members)
-            for row, tokens in enumerate(batch):
-                answers[row // len(chosen)][chosen[row % len(chosen)]] = tokens
-        return [self.text.completions(mine) for mine in answers]
+        answers: list[list[int]] = [[]] * len(prompts)
+        for chosen in _batches(encoded, members, self.batch_size):
+            for i, tokens in zip(chosen, self._decode(prompts, members, chosen), strict=True):
+                answers[i] = tokens
+        return self.text.completions(answers)
 
-    def _decode(self, prompts: list[Prompt], members: int, choose: Choose = greedy) -> list[list[int]]:
-        """Every member's answers to the prompts, one member after another."""
-        encoded = [self.text.encode(prompt) for prompt in prompts]
+    def _decode(
+        self, prompts: list[Prompt], members: list[int], chosen: list[int], choose: Choose = greedy
+    ) -> list[list[int]]:
+        """The answers to the chosen prompts, each by its member."""
+        encoded = [self.text.encode(prompts[i]) for i in chosen]
         rope.refuse_beyond(self.model, max(map(len, encoded)) + self.max_new_tokens)
+        owners = torch.tensor([members[i] for i in chosen], device=self.model.device)
 
         def on_rows(rows: torch.Tensor) -> None:
-            self.on_rows(rows // len(prompts))
+            self.on_rows(owners[rows])
 
-        stops, inputs = self.text.stops, [self.text.inputs(prompt) for prompt in prompts] * members
-        return decode(self.model, encoded * members, stops, self.max_new_tokens, on_rows, choose, inputs)
+        stops, inputs = self.text.stops, [self.text.inputs(prompts[i]) for i in chosen]
+        return decode(self.model, encoded, stops, self.max_new_tokens, on_rows, choose, inputs)
 
 
-def _batches(encoded: list[list[int]], size: int) -> list[list[int]]:
-    """The prompts that are decoded together, by number: similar lengths, to pad less or not at all."""
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    return [order[first : first + size] for first in range(0, len(order), size)]
+def _batches(encoded: list[list[int]], members: list[int], size: int) -> list[list[int]]:
+    """The prompts that are decoded together, by number, one member's after another's.
+
+    They have similar lengths, to pad less or not at all; where all members have the same prompts, a batch
+    has the same ones of each.
+    """
+    seen: Counter[int] = Counter()
+    turns = []  # the how many-th of its member each prompt is
+    for member in members:
+        turns.append(seen[member])
+        seen[member] += 1
+    order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]), turns[i], members[i]))
+    several = max(1, len(seen))
+    size = max(1, size // several) * several
+    batches = [order[first : first + size] for first in range(0, len(order), size)]
+    return [sorted(batch, key=lambda i: members[i]) for batch in batches]

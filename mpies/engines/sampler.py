@@ -43,7 +43,8 @@ class Sampler:
         """logits (rows, vocabulary) of the answers `rows` (rows,) -> tokens int64 (rows,)."""
         chances = torch.softmax(logits.float() / self.draws.temperature, dim=-1)
         sums = (chances * UNITS).round_().to(torch.int64).cumsum(dim=-1)
-        u = uniform(self.draws.seed, self.draws.numbers[rows.cpu().numpy()], place)
+        which = rows.cpu().numpy()
+        u = uniform(self.draws.seed, self.draws.numbers[which], self.draws.places(which, place))
         # Below the whole sum always, since u is 1 - 2^-52 at most.
         target = (torch.from_numpy(u).to(logits.device)[:, None] * sums[:, -1:]).long()
         return torch.searchsorted(sums, target, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)

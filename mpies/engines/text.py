@@ -8,9 +8,13 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from mpies.engines.base import Completions, Prompt
 from mpies.engines.image import images_in
+from mpies.engines.tools import Chat, Tools
 from mpies.engines.vision import Inputs, Vision
 from mpies.errors import InputError, reason
 from mpies.text import clip
+
+# Characters of prompts whose tokens are remembered: a task's own, but not all that episodes come to.
+MOST_KEPT = 2**26
 
 
 class Text:
@@ -33,16 +37,21 @@ class Text:
         self.chat_template = chat_template
         self.stops = _stop_tokens(model, tokenizer)
         self.positions = _positions(model.config)
+        self.tools = Tools(tokenizer)
         self.vision = vision
         self.parts = hasattr(model.config, "vision_config")
         """Is the chat template one of those that may expect all content in parts?"""
         self._encoded: dict[str, list[int]] = {}
+        self._kept = 0  # characters of the prompts in it
 
     def encode(self, prompt: Prompt) -> list[int]:
         """A prompt's tokens, special ones included."""
         key = repr(prompt)
         if key not in self._encoded:
+            if self._kept > MOST_KEPT:
+                self._encoded, self._kept = {}, 0
             self._encoded[key] = self._tokenize(prompt)
+            self._kept += len(key)
         return self._encoded[key]
 
     def inputs(self, prompt: Prompt) -> Inputs:
@@ -90,8 +99,7 @@ class Text:
 
     def _by_template(self, messages: list[dict[str, Any]], prompt: Prompt) -> str:
         try:
-            made = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            return str(made)
+            return self.tools.written(Chat(messages, prompt.tools if isinstance(prompt, Chat) else []))
         except Exception as error:  # it is a program of the model's makers, which may refuse roles
             raise InputError(
                 f"task.chat_template: this model's template cannot write the prompt {clip(repr(prompt), 80)}"

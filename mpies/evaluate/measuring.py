@@ -11,7 +11,7 @@ from mpies.errors import InputError, RefusedError
 from mpies.evaluate.report import Evaluand, Report
 from mpies.evaluate.subject import Subject
 from mpies.measure.drift import measure_drift
-from mpies.measure.evaluation import Sampling, evaluate_rows
+from mpies.measure.evaluation import Sampling, evaluate_rows, first_of
 from mpies.measure.kl import divergence, estimate_kl_beside
 from mpies.ranks.agreement import together
 from mpies.replica import InitialUse, Replica, Setup, load, settle
@@ -120,7 +120,16 @@ def _measure_split(measurement: Measurement, split: str, report: Report) -> None
     settings = measurement.subject.settings
     state = TrainerState(measurement.subject.generation or 0, settings.es.generations)
     engine, batch = measurement.replica.engine, settings.engine.batch_size
-    found = evaluate_rows(measurement.comm, engine, measurement.replica.task, rows, batch, state, sampling)
+    found = evaluate_rows(
+        measurement.comm,
+        engine,
+        measurement.replica.task,
+        rows,
+        batch,
+        state,
+        sampling,
+        first=first_of(split),
+    )
     kl, initial = None, measurement.replica.initial
     if measurement.options.kl and initial and sampling:
         kl = divergence(measurement.comm, measurement.replica, initial, rows, batch, sampling, found.mine)

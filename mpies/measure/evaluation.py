@@ -6,15 +6,17 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from mpies.engines.base import Completions, Draws, Engine, prompt_text
+from mpies.engines.base import Draws, Engine, Prompt, prompt_text
 from mpies.measure.statistics import mean
 from mpies.ranks.collectives import allgather_objects, barrier
 from mpies.splits import HELD_OUT
-from mpies.tasks.base import Row, Scores, Task, TrainerState
+from mpies.tasks import transcript
+from mpies.tasks.base import Played, Row, Scores, Task, TrainerState
+from mpies.tasks.episodes import Episode
 from mpies.time_limit import OutOfTimeError
 
 if TYPE_CHECKING:
@@ -23,8 +25,16 @@ if TYPE_CHECKING:
 # Is there time for so many more batches, of which the longest so far took so many seconds?
 HasTime = Callable[[float, int], bool]
 
+# A row, or whatever stands for one.
+Asked = TypeVar("Asked")
+
 # Random numbers belong to numbered prompts: training prompts count from 0, held-out ones from here.
 FIRST_HELD_OUT = 2**31
+
+
+def first_of(split: str) -> int:
+    """The number of a split's first prompt."""
+    return FIRST_HELD_OUT if split == HELD_OUT else 0
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class Sampling:
     @classmethod
     def of(cls, split: str, samples: int, seed: int) -> Sampling:
         """Of a split's prompts, by the model's own probabilities."""
-        return cls(samples, 1.0, seed, FIRST_HELD_OUT if split == HELD_OUT else 0)
+        return cls(samples, 1.0, seed, first_of(split))
 
     def draws(self, prompts: int) -> Draws:
         """For every prompt's samples, one prompt after another."""
@@ -63,8 +73,10 @@ class Evaluation:
     rewards: np.ndarray
     tokens: np.ndarray
     metrics: dict[str, np.ndarray] = field(default_factory=dict)
-    mine: list[Completions] = field(default_factory=list)
-    """The answers that this rank has made."""
+    mine: list[list[Episode]] = field(default_factory=list)
+    """What this rank has made, batch by batch."""
+    conversations: list[Conversation] = field(default_factory=list)
+    """Of each answer's episode; none where the task has no environment."""
 
     @property
     def reward_mean(self) -> float:
@@ -118,14 +130,32 @@ class Evaluation:
         """Prompt, number of the sample, completion, tokens, reward of the first `keep` prompts' answers."""
         return [
             {
-                "prompt": prompt_text(self.rows[i // self.samples]["prompt"]),
+                "prompt": self._prompt(i),
                 "sample": i % self.samples,
                 "completion": self.completions[i],
+                "messages": self.conversations[i].told if self.conversations else "",
                 "tokens": int(self.tokens[i]),
                 "reward": float(self.rewards[i]),
             }
             for i in range(min(keep, len(self.rows)) * self.samples)
         ]
+
+    def _prompt(self, answer: int) -> str:
+        if self.conversations:
+            return prompt_text(self.conversations[answer].prompt)
+        return prompt_text(self.rows[answer // self.samples]["prompt"])
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """An episode's prompt and all that was said in it, as JSON."""
+
+    prompt: Prompt
+    told: str
+
+    @classmethod
+    def of(cls, episode: Episode) -> Conversation:
+        return cls(episode.prompt, transcript.written(episode))
 
 
 def evaluate_rows(
@@ -137,40 +167,61 @@ def evaluate_rows(
     state: TrainerState | None = None,
     sampling: Sampling | None = None,
     has_time: HasTime = lambda seconds, batches: True,
+    first: int = 0,
 ) -> Evaluation:
     """Answers to the rows, greedy or sampled, their rewards and metrics, the same on every rank. Collective.
 
     Ranks take whole batches, so that answers do not depend on the number of ranks. Before each,
-    `has_time` is asked. Raises OutOfTimeError on all ranks if it denied any rank a batch.
+    `has_time` is asked. Raises OutOfTimeError on all ranks if it denied any rank a batch. `first`: the number
+    of the first row.
     """
     mine, results, longest = [], [], 0.0
-    batches = share(comm, rows, batch_size, sampling)
+    batches = share(comm, list(enumerate(rows, first)), batch_size, sampling)
     for done, (batch, draws) in enumerate(batches):
         if not has_time(longest, len(batches) - done):
             break
-        start = time.perf_counter()
-        prompts = [row["prompt"] for row in batch]
-        answers = engine.sample(prompts, draws) if draws else engine.generate(prompts)
-        mine.append(answers)
-        results.append((answers.texts, task.judge(batch, answers.texts, answers.ids, state), answers.tokens))
-        longest = max(longest, time.perf_counter() - start)
+        begun = time.perf_counter()
+        starts = task.evaluated_starts([row for _, row in batch], [number for number, _ in batch])
+        (played,) = task.play(engine, starts, draws=draws, state=state, measured=True)
+        mine.append(played.episodes)
+        results.append(_result(played, task.environments is not None))
+        longest = max(longest, time.perf_counter() - begun)
     if barrier(comm, word=len(mine) < len(batches)):
         raise OutOfTimeError
     ordered = rejoin(allgather_objects(comm, results))
     return Evaluation(
         rows=rows,
         samples=sampling.samples if sampling else 1,
-        completions=[text for texts, _, _ in ordered for text in texts],
-        rewards=_joined([scores.rewards for _, scores, _ in ordered]),
-        tokens=np.array([n for _, _, tokens in ordered for n in tokens], dtype=np.int64),
-        metrics=_joined_metrics([scores for _, scores, _ in ordered]),
+        completions=[text for one in ordered for text in one.texts],
+        rewards=_joined([one.scores.rewards for one in ordered]),
+        tokens=np.array([n for one in ordered for n in one.tokens], dtype=np.int64),
+        metrics=_joined_metrics([one.scores for one in ordered]),
         mine=mine,
+        conversations=[conversation for one in ordered for conversation in one.conversations],
     )
 
 
+@dataclass(frozen=True)
+class BatchResult:
+    """What ranks tell one another of a batch."""
+
+    texts: list[str]
+    tokens: list[int]
+    scores: Scores
+    conversations: list[Conversation]
+
+
+def _result(played: Played, in_environments: bool) -> BatchResult:
+    made = played.episodes
+    if not in_environments:
+        return BatchResult([one.text for one in made], [one.tokens for one in made], played.scores, [])
+    texts = [transcript.readable(one) for one in made]
+    return BatchResult(texts, [one.tokens for one in made], played.scores, list(map(Conversation.of, made)))
+
+
 def parts(
-    rows: list[Row], batch_size: int, sampling: Sampling | None
-) -> list[tuple[list[Row], Draws | None]]:
+    rows: list[Asked], batch_size: int, sampling: Sampling | None
+) -> list[tuple[list[Asked], Draws | None]]:
     """Batches of `batch_size` answers: a row for each, and their random numbers if they are sampled."""
     draws = sampling.draws(len(rows)) if sampling else None
     asked = [row for row in rows for _ in range(sampling.samples)] if sampling else rows
@@ -179,8 +230,8 @@ def parts(
 
 
 def share(
-    comm: Comm, rows: list[Row], batch_size: int, sampling: Sampling | None
-) -> list[tuple[list[Row], Draws | None]]:
+    comm: Comm, rows: list[Asked], batch_size: int, sampling: Sampling | None
+) -> list[tuple[list[Asked], Draws | None]]:
     """The batches that this rank answers: every (number of ranks)-th."""
     return parts(rows, batch_size, sampling)[comm.rank :: comm.size]
 

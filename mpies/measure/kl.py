@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mpies.config import Settings
-from mpies.engines.base import Completions
+from mpies.engines.base import Engine
 from mpies.measure.evaluation import Sampling, rejoin, share
 from mpies.measure.statistics import Figure, per_token
 from mpies.ranks.collectives import allgather_objects, barrier
 from mpies.tasks.base import Row
+from mpies.tasks.episodes import Episode
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -45,12 +46,13 @@ def estimate_kl(
     sampling: Sampling,
 ) -> Figure:
     """Nats per token, on answers that are sampled for it; the same on every rank. Collective."""
-    answers = [
-        replica.engine.sample([row["prompt"] for row in batch], draws)
-        for batch, draws in share(comm, rows, batch_size, sampling)
-        if draws
-    ]
-    return divergence(comm, replica, initial, rows, batch_size, sampling, answers)
+    task, numbered = replica.task, list(enumerate(rows, sampling.first))
+    made = []
+    for batch, draws in share(comm, numbered, batch_size, sampling):
+        starts = task.evaluated_starts([row for _, row in batch], [number for number, _ in batch])
+        (played,) = task.play(replica.engine, starts, draws=draws)
+        made.append(played.episodes)
+    return divergence(comm, replica, initial, rows, batch_size, sampling, made)
 
 
 def divergence(
@@ -60,18 +62,20 @@ def divergence(
     rows: list[Row],
     batch_size: int,
     sampling: Sampling,
-    answers: list[Completions],
+    made: list[list[Episode]],
 ) -> Figure:
-    """Nats per token, on `answers`: those to this rank's batches. The same on every rank. Collective.
+    """Nats per token, on the answers of the episodes `made`, those of this rank's batches. Collective.
 
+    The same on every rank.
     The live weights are the unperturbed ones, before and after; in between, they are the initial ones,
     written over them tensor by tensor, so that the memory of one tensor is needed. The base is only read.
     """
-    asked = [[row["prompt"] for row in batch] for batch, _ in share(comm, rows, batch_size, sampling)]
+    batches = [len(batch) for batch, _ in share(comm, rows, batch_size, sampling)]
+    if list(map(len, made)) != batches:
+        raise ValueError(f"episodes of batches {list(map(len, made))}, where this rank has {batches}")
 
     def read_likelihoods() -> list[list[np.ndarray]]:
-        pairs = zip(asked, answers, strict=True)
-        return [replica.engine.log_probabilities(p, a.ids, sampling.temperature) for p, a in pairs]
+        return [_likelihoods(replica.engine, batch, sampling.temperature) for batch in made]
 
     tuned = read_likelihoods()
     try:
@@ -87,6 +91,13 @@ def divergence(
     everyone = [pair for batch in rejoin(allgather_objects(comm, sums)) for pair in batch]
     table = np.array(everyone, dtype=float).reshape(len(rows), sampling.samples, 2)
     return per_token(table[..., 0], table[..., 1])
+
+
+def _likelihoods(engine: Engine, batch: list[Episode], temperature: float) -> list[np.ndarray]:
+    """Log-probabilities of all tokens that were generated in each episode."""
+    turns = [turn for one in batch for turn in one.turns]
+    read = iter(engine.log_probabilities([t.prompt for t in turns], [t.ids for t in turns], temperature))
+    return [np.concatenate([np.zeros(0), *(next(read) for _ in one.turns)]) for one in batch]
 
 
 def k3(base: np.ndarray, tuned: np.ndarray) -> np.ndarray:

@@ -43,6 +43,7 @@ STREAM_PROMPTS = 4  # the order of the prompts in an epoch
 STREAM_PROBLEMS = 5  # problems that a task makes up
 STREAM_ANSWERS = 6  # the tokens of sampled answers
 STREAM_ROUNDING = 7  # of updated weights to the live dtype (model.master=live)
+STREAM_ENVIRONMENTS = 8  # the seeds that environments draw from
 
 DIGEST_SPREAD = 0x9E3779B1
 # The two multipliers of MurmurHash3's 32-bit finaliser.

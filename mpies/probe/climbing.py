@@ -18,7 +18,7 @@ from mpies.ranks.collectives import allgather_objects
 from mpies.replica import Replica
 from mpies.run.block import judge_block
 from mpies.tasks import epochs
-from mpies.tasks.base import Row, Task, TrainerState
+from mpies.tasks.base import Played, Row, Task, TrainerState
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -60,12 +60,13 @@ def climb(
         f" {len(ladder)} sigmas, {(1 + members * len(ladder)) * len(rows)} answers"
     )
     state = TrainerState(0, settings.es.generations)
+    starts = replica.task.evaluated_starts(rows, range(len(rows)))
     base = _stand_below(comm, settings, replica, rows, state)
     work = list(_pieces(settings, ladder, members))[comm.rank :: comm.size]
     mine = []
     for done, (rung, block) in enumerate(work, 1):
-        judged = judge_block(replica, rows, block, ladder[rung], state, Phases())
-        mine += [(rung, _noted(member, *one)) for member, one in zip(block, judged, strict=True)]
+        judged = judge_block(replica, starts, block, ladder[rung], state, Phases())
+        mine += [(rung, _noted(member, one)) for member, one in zip(block, judged, strict=True)]
         say(f"block {done} of {len(work)} that are rank 0's, at sigma {ladder[rung]:g}")
     everyone = [one for part in allgather_objects(comm, mine) for one in part]
     return base, [
@@ -96,20 +97,21 @@ def _stand_below(
     replica.perturbation.clear()
     replica.weights.show_base()
     found = evaluate_rows(comm, replica.engine, replica.task, rows, settings.engine.batch_size, state)
-    cut = allgather_objects(comm, sum(sum(made.truncated) for made in found.mine))
+    cut = allgather_objects(comm, sum(one.truncated for batch in found.mine for one in batch))
     unknown = np.full(len(rows), np.nan)
     return Base(found.rewards, found.metrics.get(ACCURACY, unknown), found.tokens, sum(cut) / len(rows))
 
 
-def _noted(member: Member, answers, scores) -> Judged:
-    unknown = np.full(len(answers.texts), np.nan)
+def _noted(member: Member, played: Played) -> Judged:
+    made, scores = played.episodes, played.scores
+    unknown = np.full(len(made), np.nan)
     return Judged(
         member.index,
         scores.rewards,
         scores.metrics.get(ACCURACY, unknown),
-        np.array([mark(text) for text in answers.texts], dtype=np.uint64),
-        np.array(answers.tokens),
-        sum(answers.truncated),
+        np.array([mark(one.said) for one in made], dtype=np.uint64),
+        np.array([one.tokens for one in made]),
+        sum(one.truncated for one in made),
     )
 
 

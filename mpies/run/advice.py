@@ -90,6 +90,15 @@ class Advisor:
             if name not in self._said and (text := rule(course)):
                 self._once(name, f"generation {generation + 1}: {text}")
 
+    def hear(self, generation: int, complaints: list[str]) -> None:
+        """What environments of this generation have failed with."""
+        for complaint in complaints[:1]:
+            self._once(
+                "environments",
+                f"generation {generation + 1}: an episode's environment failed ({complaint}); it gets"
+                " task.failure_reward, and is counted in /member/failed of the run file",
+            )
+
     def _once(self, condition: str, text: str) -> None:
         if condition not in self._said:
             self._said.add(condition)

@@ -1,4 +1,4 @@
-"""A block of members, evaluated: perturb, generate, score."""
+"""A block of members, evaluated: perturb, then let all play the same episodes, and score these."""
 
 from __future__ import annotations
 
@@ -7,49 +7,56 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpies.engines.base import Completions
 from mpies.es.answers import Answers, mark
 from mpies.es.population import Member
 from mpies.measure.statistics import mean
 from mpies.phases import Phases
 from mpies.run.exchange import Evaluated
-from mpies.tasks.base import Row, Scores, TrainerState, member_reward
+from mpies.tasks.base import Played, TrainerState, member_reward
+from mpies.tasks.episodes import Start, Tally
 
 if TYPE_CHECKING:
     from mpies.replica import Replica
 
 
 def evaluate_block(
-    replica: Replica, rows: list[Row], block: list[Member], sigma: float, state: TrainerState, phases: Phases
+    replica: Replica,
+    starts: list[Start],
+    block: list[Member],
+    sigma: float,
+    state: TrainerState,
+    phases: Phases,
 ) -> list[Evaluated]:
     """The members' rewards and costs, in the block's order; they share its seconds."""
-    start = time.perf_counter()
-    judged = judge_block(replica, rows, block, sigma, state, phases)
-    seconds = (time.perf_counter() - start) / len(block)
+    begun = time.perf_counter()
+    judged = judge_block(replica, starts, block, sigma, state, phases)
+    seconds = (time.perf_counter() - begun) / len(block)
+    tallies = [Tally.of(one.episodes, replica.task.environments is not None) for one in judged]
     return [
-        Evaluated(member, member_reward(score.rewards), sum(answer.tokens), seconds, _noted(answer, score))
-        for member, (answer, score) in zip(block, judged, strict=True)
+        Evaluated(member, member_reward(one.scores.rewards), tally.tokens, seconds, _noted(one), tally)
+        for member, one, tally in zip(block, judged, tallies, strict=True)
     ]
 
 
 def judge_block(
-    replica: Replica, rows: list[Row], block: list[Member], sigma: float, state: TrainerState, phases: Phases
-) -> list[tuple[Completions, Scores]]:
-    """What each member answers to the rows, and what that is worth, in the block's order."""
+    replica: Replica,
+    starts: list[Start],
+    block: list[Member],
+    sigma: float,
+    state: TrainerState,
+    phases: Phases,
+) -> list[Played]:
+    """What each member makes of the episodes, and what that is worth, in the block's order."""
     with phases("perturb"):  # the model computes with base + sigma * sign * noise(seed)
         replica.perturbation.set(block, sigma)
-    with phases("generate"):
-        answers = replica.engine.generate_block([row["prompt"] for row in rows], len(block))
-    with phases("reward"):
-        scores = [replica.task.judge(rows, answer.texts, answer.ids, state) for answer in answers]
-    return list(zip(answers, scores, strict=True))
+    return replica.task.play(replica.engine, starts, len(block), state=state, clock=phases, measured=True)
 
 
-def _noted(made: Completions, scores: Scores) -> Answers:
+def _noted(played: Played) -> Answers:
     """What of a member's answers goes to rank 0."""
     return Answers(
-        marks=np.array([mark(text) for text in made.texts], dtype=np.uint64),
-        rewards=scores.rewards,
-        truncated=sum(made.truncated),
-        metrics={name: mean(values) for name, values in scores.metrics.items()},
+        marks=np.array([mark(one.said) for one in played.episodes], dtype=np.uint64),
+        rewards=played.scores.rewards,
+        truncated=sum(one.truncated for one in played.episodes),
+        metrics={name: mean(values) for name, values in played.scores.metrics.items()},
     )

@@ -7,7 +7,7 @@ rank 0 for the run file comes afterwards, and no weight depends on it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from mpies.es.answers import Answers
 from mpies.es.population import Member, Plan
 from mpies.ranks.agreement import find_diverged
 from mpies.ranks.collectives import allgather_rows, barrier, named
+from mpies.tasks.episodes import Tally
 from mpies.time_limit import OutOfTimeError
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Evaluated:
     tokens: int
     seconds: float
     answers: Answers
+    tally: Tally = field(default_factory=Tally)
+    """What its episodes came to."""
 
 
 def exchange_rewards(comm: Comm, phases: Phases, plan: Plan, mine: list[Evaluated]) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mpies.config import Settings
 from mpies.measure.drift import measure_drift
-from mpies.measure.evaluation import Evaluation, HasTime, Sampling, evaluate_rows
+from mpies.measure.evaluation import Evaluation, HasTime, Sampling, evaluate_rows, first_of
 from mpies.measure.kl import estimate_kl_beside
 from mpies.replica import Replica
 from mpies.tasks.base import TrainerState
@@ -55,7 +55,9 @@ def evaluate(
     state = TrainerState(generation, settings.es.generations)
     for split in splits:
         rows, batch = replica.task.splits[split], settings.engine.batch_size
-        found = evaluate_rows(comm, replica.engine, replica.task, rows, batch, state, has_time=has_time)
+        found = evaluate_rows(
+            comm, replica.engine, replica.task, rows, batch, state, has_time=has_time, first=first_of(split)
+        )
         kl = math.nan if math.isnan(found.reward_mean) else _measure_kl(comm, replica, settings, split)
         yield Milestone(generation, split, found, kl, drift)
 

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
     from mpies.run.job import Job
 
-COST = np.dtype([("tokens", "<i8"), ("seconds", "<f8")])
+# Of a member's episodes, by the run file's names.
+COUNTS = ("turns", "calls", "bad_calls", "cut", "failed", "replies")
+COST = np.dtype(
+    [("tokens", "<i8"), ("seconds", "<f8"), *((name, "<u8") for name in COUNTS), ("complaint", "S300")]
+)
 
 # The name under which the mean length of a member's answers is among the figures.
 LENGTH = "answer_tokens"
@@ -79,6 +83,8 @@ def record(job: Job, outcome: Outcome, mine: list[Evaluated]) -> None:
             job.monitor.generation(outcome.generation + 1, row)
     job.screen.generation(row)
     job.advisor.look(outcome.generation, outcome.rewards, outcome.coefficients, findings)
+    complaints = [text.decode(errors="replace") for text in costs.members["complaint"] if text]
+    job.advisor.hear(outcome.generation, complaints)
 
 
 def gather(
@@ -89,7 +95,7 @@ def gather(
     Two messages from each rank, the second as long as the first says: 16 bytes for an answer, some more for
     a member. Nobody waits for them but rank 0.
     """
-    told = [(one.tokens, one.seconds, one.answers) for one in mine]
+    told = [(_cost(one), one.answers) for one in mine]
     parcel = np.frombuffer(pickle.dumps(told), dtype=np.uint8)
     spent = np.array([*phases.take().values(), len(parcel)], dtype=np.float64)
     times = gather_rows(comm, spent, [len(spent)] * comm.size)
@@ -107,9 +113,9 @@ def gather(
         for one in pickle.loads(parcels[end - size : end].tobytes())
     ]
     ordered = [everyone[i] for i in plan.order]
-    members = np.array([(tokens, seconds) for tokens, seconds, _ in ordered], dtype=COST)
+    members = np.array([cost for cost, _ in ordered], dtype=COST)
     costs = Costs(members, times[:, :-1], times.nbytes + parcels.nbytes)
-    return costs, [answers for _, _, answers in ordered]
+    return costs, [answers for _, answers in ordered]
 
 
 def find(outcome: Outcome, costs: Costs, answers: list[Answers], fitness: str) -> Diagnosis:
@@ -129,6 +135,12 @@ def find(outcome: Outcome, costs: Costs, answers: list[Answers], fitness: str) -
             for name, values in figures.items()
         },
     )
+
+
+def _cost(one: Evaluated) -> tuple:
+    tally = one.tally
+    counts = (getattr(tally, name) for name in COUNTS)
+    return one.tokens, one.seconds, *counts, tally.complaint.encode()
 
 
 def make_rows(
@@ -170,6 +182,7 @@ def make_rows(
         "rank": outcome.plan.rank_of,
         "tokens": costs.members["tokens"],
         "seconds": costs.members["seconds"],
+        **{name: costs.members[name] for name in COUNTS},
         **{METRIC + name: values for name, values in findings.metrics.items()},
     }
     return row, members

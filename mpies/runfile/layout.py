@@ -140,7 +140,7 @@ def append_row(file: h5py.File, table: str, row: dict[str, Any]) -> None:
         dataset.resize(dataset.shape[0] + 1, axis=0)
         if column.name == CHECKSUM:
             continue
-        value = row[column.name]
+        value = column.value(row)
         if column.dtype is TEXT:
             # HDF5 strings end at a NUL and hold no half of a surrogate pair.
             value = str(value).replace("\0", "\ufffd").encode(errors="replace").decode()

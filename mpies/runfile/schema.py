@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,12 @@ class Column:
     dtype: Any
     units: str
     description: str
+    default: Any = None
+    """Of rows that do not say it; None: they have to."""
+
+    def value(self, row: Mapping[str, Any]) -> Any:
+        """What a row has in this column."""
+        return row[self.name] if self.default is None else row.get(self.name, self.default)
 
 
 # Columns that several tables have.
@@ -128,6 +135,12 @@ TABLES: dict[str, list[Column]] = {
         Column("rank", "i4", "1", "rank that evaluated it"),
         Column("tokens", "i8", "tokens", "tokens it generated"),
         Column("seconds", "f4", "s", "its evaluation: perturb, generate, reward"),
+        Column("turns", "i8", "turns", "its answers; in an environment, of all its episodes", 0),
+        Column("calls", "i8", "calls", "of tools, in its episodes", 0),
+        Column("bad_calls", "i8", "calls", "those of them that came to an error", 0),
+        Column("cut", "i8", "episodes", "that a limit of turns or tokens ended", 0),
+        Column("failed", "i8", "episodes", "whose environment failed: raised, died, took too long", 0),
+        Column("replies", "u8", "1", "digest of all that environments answered it; 0: there are none", 0),
     ],
     "evaluation": [
         Column("generation", "i8", "1", "updates in the evaluated weights"),
@@ -151,7 +164,8 @@ TABLES: dict[str, list[Column]] = {
         Column("generation", "i8", "1", "updates in the weights that answered"),
         SPLIT,
         Column("prompt", TEXT, "", "the prompt"),
-        Column("completion", TEXT, "", "the answer"),
+        Column("completion", TEXT, "", "the answer; in an environment, all that was said after the prompt"),
+        Column("messages", TEXT, "JSON", "an episode's conversation, how it ended; empty: one answer", ""),
         Column("reward", "f8", "reward", "its reward; NaN: not scored"),
         SEAL,
     ],
@@ -190,7 +204,8 @@ COMMAND_TABLES: dict[str, list[Column]] = {
         Column("seed", "u8", "1", "seed of the sampled answers"),
         Column("prompt", TEXT, "", "the prompt"),
         Column("sample", "i8", "1", "number of the answer to this prompt, from 0"),
-        Column("completion", TEXT, "", "the answer"),
+        Column("completion", TEXT, "", "the answer; in an environment, all that was said after the prompt"),
+        Column("messages", TEXT, "JSON", "an episode's conversation, how it ended; empty: one answer", ""),
         Column("tokens", "i8", "tokens", "its length"),
         Column("reward", "f8", "reward", "its reward; NaN: not scored"),
         SEAL,

@@ -153,7 +153,7 @@ class RunFile:
             for table, _, row in rows:
                 for column in TABLES[table]:
                     if column.name != CHECKSUM:
-                        self.file[table][column.name][index] = row[column.name]
+                        self.file[table][column.name][index] = column.value(row)
             for name, value in own.items():
                 if name in self.file:
                     self.file[name][index] = value

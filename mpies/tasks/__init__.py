@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from mpies import config
 from mpies.engines.base import Prompt
@@ -22,7 +22,7 @@ def make(settings: config.TaskSettings, seed: int = 0, load: Load = rewards.load
     cannot be loaded.
     """
     own = load(settings.reward) if settings.reward else None
-    task = _make(settings, own)
+    task = _make(settings, own, seed)
     size = settings.prompts_per_generation
     if size > len(task.train):
         raise InputError(
@@ -35,7 +35,7 @@ def make(settings: config.TaskSettings, seed: int = 0, load: Load = rewards.load
 
 def refuse_messages_without_template(task: Task, tokenizer) -> None:
     """Raise InputError for prompts that are chat messages if the model has no way to write them."""
-    messages = any(not isinstance(row["prompt"], str) for row in task.train + task.held_out)
+    messages = any(not isinstance(prompt, str) for prompt in task.prompts)
     if messages and not tokenizer.chat_template:
         raise InputError(
             "task.train_data: its prompts are chat messages, but this model's tokenizer has no chat"
@@ -51,30 +51,44 @@ def refuse_prompts_of_wrong_length(
     `most`: positions that the model knows, if it says so.
     A model computes on beyond what it was trained on, and its answers are nonsense; or it fails then.
     """
+    for setting, name, number, prompt in _numbered_prompts(task):
+        try:
+            tokens = len(tokens_of(prompt))
+        except InputError as error:
+            if not images_in(prompt):
+                raise
+            raise InputError(f"{setting}: {name} prompt {number}: {error}") from None
+        if not tokens:
+            raise InputError(f"{setting}: {name} prompt {number} has no tokens; leave the row out")
+        if most and tokens + new > most:
+            room = (
+                f"use an engine.max_new_tokens of {most - tokens} or less, or leave the row out"
+                if tokens < most
+                else "leave the row out"
+            )
+            raise InputError(
+                f"{setting}: {name} prompt {number} has {tokens} tokens and its answer up to {new},"
+                f" but the model knows {most} positions; {room}"
+            )
+
+
+def _numbered_prompts(task: Task) -> Iterator[tuple[str, str, int, Prompt]]:
+    """Each prompt with its setting, its split and its number."""
+    if task.environments:
+        for number, prompt in enumerate(task.environments.openings, 1):
+            yield "task.environment", "an episode's", number, prompt
+        return
     parts = (("task.train_data", "training", task.train), ("task.eval_data", "held-out", task.held_out))
     for setting, name, rows in parts:
         for number, row in enumerate(rows, 1):
-            try:
-                tokens = len(tokens_of(row["prompt"]))
-            except InputError as error:
-                if not images_in(row["prompt"]):
-                    raise
-                raise InputError(f"{setting}: {name} prompt {number}: {error}") from None
-            if not tokens:
-                raise InputError(f"{setting}: {name} prompt {number} has no tokens; leave the row out")
-            if most and tokens + new > most:
-                room = (
-                    f"use an engine.max_new_tokens of {most - tokens} or less, or leave the row out"
-                    if tokens < most
-                    else "leave the row out"
-                )
-                raise InputError(
-                    f"{setting}: {name} prompt {number} has {tokens} tokens and its answer up to {new},"
-                    f" but the model knows {most} positions; {room}"
-                )
+            yield setting, name, number, row["prompt"]
 
 
-def _make(settings: config.TaskSettings, own: rewards.Weighted | None) -> Task:
+def _make(settings: config.TaskSettings, own: rewards.Weighted | None, seed: int) -> Task:
+    if settings.in_environments:
+        from mpies.tasks.environments import task
+
+        return task.make_task(settings, own, seed)
     if settings.name == "countdown":
         from mpies.tasks import countdown
 

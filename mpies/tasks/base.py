@@ -12,24 +12,40 @@ chat messages.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mpies.engines.base import Prompt
+from mpies.engines.base import Draws, Encoder, Engine, Prompt
 from mpies.engines.image import images_in
 from mpies.errors import InputError
 from mpies.splits import HELD_OUT, TRAIN
-from mpies.tasks import epochs
+from mpies.tasks import episodes, epochs
+from mpies.tasks.environments.seeds import seeds
+from mpies.tasks.episodes import (
+    FAILED,
+    Clock,
+    Environments,
+    Episode,
+    EpisodeLimits,
+    Row,
+    SingleAnswers,
+    Stage,
+    Start,
+)
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from mpies.engines.tools import Tools
+
 Reward = Callable[..., Sequence[float | None]]
 Metrics = Callable[[list[Row], list[str]], Mapping[str, Sequence[float]]]
 
@@ -54,6 +70,14 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Played:
+    """Episodes of one member, or of the unperturbed model, and what they are worth."""
+
+    episodes: list[Episode]
+    scores: Scores
+
+
+@dataclass(frozen=True)
 class Task:
     """`train` rows give the members' rewards; `held_out` rows are evaluated only.
 
@@ -68,19 +92,38 @@ class Task:
     metrics: Metrics | None = None
     prompts_per_generation: int = 0
     seed: int = 0
-    """Of the prompts' order, if a generation uses some of them only."""
+    """Of the prompts' order, if a generation uses some of them only, and of what environments draw."""
+    environments: Environments | None = None
+    """What episodes of several turns are played in; None: a row is a prompt, and an answer is the end."""
+
+    def numbers(self, generation: int) -> list[int]:
+        """The numbers of the training rows that all members of a generation answer."""
+        if not self.prompts_per_generation:
+            return list(range(len(self.train)))
+        return epochs.sample(self.seed, generation, len(self.train), self.prompts_per_generation).tolist()
 
     def rows(self, generation: int) -> list[Row]:
-        """The training rows that all members of a generation answer."""
-        if not self.prompts_per_generation:
-            return self.train
-        chosen = epochs.sample(self.seed, generation, len(self.train), self.prompts_per_generation)
-        return [self.train[i] for i in chosen]
+        """Those rows."""
+        return [self.train[i] for i in self.numbers(generation)]
+
+    def starts(self, generation: int) -> list[Start]:
+        """How the episodes of all members of a generation begin."""
+        return self._starts(self.rows(generation), self.numbers(generation), generation)
+
+    def evaluated_starts(self, rows: list[Row], numbers: Sequence[int]) -> list[Start]:
+        """How episodes with rows of these numbers begin, in evaluations."""
+        return self._starts(rows, numbers, None)
+
+    def _starts(self, rows: list[Row], numbers: Sequence[int], generation: int | None) -> list[Start]:
+        if self.environments is None:
+            return [Start(row) for row in rows]
+        return list(map(Start, rows, seeds(self.seed, numbers, generation)))
 
     @property
     def prompts(self) -> Iterator[Prompt]:
-        """All prompts that may be answered."""
-        return (row["prompt"] for row in [*self.train, *self.held_out])
+        """All prompts that may be answered; of environments, those of the rows and some that were tried."""
+        given = (row["prompt"] for row in [*self.train, *self.held_out] if row.get("prompt"))
+        return itertools.chain(given, self.environments.openings if self.environments else [])
 
     @cached_property
     def has_images(self) -> bool:
@@ -107,6 +150,77 @@ class Task:
             total.update(b"\n")
         return total.hexdigest()
 
+    def play(
+        self,
+        engine: Engine,
+        starts: list[Start],
+        members: int | None = None,
+        draws: Draws | None = None,
+        state: TrainerState | None = None,
+        clock: Clock = lambda phase: contextlib.nullcontext(),
+        measured: bool = False,
+    ) -> list[Played]:
+        """Play the episodes with each member of a block, all together; what each member comes to.
+
+        members None: with the unperturbed model, whose answers are sampled if there are `draws`, one for each
+        start. `measured`: with metrics.
+        """
+        played = [Episode(start) for _ in range(members or 1) for start in starts]
+        with self._stage(played, engine.text.tools) as stage:
+            answer = episodes.answers_of(engine, len(starts) if members else None, draws)
+            episodes.play(played, stage, answer, self._limits(engine), engine.text.encode, clock)
+            with clock("reward"):
+                each = [played[i : i + len(starts)] for i in range(0, len(played), len(starts) or 1)]
+                seen = dict(zip(map(id, played), stage.environments)) if stage.environments else {}
+                return [Played(own, self._judge_episodes(own, seen, state, measured)) for own in each]
+
+    def _stage(self, played: list[Episode], tools: Tools) -> contextlib.AbstractContextManager[Stage]:
+        if self.environments is None:
+            return contextlib.nullcontext(SingleAnswers(played))
+        return self.environments.open(played, tools)
+
+    def most_tokens(self, text: Encoder) -> int | None:
+        """Tokens that a conversation may come to; None: it is a prompt with its answer."""
+        if self.environments is None:
+            return None
+        given = self.environments.limits.tokens
+        return min(given, text.positions or given)
+
+    def _limits(self, engine: Engine) -> EpisodeLimits:
+        if self.environments is None:
+            return EpisodeLimits()
+        tokens = self.most_tokens(engine.text) or 0
+        return EpisodeLimits(self.environments.limits.turns, tokens, engine.max_new_tokens)
+
+    def _judge_episodes(
+        self, played: list[Episode], seen: dict[int, Any], state: TrainerState | None, measured: bool
+    ) -> Scores:
+        """`seen`: what reward functions see of the environments, by the episodes' id()."""
+        rows = [one.start.row for one in played]
+        if self.environments is None:
+            given = rows, [one.text for one in played], [one.ids for one in played], state
+            return self.judge(*given) if measured else Scores(self.score(*given))
+        sound = [i for i, one in enumerate(played) if one.ended != FAILED]
+        rewards = np.full(len(played), self.environments.failure_reward)
+        logged: dict[str, np.ndarray] = {}
+        if sound:
+            some = [played[i] for i in sound]
+            more = self._rewards(
+                [{**one.start.row, "prompt": one.prompt} for one in some],
+                [one.completion for one in some],
+                [one.ids for one in some],
+                state,
+                logged,
+                **({"environments": [seen[id(one)] for one in some]} if seen else {}),
+            )
+            rewards[sound] = np.array([one.reward for one in some]) + np.nan_to_num(more, nan=0.0)
+        if not measured:
+            return Scores(rewards)
+        spread = {name: np.full(len(played), math.nan) for name in logged}
+        for name, values in logged.items():
+            spread[name][sound] = values
+        return Scores(rewards, spread | episodes.figures(played))
+
     def score(
         self,
         rows: list[Row],
@@ -118,7 +232,7 @@ class Task:
 
         `completions` are the answers' texts, `ids` their tokens.
         """
-        return self._rewards(rows, completions, ids, state, {})
+        return self._rewards(rows, _as_trl(rows, completions), ids, state, {})
 
     def judge(
         self,
@@ -129,21 +243,22 @@ class Task:
     ) -> Scores:
         """Rewards and metrics, the numbers that the reward function logs itself included."""
         logged: dict[str, np.ndarray] = {}
-        rewards = self._rewards(rows, completions, ids, state, logged)
+        rewards = self._rewards(rows, _as_trl(rows, completions), ids, state, logged)
         found = self.metrics(rows, completions) if self.metrics else {}
         return Scores(rewards, logged | {name: np.array(v, dtype=float) for name, v in found.items()})
 
-    def _rewards(self, rows, completions, ids, state, logged: dict[str, np.ndarray]) -> np.ndarray:
+    def _rewards(self, rows, completions, ids, state, logged: dict[str, np.ndarray], **more) -> np.ndarray:
         # Copies, because a function that changed them would change them on its rank only.
         rows = copy.deepcopy(rows)
         rewards = self.reward(
             prompts=[row["prompt"] for row in rows],
-            completions=[_as_trl(row, text) for row, text in zip(rows, completions, strict=True)],
+            completions=completions,
             completion_ids=ids,
             trainer_state=state or TrainerState(),
             log_extra=lambda name, values: logged.update(_per_answer(name, values, len(rows))),
             log_metric=lambda name, value: logged.update(_per_answer(name, [value] * len(rows), len(rows))),
             **{key: [row[key] for row in rows] for key in rows[0] if key not in NOT_PASSED},
+            **more,
         )
         return check_rewards(rewards, len(rows), f"the reward function of task {self.name}")
 
@@ -192,8 +307,13 @@ def member_reward(rewards: np.ndarray) -> float:
     return math.fsum(rewards.tolist()) / len(rewards)
 
 
-def _as_trl(row: Row, text: str) -> str | list[dict[str, str]]:
-    return text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+def _as_trl(rows: list[Row], texts: list[str]) -> list[Prompt]:
+    """Single answers, each as reward functions get it."""
+    pairs = zip(rows, texts, strict=True)
+    return [
+        text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+        for row, text in pairs
+    ]
 
 
 def _per_answer(name: str, values: Sequence[Any], answers: int) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from mpies.tasks import data
 from mpies.tasks.base import Reward, Row, Task
 
 # What reward functions get under these names is not a column.
-TAKEN = ("prompts", "completions", "trainer_state", "log_extra", "log_metric")
+TAKEN = ("prompts", "completions", "environments", "trainer_state", "log_extra", "log_metric")
 
 MOST_IMAGES = 256  # of a row
 LONGEST = 1_000_000  # characters of a prompt, more than models have positions for
@@ -43,10 +43,7 @@ def check_row(given: Row, column: str, image_column: str = "", folder: Path | No
             f"no column {column!r}, only {', '.join(map(str, given))}; task.prompt_column names the one with"
             " the prompts"
         )
-    if taken := [name for name in TAKEN if name in given]:
-        raise InputError(
-            f"column {taken[0]!r} has a name that reward functions use for something else; rename it"
-        )
+    check_names(given)
     others = {name: value for name, value in given.items() if name != "prompt"}
     images: list[Image] = []
     if image_column:
@@ -58,6 +55,15 @@ def check_row(given: Row, column: str, image_column: str = "", folder: Path | No
     if image_column and isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     return {"prompt": prompt if isinstance(prompt, str) else with_images(prompt, images), **others}
+
+
+def check_names(given: Row) -> Row:
+    """The row itself. Raises InputError if a column has a name that is taken."""
+    if taken := [name for name in TAKEN if name in given]:
+        raise InputError(
+            f"column {taken[0]!r} has a name that reward functions use for something else; rename it"
+        )
+    return given
 
 
 def _images(given: Any, column: str, folder: Path | None) -> list[Image]:

@@ -9,28 +9,23 @@ compare in time counts as wrong.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import importlib.util
 import json
 import os
 import re
 import reprlib
-import select
 import signal
-import subprocess
-import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
 
-import mpies
 from mpies import config
 from mpies.errors import InputError
 from mpies.tasks import custom, data
 from mpies.tasks.base import Row, Task, answer_text
 from mpies.tasks.math_worker import final_answer
+from mpies.tasks.processes import HelperProcess
 
 SAMPLE = Path(__file__).with_name("math_sample.jsonl")
 SAMPLE_TRAIN_SIZE = 20
@@ -184,51 +179,11 @@ class _WorkerFailedError(Exception):
     pass
 
 
-class _Worker:
-    """The process that compares, and its two pipes."""
-
-    def __init__(self) -> None:
-        package = str(Path(mpies.__file__).parents[1])
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        program = "from mpies.tasks.math_worker import main; main()"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C is for the ranks
-        )
-        assert self.process.stdin and self.process.stdout  # pipes, as asked for
-        self.requests, self.answers = self.process.stdin, self.process.stdout
-
-    def line(self, seconds: float) -> bytes:
-        """Its next line; empty if it ended, or took too long."""
-        found, deadline = b"", time.monotonic() + seconds
-        while not found.endswith(b"\n"):
-            left = max(0.0, deadline - time.monotonic())
-            ready, _, _ = select.select([self.answers], [], [], left)
-            piece = self.answers.read(4096) if ready else b""
-            if not piece:
-                return b""
-            found += piece
-        return found
-
-    def end(self) -> int:
-        """End it, if it has not ended by itself; its exit status."""
-        if not select.select([self.answers], [], [], 0)[0]:
-            self.process.kill()  # where it ended by itself, there is an end of file to read
-        status = self.process.wait()
-        self.requests.close()
-        self.answers.close()
-        return status
-
-
 class _Checker:
     """Asks the worker, which is started when it is needed first, and again when an answer was its end."""
 
     def __init__(self) -> None:
-        self._worker: _Worker | None = None
+        self._worker: HelperProcess | None = None
         self._lock = threading.Lock()
 
     def ask(self, **request: str) -> bool:
@@ -241,8 +196,7 @@ class _Checker:
 
     def _asked(self, request: dict[str, str]) -> bool:
         worker = self._worker or self._start()
-        with contextlib.suppress(BrokenPipeError):
-            worker.requests.write(json.dumps(request).encode() + b"\n")
+        worker.tell(json.dumps(request).encode() + b"\n")
         line = worker.line(PATIENCE)
         if line:
             return json.loads(line)
@@ -250,8 +204,8 @@ class _Checker:
             return False
         raise _WorkerFailedError
 
-    def _start(self) -> _Worker:
-        self._worker = _Worker()
+    def _start(self) -> HelperProcess:
+        self._worker = HelperProcess("mpies.tasks.math_worker:main")
         if not self._worker.line(PATIENCE):
             raise RuntimeError(f"the process that checks answers did not start (status {self.stop()})")
         return self._worker

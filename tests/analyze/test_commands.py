@@ -230,6 +230,51 @@ def test_answers_have_no_power_over_the_terminal(run, tmp_path):
     assert "[bold]c[/bold]" in out, "markup is text"
 
 
+def test_conversations_are_shown_line_by_line(run, tmp_path):
+    """Who said what, whatever that is; calls of tools, too; what is no conversation is the completion."""
+    path = made_up.write_run(tmp_path / "run", generations=1)
+    call = {"function": {"name": "add", "arguments": {"a": 1}}}
+    said = [
+        {"role": "user", "content": "p"},
+        {"role": "assistant", "content": "I\x1b[2J add.", "tool_calls": [call]},
+        {"role": "tool", "content": "<b>[bold]2"},
+        {"role": "assistant", "content": "Two."},
+    ]
+    told = [
+        json.dumps({"conversation": said, "ended": "done after 2 turns"}),
+        "{",
+        '{"conversation": "text"}',
+    ]
+    log = RunFile.reopen(path, 1)
+    sample = {
+        "generation": 1,
+        "split": "train",
+        "prompt": "Which sum?",
+        "reward": 0.0,
+        "completion": "all of it",
+    }
+    log.add_evaluation(
+        made_up.evaluation(1, 0, None)[0] | {"split": "train"},
+        [{**sample, "messages": text, "completion": f"all {i}"} for i, text in enumerate(told)],
+    )
+    log.close()
+    for options in ([], ["--full"]):
+        _, out, _ = run("samples", path, "--prompt", "which sum", *options)
+        parts = [
+            "assistant: I",
+            'add({"a": 1})',
+            "tool: <b>[bold]2",
+            "assistant: Two.",
+            "end: done after 2 turns",
+        ]
+        places = [out.index(part) for part in [*parts, "all 1", "all 2"]]
+        assert places == sorted(places) and "all 0" not in out and out.replace("\n", "").isprintable()
+    output = tmp_path / "page.html"
+    assert run("report", path, "--output", output)[0] == 0
+    page = output.read_text()
+    assert "<b>tool:</b> &lt;b&gt;[bold]2" in page and "<b>end:</b> done after 2 turns" in page
+
+
 def test_no_samples(run, tmp_path):
     path = made_up.write_run(tmp_path / "run", generations=0)
     with h5py.File(path, "r+") as file:

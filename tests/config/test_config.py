@@ -299,6 +299,11 @@ def test_unknown_keys_in_a_file(write, text, key, nearest):
         ("engine.max_new_tokens=0", "0", "greater than or equal to 1"),
         ("engine.batch_invariant=true", "true", "false with engine.name=hf"),
         ("run.threads=0", "0", "greater than or equal to 1"),
+        ("task.environment=games.py", "'games.py'", "FILE.py:CLASS"),
+        ("task.environment_factory=[a.py:B]", "['a.py:B']", "a mapping NAME: FILE.py:CLASS"),
+        ("task.environment_factory={a: 3}", "{'a': 3}", "a mapping NAME: FILE.py:CLASS"),
+        ("task.tools=tools", "'tools'", "FILE.py:FUNCTION"),
+        ("task.max_turns=0", "0", "greater than or equal to 1"),
     ],
 )
 def test_wrong_values(override, given, allowed):
@@ -309,6 +314,26 @@ def test_wrong_values(override, given, allowed):
     before, after = line.split(", allowed is ")
     assert given in before
     assert allowed in after
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (
+            ["task.environment=a.py:B", "task.tools=c.py:d"],
+            "task.environment: given 'a.py:B', allowed is none",
+        ),
+        (
+            ["task.tools=c.py:d", "task.chat_template=false"],
+            "task.chat_template: given false, allowed is true",
+        ),
+        (["task.environment=a.py:B", "task.name=math"], "task.name: given math, allowed is custom"),
+    ],
+)
+def test_what_does_not_go_with_an_environment(overrides, said):
+    with pytest.raises(InputError) as error:
+        config.load(["model.path=a", "run.directory=b", *overrides])
+    assert str(error.value).startswith(said)
 
 
 @pytest.mark.parametrize("given", ["1.5", "soon", "-5", "1:2:3:4", "true"])

@@ -70,7 +70,7 @@ def test_greedy_answers_with_rewards_and_metrics(alone, engine, batch):
     assert found.metrics["accuracy"].tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert set(states) == {STATE} and len(states) == -(-7 // batch)
     assert found.samples == 1 and found.rows is ROWS
-    assert [text for part in found.mine for text in part.texts] == texts
+    assert [one.text for part in found.mine for one in part] == texts
 
 
 def test_a_metric_that_a_batch_lacks_is_unknown_there(alone, engine):
@@ -109,7 +109,7 @@ def test_any_number_of_ranks_finds_the_same(alone, engine, sampling):
             ranks, lambda comm: evaluate_rows(comm, engine, TASK, ROWS[:5], 3, STATE, sampling)
         )
         assert all(same(one, expected) for one in found)
-        mine = [[text for part in one.mine for text in part.texts] for one in found]
+        mine = [[a.text for part in one.mine for a in part] for one in found]
         assert sorted(text for texts in mine for text in texts) == sorted(expected.completions)
 
 
@@ -164,6 +164,7 @@ def test_rows_of_the_run_file():
     }
     where = {"generation": 6, "split": "train"}
     first = {**where, "prompt": "a", "completion": "a0", "sample": 0, "tokens": 1, "reward": 1.0}
+    first |= {"messages": ""}
     assert samples[0] == first and len(samples) == 2
     assert samples[1]["completion"] == "a1" and math.isnan(samples[1]["reward"])
     means = {metric["name"]: metric["mean"] for metric in metrics}

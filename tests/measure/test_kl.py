@@ -14,6 +14,7 @@ from mpies.measure.evaluation import Sampling
 from mpies.measure.kl import divergence, estimate_kl, k3
 from mpies.measure.statistics import Figure
 from mpies.replica import Replica
+from mpies.tasks.episodes import Start
 
 ROWS = [{"prompt": text} for text in ("3 + 5 =", "Say it.", "Name a color:")]
 
@@ -76,7 +77,11 @@ def test_answers_that_are_there_are_used(alone, moved):
     prompts = [row["prompt"] for row in ROWS for _ in range(2)]
     draws = sampling.draws(len(ROWS))
     parts = [slice(0, 4), slice(4, 6)]
-    answers = [made.engine.sample(prompts[part], draws.part(part)) for part in parts]
+    answers = [
+        made.task.play(made.engine, [Start({"prompt": p}) for p in prompts[part]], draws=draws.part(part))[0]
+        for part in parts
+    ]
+    answers = [played.episodes for played in answers]
     found = divergence(alone, made, initial, ROWS, 4, sampling, answers)
     assert found == estimate_kl(alone, made, initial, ROWS, 4, sampling)
     with pytest.raises(ValueError):

@@ -32,7 +32,8 @@ def outcome(rewards: np.ndarray = REWARDS) -> Outcome:
 
 
 def costs() -> Costs:
-    members = np.array([(10 + i, 0.5 * i) for i in range(MEMBERS)], dtype=COST)
+    members = np.zeros(MEMBERS, dtype=COST)
+    members["tokens"], members["seconds"] = 10 + np.arange(MEMBERS), 0.5 * np.arange(MEMBERS)
     return Costs(members, np.random.default_rng(0).random((RANKS, len(PHASES))))
 
 
@@ -166,7 +167,9 @@ def test_what_the_answers_tell():
     ]
     plan = Population(6, seed=9, antithetic=True).plan(0, 1)
     made = Outcome(0, plan, Step(0.1, 0.5), rewards, coefficients(rewards, 0.5), 1)
-    spent = Costs(np.array([(3 * n, 0.0) for n in lengths], dtype=COST), costs().phases)
+    members = np.zeros(len(lengths), dtype=COST)
+    members["tokens"] = [3 * n for n in lengths]
+    spent = Costs(members, costs().phases)
     found = find(made, spent, told, "zscore")
     assert found.agreement == Agreement(
         identical_pairs=pytest.approx(7 / 9),

@@ -47,11 +47,12 @@ SCHEMA = {
     " seconds_wait:f8 seconds_update:f8 seconds_log:f8 imbalance:f8 tokens:i8 bytes_communicated:i8"
     " bytes_gathered:i8 identical_pairs:f8 pairs_with_signal:f8 prompts_disagreeing:f8 distinct_answers:f8"
     " truncated:f8 checksum:u8",
-    "member": "seed:u8 sign:i1 reward:f8 coefficient:f4 rank:i4 tokens:i8 seconds:f4",
+    "member": "seed:u8 sign:i1 reward:f8 coefficient:f4 rank:i4 tokens:i8 seconds:f4 turns:i8 calls:i8"
+    " bad_calls:i8 cut:i8 failed:i8 replies:u8",
     "evaluation": "generation:i8 split:text reward_mean:f8 accuracy:f8 kl:f8 tokens:i8 drift_l2:f8"
     " answer_tokens:f8 checksum:u8",
     "metric": "generation:i8 split:text name:text mean:f8 checksum:u8",
-    "sample": "generation:i8 split:text prompt:text completion:text reward:f8 checksum:u8",
+    "sample": "generation:i8 split:text prompt:text completion:text messages:text reward:f8 checksum:u8",
     "prompt": "generation:i8 split:text number:i4 reward:f8 accuracy:f8 tokens:i4 checksum:u8",
 }
 
@@ -81,6 +82,10 @@ def row_of(generation: int) -> tuple[dict, dict]:
         "rank": np.zeros(N),
         "tokens": np.full(N, generation),
         "seconds": np.full(N, 0.5),
+        **{
+            name: np.full(N, generation)
+            for name in ("turns", "calls", "bad_calls", "cut", "failed", "replies")
+        },
     }
     return row, members
 

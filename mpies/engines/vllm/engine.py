@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mpies.engines import likelihood
-from mpies.engines.base import Completions, Draws, Prompt
+from mpies.engines.base import Completions, Draws, Engine, Prompt, owners
 from mpies.engines.hf import HfEngine
 from mpies.engines.text import Text
 from mpies.engines.vllm.members import of_member
@@ -31,7 +31,7 @@ class Told(NamedTuple):
     places: list[dict[int, float]]
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """Decodes with vLLM; `log_probabilities` are computed by `hf`, whose model has the same memory.
 
     Nothing that was computed from weights is used with others: they are packed anew once they were written,
@@ -72,13 +72,8 @@ class VllmEngine:
     ) -> list[np.ndarray]:
         return self.hf.log_probabilities(prompts, answers, temperature)
 
-    def generate_block(self, prompts: list[Prompt], members: int) -> list[Completions]:
-        if members == 1 and not self.in_blocks:
-            return [self.generate(prompts)]
-        count = len(prompts)
-        each = self._of_members(members, count)
-        answers = self._answer([self.text.encode(prompt) for prompt in prompts] * members, each)
-        return [self.text.completions(answers[m * count : (m + 1) * count]) for m in range(members)]
+    def generate_each(self, prompts: list[Prompt], members: list[int]) -> Completions:
+        return self._answered(prompts, self._of_members(members))
 
     def tell(self, prompts: list[list[int]], members: int, tokens: int, likeliest: int) -> list[Told]:
         """Each member's answers to token ids, so long, and at each place log-probabilities of tokens, nat.
@@ -86,7 +81,7 @@ class VllmEngine:
         Of those that are likeliest: from vLLM's own logits.
         """
         options = {"max_tokens": tokens, "logprobs": likeliest, "stop_token_ids": None}
-        each, given = self._of_members(members, len(prompts), **options), prompts * members
+        each, given = self._of_members(owners(len(prompts), members), **options), prompts * members
         told = []
         for prompt, output in zip(given, self._run(given, each), strict=True):
             (answer,) = output.outputs
@@ -129,10 +124,12 @@ class VllmEngine:
         }
         return SamplingParams(**(options | others))
 
-    def _of_members(self, members: int, prompts: int, **others: Any) -> list[SamplingParams]:
-        """Of each member's requests, one member after another."""
-        own = [self.parameters(of_member(member), **others) for member in range(members)]
-        return [one for one in own for _ in range(prompts)]
+    def _of_members(self, members: list[int], **others: Any) -> list[SamplingParams]:
+        """Of requests that are these members'."""
+        if not self.in_blocks:
+            return [self.parameters(**others)] * len(members)
+        own = {member: self.parameters(of_member(member), **others) for member in set(members)}
+        return [own[member] for member in members]
 
     def _refuse_other_answers(self) -> None:
         """Raise InputError if vLLM and transformers do not compute the same with the same weights."""

@@ -78,12 +78,13 @@ class CounterBased(LogitsProcessor):
     KEY = "mpies"
 
     def __init__(self, vllm_config, device: torch.device, is_pin_memory: bool):
-        self.rows: dict[int, tuple[tuple[int, float, int], list[int]]] = {}
+        self.rows: dict[int, tuple[tuple[int, float, int, int], list[int]]] = {}
 
     @staticmethod
-    def parameters(draws: Draws, row: int) -> dict[str, tuple[int, float, int]]:
+    def parameters(draws: Draws, row: int) -> dict[str, tuple[int, float, int, int]]:
         """`extra_args` of the request for one of the draws' answers."""
-        return {CounterBased.KEY: (draws.seed, draws.temperature, int(draws.numbers[row]))}
+        first = int(draws.places(np.array(row), 0))
+        return {CounterBased.KEY: (draws.seed, draws.temperature, int(draws.numbers[row]), first)}
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -95,9 +96,9 @@ class CounterBased(LogitsProcessor):
         if not self.rows:
             return logits
         rows = sorted(self.rows)
-        (seed, temperature, _), _ = self.rows[rows[0]]  # the same for a call's requests
+        (seed, temperature, *_), _ = self.rows[rows[0]]  # the same for a call's requests
         numbers = np.array([self.rows[row][0][2] for row in rows], dtype=np.uint64)
-        places = np.array([len(self.rows[row][1]) for row in rows], dtype=np.uint64)
+        places = np.array([self.rows[row][0][3] + len(self.rows[row][1]) for row in rows], dtype=np.uint64)
         index = torch.tensor(rows, device=logits.device)
         sampler = Sampler(Draws(seed, temperature, numbers))
         chosen = sampler(logits[index], torch.arange(len(rows)), places)

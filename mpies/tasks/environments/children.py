@@ -1,0 +1,195 @@
+"""Episodes' processes, as the process sees them that forks them: called in parallel, timed, killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from mpies.tasks.environments import episode_process
+from mpies.tasks.environments.contract import Said, UsersEpisode
+from mpies.tasks.environments.limits import AT_ONCE, REPLY, Limits
+
+
+@dataclass(frozen=True)
+class Call:
+    """Of an episode's environment. The first one begins the episode."""
+
+    key: int
+    """The episode's number."""
+    name: str
+    arguments: dict[str, Any]
+
+
+class Children:
+    """The processes, by their episodes' numbers."""
+
+    def __init__(
+        self, start: Callable[[], UsersEpisode], limits: Limits, requests: BinaryIO, answers: BinaryIO
+    ):
+        self._start = start
+        self._limits = limits
+        self._requests = requests
+        self._pipes = requests, answers  # which are not for the children
+        self._children: dict[int, Child] = {}
+
+    def carry(self, calls: list[Call]) -> list[Said]:
+        """Make the calls, some at a time. Each one's answer, in their order; its `machine` says that no
+        process could be had for it. Raises EOFError if the rank has gone."""
+        found: dict[int, Said] = {}
+        waiting = deque(calls)
+        with selectors.DefaultSelector() as under_way:
+            under_way.register(self._requests, selectors.EVENT_READ)
+            while waiting or len(under_way.get_map()) > 1:
+                while waiting and len(under_way.get_map()) <= AT_ONCE:
+                    self._send(waiting.popleft(), under_way, found)
+                self._collect(under_way, found)
+        return [found[call.key] for call in calls]
+
+    def end(self, key: int) -> None:
+        """End the episode's process, if it has not ended."""
+        child = self._children.pop(key, None)
+        if child:
+            child.end()
+
+    def end_all(self) -> None:
+        for key in list(self._children):
+            self.end(key)
+
+    def _send(self, call: Call, under_way: selectors.BaseSelector, found: dict[int, Said]) -> None:
+        try:
+            if call.key not in self._children:
+                self._children[call.key] = self._fork()
+        except OSError as error:
+            found[call.key] = {"machine": f"no process for an episode ({error.strerror})"}
+            return
+        child = self._children[call.key]
+        try:
+            child.send(call, self._limits.of_call(call.name).clock)
+        except OSError as error:
+            child.late = isinstance(error, TimeoutError)
+            child.ended = not child.late
+            found[call.key] = {"error": self._why(call, child)}
+            return
+        under_way.register(child.socket, selectors.EVENT_READ, call)
+
+    def _collect(self, under_way: selectors.BaseSelector, found: dict[int, Said]) -> None:
+        """Wait for the next answer, death or deadline of the calls that are under way."""
+        calls = [key.data for key in under_way.get_map().values() if key.data]
+        if not calls:
+            return
+        first = min(self._children[call.key].deadline for call in calls)
+        for key, _ in under_way.select(max(0.0, first - time.monotonic())):
+            if key.data is None:  # while it waits, the rank says nothing but that it has ended
+                raise EOFError
+            call, child = key.data, self._children[key.data.key]
+            answer = child.receive()
+            if answer is not None or child.ended:
+                under_way.unregister(child.socket)
+                found[call.key] = {"error": self._why(call, child)} if answer is None else answer
+        for call in calls:
+            slow = self._children.get(call.key)
+            if slow and call.key not in found and time.monotonic() >= slow.deadline:
+                under_way.unregister(slow.socket)
+                slow.late = True
+                found[call.key] = {"error": self._why(call, slow)}
+
+    def _why(self, call: Call, child: Child) -> str:
+        """Why a call has no answer, in words; the process is no more then."""
+        status = child.end()
+        del self._children[call.key]
+        if child.late:
+            return f"{call.name} has not returned after {self._limits.clock:g} s"
+        if status == -signal.SIGXCPU:
+            return f"{call.name} took more than {self._limits.cpu} s of CPU time"
+        if child.excessive:
+            return f"{call.name} answered more than {REPLY:,} bytes"
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+        return f"{call.name} ended its process {how}"
+
+    def _fork(self) -> Child:
+        mine, its = socket.socketpair()
+        try:
+            pid = os.fork()
+        except OSError:
+            mine.close()
+            its.close()
+            raise
+        if pid == 0:
+            try:
+                for child in self._children.values():
+                    child.socket.close()
+                for file in (*self._pipes, mine):
+                    file.close()
+                episode_process.serve(its, self._start, self._limits)
+            finally:
+                os._exit(0)
+        its.close()
+        return Child(pid, mine)
+
+
+class Child:
+    """An episode's process."""
+
+    def __init__(self, pid: int, connection: socket.socket):
+        self.pid = pid
+        self.socket = connection
+        self.deadline = 0.0
+        self.late = self.excessive = self.ended = False
+        self._status: int | None = None
+        self._found = bytearray()
+
+    def send(self, call: Call, seconds: float) -> None:
+        """Raises OSError if it does not take the call."""
+        self.deadline = time.monotonic() + seconds
+        self.socket.settimeout(seconds)
+        self.socket.sendall(episode_process.packed(call.name, call.arguments))
+
+    def receive(self) -> Said | None:
+        """Its answer, if it is complete now; else None: more will come, unless it has `ended`."""
+        try:
+            piece = self.socket.recv(2**16)
+        except OSError:
+            piece = b""
+        self._found += piece
+        self.excessive = len(self._found) > REPLY
+        self.ended = self.excessive or not piece
+        if self.ended or not self._found.endswith(b"\n"):
+            return None
+        line, self._found = self._found, bytearray()
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            answer = None
+        self.ended = not isinstance(answer, dict)  # it was not our code that wrote it
+        return None if self.ended else answer
+
+    def end(self) -> int:
+        """Kill what is left of it and of what it has started; its exit status, or minus a signal."""
+        if self._status is None:
+            done, status = self._wait() if self.ended else (0, 0)
+            for kill in (os.killpg, os.kill) if not done else (os.killpg,):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    kill(self.pid, signal.SIGKILL)
+            if not done:
+                _, status = os.waitpid(self.pid, 0)
+            self._status = os.waitstatus_to_exitcode(status)
+            self.socket.close()
+        return self._status
+
+    def _wait(self) -> tuple[int, int]:
+        """For a process whose socket is closed: it ends now, unless its code has closed it."""
+        for _ in range(1000):
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                return done, status
+            time.sleep(0.001)
+        return 0, 0

@@ -1,0 +1,82 @@
+"""An episode's process: the user's environment, within limits, called by what comes through a socket."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import math
+import os
+import pickle
+import resource
+import signal
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from mpies.tasks.environments.contract import Said, UsersEpisode
+from mpies.tasks.environments.limits import FILE, MEMORY, Limits
+
+LENGTH = struct.Struct("<Q")
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+
+def packed(name: str, arguments: dict[str, Any]) -> bytes:
+    """A call as it travels."""
+    data = pickle.dumps((name, arguments))
+    return LENGTH.pack(len(data)) + data
+
+
+def serve(connection: socket.socket, start: Callable[[], UsersEpisode], limits: Limits) -> None:
+    """Answer calls until there are no more: the body of the process."""
+    _enclose()
+    episode = start()
+    requests = connection.makefile("rb")
+    while head := requests.read(LENGTH.size):
+        name, arguments = pickle.loads(requests.read(*LENGTH.unpack(head)))
+        _allow_seconds(limits.of_call(name).cpu)
+        line = _as_json(episode.answer(name, arguments)).encode() + b"\n"
+        connection.settimeout(None)
+        connection.sendall(line)
+
+
+def _as_json(said: Said) -> str:
+    try:
+        return json.dumps(said)
+    except (TypeError, ValueError, RecursionError) as error:  # a value that a reward function asked for
+        return json.dumps({"error": f"it cannot be written as JSON ({str(error)[:200]})"})
+
+
+def _enclose() -> None:
+    """A process group of its own, which ends with the one that forked it; less to take, nothing to print."""
+    os.setsid()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    os.close(nothing)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, FILE)
+    _limit(resource.RLIMIT_AS, _address_space() + MEMORY)
+
+
+def _address_space() -> int:
+    """Bytes that the process has already."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 2 * 2**30
+
+
+def _allow_seconds(seconds: int) -> None:
+    """So many more of CPU time, from now on; then the kernel ends the process."""
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    _limit(resource.RLIMIT_CPU, math.ceil(spent.ru_utime + spent.ru_stime) + seconds)
+
+
+def _limit(what: int, value: int) -> None:
+    """Lower a soft limit, as far as the hard one allows."""
+    _, hard = resource.getrlimit(what)
+    resource.setrlimit(what, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))

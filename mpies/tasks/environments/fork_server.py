@@ -1,0 +1,126 @@
+"""The process beside the rank which forks one for each episode, and carries calls to these.
+
+It imports the user's module once; an episode begins in a copy of it as it was then. So no episode can see
+what another has done, or end it: what one draws, keeps in its module or breaks is its own. A call that takes
+too long ends its episode's process, with all processes that this has started.
+
+In come pickled requests, each after its length in 8 bytes; out go lines of JSON. It ends with its input.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import pickle
+import resource
+import signal
+import struct
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from mpies.errors import InputError
+from mpies.signals import SIGNALS, ignore
+from mpies.tasks.environments import contract, tool_contract
+from mpies.tasks.environments.children import Call, Children
+from mpies.tasks.environments.limits import Limits
+
+LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a process is started for."""
+
+    limits: Limits
+    text: str = ""
+    """The user's class of plain text: FILE.py:CLASS or MODULE:CLASS."""
+    factories: dict[str, str] = field(default_factory=dict)
+    """Else: the user's classes of TRL's kind, by name,"""
+    tools: list[str] = field(default_factory=list)
+    """and functions."""
+
+    @property
+    def names(self) -> str:
+        """All of them, to speak of."""
+        return self.text or ", ".join([*self.factories.values(), *self.tools])
+
+    def load(self) -> contract.TextClass | tool_contract.ToolKit:
+        """What episodes are begun from. Raises InputError."""
+        if self.text:
+            return contract.TextClass(self.text)
+        return tool_contract.ToolKit(self.factories, self.tools)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Calls to be made, and then episodes to be ended."""
+
+    calls: list[Call]
+    ended: list[int]
+
+
+def packed(request: Beginning | Batch) -> bytes:
+    """A request as it travels."""
+    data = pickle.dumps(request)
+    return LENGTH.pack(len(data)) + data
+
+
+def main() -> None:
+    ignore(SIGNALS)  # which are meant for the rank
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    requests, answers = _own_pipes()
+    beginning = _request(requests)
+    if beginning is None:
+        return
+    try:
+        environment = beginning.load()
+    except InputError as error:
+        _say(answers, {"refused": str(error)})
+        return
+    _raise_number_of_files()
+    contract.seed_generators(0)  # loads NumPy's, so that no episode has to
+    gc.collect()
+    gc.freeze()  # pages that the collector does not touch stay common to all episodes
+    children = Children(environment.start, beginning.limits, requests, answers)
+    _say(answers, {})
+    try:
+        while (batch := _request(requests)) is not None:
+            found = children.carry(batch.calls)
+            for key in batch.ended:
+                children.end(key)
+            _say(answers, found)
+    except (EOFError, BrokenPipeError):  # the rank has gone
+        pass
+    finally:
+        children.end_all()
+
+
+def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """The pipes to the rank, out of the way of what the user's code reads and prints."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    return requests, answers
+
+
+def _request(requests: BinaryIO) -> Any:
+    """The next one; None: there are no more."""
+    head = requests.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    (length,) = LENGTH.unpack(head)
+    data = requests.read(length)
+    return pickle.loads(data) if len(data) == length else None
+
+
+def _say(answers: BinaryIO, found: Any) -> None:
+    answers.write(json.dumps(found).encode() + b"\n")
+    answers.flush()
+
+
+def _raise_number_of_files() -> None:
+    """An episode takes one, and there may be thousands."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,0 +1,206 @@
+"""Environments for tests: games that even a random model's answers tell apart."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+import subprocess
+import time
+
+seen: list[str] = []
+"""What an episode has left in its module: none may find anything here."""
+
+
+given: dict = {}
+"""What `more` was called with last."""
+
+
+def more(prompts, completions, **columns):
+    """A reward function, for which not every episode is scored."""
+    given.update(columns, prompts=prompts, completions=completions)
+    return [None if i == 1 else 1.0 for i in range(len(prompts))]
+
+
+class Echo:
+    """Ends after row["turns"] answers; rewards differ between almost any two; says what it has drawn."""
+
+    def reset(self, turns: int = 3, **row) -> str:
+        self.left, self.first = turns, random.random()
+        seen.append("reset")
+        return f"Say {random.randint(100, 999)}."
+
+    def step(self, answer: str) -> tuple[str, float, bool]:
+        self.left -= 1
+        seen.append(answer)
+        reward = sum(i * ord(c) for i, c in enumerate(answer, 1)) % 101 / 7
+        return f"{len(seen)} {len(answer)} {random.randint(0, 9)}", reward, self.left <= 0
+
+    def metrics(self) -> dict[str, float]:
+        return {"accuracy": float(self.first < 0.5), "left": self.left}
+
+
+class Single(Echo):
+    """One question as a task without an environment would ask it."""
+
+    def reset(self, prompt: str, **row) -> str:
+        self.left, self.first = 1, 0.0
+        return prompt
+
+
+class Wicked:
+    """Does what the row says."""
+
+    def reset(self, what: str, when: str = "step", **row) -> str:
+        self.what, self.when = what, when
+        if when == "reset":
+            self.do()
+        return what
+
+    def step(self, answer: str):
+        return self.do() or ("fine", 1.0, True)
+
+    def do(self):
+        return getattr(self, f"_{self.what}")()
+
+    def _nothing(self):
+        return None
+
+    def _raise(self):
+        raise ValueError("no such\nmove")
+
+    def _leave(self):
+        raise SystemExit(3)
+
+    def _exit(self):
+        os._exit(3)
+
+    def _crash(self):
+        ctypes.string_at(0)
+
+    def _spin(self):
+        while True:
+            pass
+
+    def _sleep(self):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        subprocess.Popen(["sleep", "1000"])
+        time.sleep(1000)
+
+    def _memory(self):
+        return "x" * 2**33
+
+    def _nonsense(self):
+        return "what?", 1.0
+
+    def _nan(self):
+        return "fine", float("nan"), True
+
+    def _long(self):
+        return "x" * 10**6, 1.0, True
+
+    def _halves(self):
+        return "\ud800\0", 1.0, True
+
+    def _print(self):
+        print("noise" * 1000)
+        os.system("echo noise; echo noise >&2")
+
+    def _flood(self):
+        for number in range(3, 50):
+            try:
+                for _ in range(200):
+                    os.write(number, b"x" * 2**16)
+            except OSError:
+                pass
+
+
+class IncrementEnv:
+    """As in TRL's documentation."""
+
+    def reset(self, **kwargs) -> str | None:
+        self.counter = 0
+        self.target = random.randint(1, 6)
+        return f"Increment the counter by {self.target}."
+
+    def get_reward(self) -> float:
+        return float(self.counter == self.target)
+
+    def increment(self, step: int) -> int:
+        """
+        Increment the internal counter.
+
+        Args:
+            step: Value to add to the counter.
+
+        Returns:
+            The updated counter value.
+        """
+        self.counter += step
+        return self.counter
+
+
+class Patient:
+    """Its methods are `async`; it has state for reward functions to look at."""
+
+    async def reset(self, target: int, **kwargs) -> None:
+        self.target, self.told = target, []
+
+    async def get_reward(self) -> float:
+        return -float(self.target)
+
+    async def note(self, text: str) -> str:
+        """
+        Notes a text.
+
+        Args:
+            text: The text.
+        """
+        self.told.append(text)
+        return f"{len(self.told)} noted"
+
+    def _count(self, more: int = 0) -> int:
+        return len(self.told) + more
+
+
+class Short:
+    """Few words, for a model that has few positions."""
+
+    def reset(self, **row) -> str:
+        return "a"
+
+    def ping(self) -> str:
+        """P."""
+        return "pong"
+
+
+def multiply(a: int, b: int) -> int:
+    """
+    Multiplies two integers.
+
+    Args:
+        a: The first integer.
+        b: The second integer.
+
+    Returns:
+        The product of the two integers.
+    """
+    return a * b
+
+
+def hang(seconds: int) -> str:
+    """
+    Takes its time.
+
+    Args:
+        seconds: How long.
+    """
+    time.sleep(seconds)
+    return "done"
+
+
+def looks(completions, environments, **columns):
+    """A reward function that looks at environments."""
+    given.update(columns, completions=completions)
+    return [len(one.told) + one._count(more=10) + one.target / 100 for one in environments]

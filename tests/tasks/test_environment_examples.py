@@ -1,0 +1,101 @@
+"""examples/environments/: played to the end, by who can; what models may write is answered, too."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import random
+import runpy
+import sys
+
+import launching
+import pytest
+
+from mpies import config
+
+FOLDER = launching.REPOSITORY / "examples" / "environments"
+NONSENSE = ("", "no", "1" * 10_000, "99 99 99", "\x00", "55")
+
+
+@pytest.fixture(autouse=True)
+def found(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    yield
+    for name in ("number", "sudoku", "calculator"):
+        sys.modules.pop(name, None)
+
+
+def test_a_number_is_found_by_halving():
+    game = importlib.import_module("number").FindTheNumber()
+    for seed in range(20):
+        random.seed(seed)
+        game.reset()
+        for text in NONSENSE:
+            _, reward, done = game.step(text)
+            assert (reward, done) == (0.0, False)
+        low, high, done = 1, 32, False
+        while not done:
+            guess = (low + high) // 2
+            said, reward, done = game.step(f"I say {guess}.")
+            low, high = (guess + 1, high) if "higher" in said else (low, guess - 1)
+        assert reward == 1 and game.metrics()["guesses"] <= len(NONSENSE) + 6
+
+
+def test_a_sudoku_is_solved_cell_by_cell():
+    sudoku = importlib.import_module("sudoku")
+    for seed in range(20):
+        random.seed(seed)
+        game = sudoku.Sudoku()
+        game.reset(empty=seed % 16 + 1)
+        assert sudoku.solvable(game.cells)
+        for text in NONSENSE:
+            _, reward, done = game.step(text)
+            assert (reward, done) == (0.0, False)
+        total, done, wrong = 0.0, False, game.wrong
+        while not done:
+            place = game.cells.index(0)
+            for digit in range(1, 5):
+                _, reward, done = game.step(f"{place // 4 + 1} {place % 4 + 1} {digit}")
+                total += reward
+                if game.cells[place]:
+                    break
+        assert total == pytest.approx(1) and game.metrics()["accuracy"] == 1 and game.wrong >= wrong
+    assert game.reset(board="1234341221430000").count("0 0 0 0") == 1
+
+
+def test_a_calculator_computes_and_answers_are_right_or_not():
+    calculator = importlib.import_module("calculator")
+    assert [calculator.calculator(e) for e in ("(3 + 5) * 2", "1/3 - -1", "2")] == ["16", "4/3", "2"]
+    for text in ("", "9**9", "__import__('os')", "1" * 101, "(" * 99, "a", "1.5", "True", "3 +"):
+        with pytest.raises(ValueError):
+            calculator.calculator(text)
+    for answer, right in (
+        ("So <answer>(1 + 2) * 3</answer>", 1.0),
+        ("<answer>3 * (2 + 1)</answer>.", 1.0),
+        ("<answer>9</answer>", 0.0),
+        ("<answer>1 + 2 + 3</answer>", 0.0),
+        ("<answer>1 / (2 - 2) + 3</answer>", 0.0),
+        ("(1 + 2) * 3", 0.0),
+        ("<answer>" * 1000, 0.0),
+    ):
+        said = [[{"role": "assistant", "content": answer}]]
+        assert calculator.right([[]], said, [9], [[1, 2, 3]]) == [right]
+
+
+def test_the_problems_are_those_that_the_program_writes():
+    written = io.StringIO()
+    with contextlib.redirect_stdout(written):
+        runpy.run_path(str(FOLDER / "problems.py"), run_name="__main__")
+    assert written.getvalue() == (FOLDER / "problems.jsonl").read_text()
+    assert all(
+        {"prompt", "target", "nums"} == set(json.loads(line)) for line in written.getvalue().splitlines()
+    )
+
+
+@pytest.mark.parametrize("name", ["number", "sudoku", "calculator"])
+def test_the_settings_can_be(name, monkeypatch):
+    monkeypatch.chdir(launching.REPOSITORY)
+    settings = config.load([str(FOLDER / f"{name}.yaml")])
+    assert settings.task.in_environments and config.remark(settings) == []

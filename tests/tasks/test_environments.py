@@ -1,0 +1,197 @@
+"""Environments in processes of their own: what goes wrong in one costs its episode, and bounded time."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import games
+import numpy as np
+import psutil
+import pytest
+
+from mpies import config, tasks
+from mpies.errors import HelperError, InputError
+from mpies.noise.definition import philox
+from mpies.tasks.environments import task as made_task
+from mpies.tasks.environments.children import Call
+from mpies.tasks.environments.fork_server import Batch, Beginning, packed
+from mpies.tasks.environments.limits import Limits
+from mpies.tasks.environments.nursery import Nursery
+from mpies.tasks.environments.seeds import seeds
+
+FILE = str(Path(games.__file__))
+LIMITS = Limits(1, 120.0)
+
+
+def settings(name: str, **others) -> config.TaskSettings:
+    return config.TaskSettings(environment=f"{FILE}:{name}", chat_template=False, **others)
+
+
+@pytest.fixture
+def nursery():
+    made = []
+
+    def start(name: str, limits: Limits = LIMITS) -> Nursery:
+        made.append(Nursery(Beginning(limits, f"{FILE}:{name}")))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+def begin(nursery: Nursery, rows: list[dict], number: list[int] | None = None) -> list[dict]:
+    calls = [
+        Call(i, "reset", {"row": row, "seed": (number or [0] * len(rows))[i]}) for i, row in enumerate(rows)
+    ]
+    return nursery.call(calls)
+
+
+def step(nursery: Nursery, answers: dict[int, str]) -> list[dict]:
+    return nursery.call([Call(i, "step", {"answer": answer}) for i, answer in answers.items()])
+
+
+# What an environment does wrong -> what is said of it.
+WRONG = {
+    "raise": "step raised ValueError: no such (",
+    "leave": "step raised SystemExit: 3 (",
+    "exit": "step ended its process with exit status 3",
+    "crash": "step ended its process by SIGSEGV",
+    "memory": "step raised MemoryError: MemoryError (",
+    "nonsense": "step returned ('what?', 1.0) (tuple); needed is (observation, reward, done)",
+    "nan": "step's reward is nan (float); needed is a number",
+    "long": "step's observation has 1,000,000 characters; allowed are 100,000",
+    "flood": "step answered more than ",
+}
+RIGHT = ("nothing", "halves", "print")
+
+
+def test_what_goes_wrong_in_one_environment_costs_its_own_episode(nursery, capfd):
+    made = nursery("Wicked")
+    family = psutil.Process(made._process.process.pid)
+    kinds = [*WRONG, *RIGHT]
+    assert [one["prompt"] for one in begin(made, [{"what": what} for what in kinds])] == kinds
+    found = dict(zip(kinds, step(made, dict.fromkeys(range(len(kinds)), "a"))))
+    for what, said in WRONG.items():
+        assert found[what]["error"].startswith(said)
+    assert [found[what]["reward"] for what in RIGHT] == [1.0] * 3
+    assert found["halves"]["text"] == "?\0"
+    died = {"exit", "crash", "flood"}
+    left = {p.pid for p in family.children()}
+    assert len(left) == len(kinds) - len(died)
+    assert "noise" not in "".join(capfd.readouterr())
+    made.call([], range(len(kinds)))
+    assert family.children(recursive=True) == []
+
+
+def test_a_call_has_its_cpu_time_however_long_that_takes(nursery):
+    made = nursery("Wicked", Limits(1, 120.0))
+    begin(made, [{"what": "spin"}])
+    assert step(made, {0: "a"}) == [{"error": "step took more than 1 s of CPU time"}]
+
+
+def test_a_call_that_does_not_return_is_ended_with_all_that_it_has_started(nursery):
+    made = nursery("Wicked", Limits(1, 2.0))
+    begin(made, [{"what": "sleep"}])
+    family = psutil.Process(made._process.process.pid)
+    assert step(made, {0: "a"}) == [{"error": "step has not returned after 2 s"}]
+    assert family.children(recursive=True) == []
+
+
+def test_an_environment_that_fails_at_reset(nursery):
+    made = nursery("Wicked")
+    kinds = ["raise", "exit", "nothing"]
+    found = begin(made, [{"what": what, "when": "reset"} for what in kinds])
+    assert [bool(one.get("error")) for one in found] == [True, True, False]
+    assert found[0]["error"].startswith("reset raised ValueError: ")
+
+
+def test_episodes_know_nothing_of_one_another_and_draw_from_their_seeds(nursery):
+    """Also what they keep in their module, and whatever their number and company is."""
+    made, other = nursery("Echo"), nursery("Echo")
+    first = begin(made, [{}] * 3, [7, 8, 7])
+    assert first[0] == first[2] != first[1]
+    for _ in range(2):
+        first = step(made, {0: "ab", 1: "ab", 2: "ab"})
+        assert first[0] == first[2] and first[0]["text"].startswith(("2 ", "3 "))
+    (alone,) = begin(other, [{}], [8])
+    assert alone == begin(made, [{}] * 2, [8, 8])[1]
+    for _ in range(2):
+        (alone,) = step(other, {0: "ab"})
+    assert alone == first[1]
+
+
+def test_nothing_is_left_when_it_is_closed_or_killed(nursery):
+    made, killed = nursery("Wicked", Limits(1, 1000.0)), nursery("Echo")
+    begin(made, [{"what": "sleep"}] * 3)
+    begin(killed, [{}] * 3)
+    everyone = [p for n in (made, killed) for p in psutil.Process(n._process.process.pid).children()]
+    made._process.tell(packed(Batch([Call(i, "step", {"answer": "a"}) for i in range(3)], [])))
+    time.sleep(0.5)
+    made.close()
+    killed._process.process.kill()
+    _, alive = psutil.wait_procs(everyone, 10)
+    assert not alive
+    with pytest.raises(
+        HelperError, match=r"^task\.environment: the process of its episodes ended by SIGKILL"
+    ):
+        step(killed, {0: "a"})
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "1000"]]
+
+
+def test_seeds_are_those_of_the_definition():
+    for generation, when in ((None, 0), (0, 1), (41, 42)):
+        words = philox(5, np.array([3, 2**31]), when, 8)
+        assert seeds(5, [3, 2**31], generation) == words[0].tolist()
+
+
+CLOCK = "import time\nclass Game:\n def reset(self, **row): return str(time.time())\n def step(self): ..."
+
+
+@pytest.mark.parametrize(
+    "code, said",
+    [
+        ("class Game: pass", "has no method 'reset', which an environment needs"),
+        ("class Game:\n def reset(self): ...", "has no method 'step'"),
+        ("Gam = 3\nclass Games: pass", "has no class 'Game'; did you mean {file}:Games?"),
+        ("import nowhere_to_be", "no module named 'nowhere_to_be'"),
+        ("import sys; sys.exit(1)", "cannot be imported: SystemExit: 1 ({file} line 1)"),
+        ("import os; os._exit(4)", "cannot be imported: ended with exit status 4"),
+        (
+            "class Game:\n def reset(self): return 'a'\n def step(self): ...",
+            "row 1: reset raised TypeError: ",
+        ),
+        (
+            CLOCK,
+            "the episode of row 1 began otherwise the second time, with the same seed",
+        ),
+    ],
+)
+def test_what_is_no_environment_is_refused(tmp_path, code, said):
+    file, rows = tmp_path / "game.py", tmp_path / "rows.jsonl"
+    file.write_text(code)
+    rows.write_text('{"n": 1}\n')
+    with pytest.raises(InputError) as error:
+        tasks.make(config.TaskSettings(environment=f"{file}:Game", train_data=str(rows)))
+    assert str(error.value).startswith("task.environment: ") and "\n" not in str(error.value)
+    assert said.format(file=file) in str(error.value)
+
+
+def test_openings_that_differ_are_allowed_if_that_is_declared(tmp_path):
+    file = tmp_path / "game.py"
+    file.write_text(
+        "import time\nclass Game:\n def reset(self): return str(time.time())\n def step(self): ..."
+    )
+    task = tasks.make(config.TaskSettings(environment=f"{file}:Game", train_size=1, services=True))
+    assert math.isfinite(float(task.environments.openings[0][0]["content"]))
+
+
+def test_where_there_is_no_file_the_number_of_episodes_has_to_be_known():
+    with pytest.raises(InputError, match=r"^task\.train_data: missing; or, .* task\.train_size"):
+        tasks.make(settings("Echo"))
+    task = tasks.make(settings("Echo", train_size=3, eval_size=2), seed=5)
+    assert (task.train, task.held_out) == ([{}] * 3, [{}] * 2)
+    assert [start.seed for start in task.starts(4)] == seeds(5, [0, 1, 2], 4)
+    assert len(task.environments.openings) == made_task.TRIED * 2
