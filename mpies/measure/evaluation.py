@@ -182,7 +182,7 @@ def evaluate_rows(
             break
         begun = time.perf_counter()
         starts = task.evaluated_starts([row for _, row in batch], [number for number, _ in batch])
-        (played,) = task.play(engine, starts, draws=draws, state=state, measured=True)
+        (played,) = task.play(engine, starts, draws=draws, state=state)
         mine.append(played.episodes)
         results.append(_result(played, task.environments is not None))
         longest = max(longest, time.perf_counter() - begun)

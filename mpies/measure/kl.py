@@ -50,8 +50,7 @@ def estimate_kl(
     made = []
     for batch, draws in share(comm, numbered, batch_size, sampling):
         starts = task.evaluated_starts([row for _, row in batch], [number for number, _ in batch])
-        (played,) = task.play(replica.engine, starts, draws=draws)
-        made.append(played.episodes)
+        made.append(task.answer(replica.engine, starts, draws))
     return divergence(comm, replica, initial, rows, batch_size, sampling, made)
 
 

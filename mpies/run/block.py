@@ -49,7 +49,7 @@ def judge_block(
     """What each member makes of the episodes, and what that is worth, in the block's order."""
     with phases("perturb"):  # the model computes with base + sigma * sign * noise(seed)
         replica.perturbation.set(block, sigma)
-    return replica.task.play(replica.engine, starts, len(block), state=state, clock=phases, measured=True)
+    return replica.task.play(replica.engine, starts, len(block), state=state, clock=phases)
 
 
 def _noted(played: Played) -> Answers:

@@ -158,21 +158,34 @@ class Task:
         draws: Draws | None = None,
         state: TrainerState | None = None,
         clock: Clock = lambda phase: contextlib.nullcontext(),
-        measured: bool = False,
     ) -> list[Played]:
         """Play the episodes with each member of a block, all together; what each member comes to.
 
         members None: with the unperturbed model, whose answers are sampled if there are `draws`, one for each
-        start. `measured`: with metrics.
+        start.
         """
-        played = [Episode(start) for _ in range(members or 1) for start in starts]
-        with self._stage(played, engine.text.tools) as stage:
-            answer = episodes.answers_of(engine, len(starts) if members else None, draws)
-            episodes.play(played, stage, answer, self._limits(engine), engine.text.encode, clock)
-            with clock("reward"):
-                each = [played[i : i + len(starts)] for i in range(0, len(played), len(starts) or 1)]
-                seen = dict(zip(map(id, played), stage.environments)) if stage.environments else {}
-                return [Played(own, self._judge_episodes(own, seen, state, measured)) for own in each]
+        made = [Episode(start) for _ in range(members or 1) for start in starts]
+        answer = episodes.answers_of(engine, len(starts) if members else None, draws)
+        with self._played(engine, made, answer, clock) as stage, clock("reward"):
+            each = [made[i : i + len(starts)] for i in range(0, len(made), len(starts) or 1)]
+            seen = dict(zip(map(id, made), stage.environments)) if stage.environments else {}
+            return [Played(own, self._judge_episodes(own, seen, state)) for own in each]
+
+    def answer(self, engine: Engine, starts: list[Start], draws: Draws | None = None) -> list[Episode]:
+        """Play the episodes with the unperturbed model, as `play`; nothing is judged."""
+        made = [Episode(start) for start in starts]
+        answer = episodes.answers_of(engine, None, draws)
+        with self._played(engine, made, answer, lambda phase: contextlib.nullcontext()):
+            return made
+
+    @contextlib.contextmanager
+    def _played(
+        self, engine: Engine, made: list[Episode], answer: Callable[..., Any], clock: Clock
+    ) -> Iterator[Stage]:
+        """The episodes at their end, on their stage."""
+        with self._stage(made, engine.text.tools) as stage:
+            episodes.play(made, stage, answer, self._limits(engine), engine.text.encode, clock)
+            yield stage
 
     def _stage(self, played: list[Episode], tools: Tools) -> contextlib.AbstractContextManager[Stage]:
         if self.environments is None:
@@ -193,13 +206,12 @@ class Task:
         return EpisodeLimits(self.environments.limits.turns, tokens, engine.max_new_tokens)
 
     def _judge_episodes(
-        self, played: list[Episode], seen: dict[int, Any], state: TrainerState | None, measured: bool
+        self, played: list[Episode], seen: dict[int, Any], state: TrainerState | None
     ) -> Scores:
         """`seen`: what reward functions see of the environments, by the episodes' id()."""
         rows = [one.start.row for one in played]
         if self.environments is None:
-            given = rows, [one.text for one in played], [one.ids for one in played], state
-            return self.judge(*given) if measured else Scores(self.score(*given))
+            return self.judge(rows, [one.text for one in played], [one.ids for one in played], state)
         sound = [i for i, one in enumerate(played) if one.ended != FAILED]
         rewards = np.full(len(played), self.environments.failure_reward)
         logged: dict[str, np.ndarray] = {}
@@ -214,8 +226,6 @@ class Task:
                 **({"environments": [seen[id(one)] for one in some]} if seen else {}),
             )
             rewards[sound] = np.array([one.reward for one in some]) + np.nan_to_num(more, nan=0.0)
-        if not measured:
-            return Scores(rewards)
         spread = {name: np.full(len(played), math.nan) for name in logged}
         for name, values in logged.items():
             spread[name][sound] = values

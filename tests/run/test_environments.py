@@ -113,7 +113,7 @@ def test_an_episode_over_a_limit_ends_with_what_it_has(build, limit, turns, ende
     starts = made.task.starts(0)
     for start in starts:
         start.row["turns"] = 6
-    (played,) = made.task.play(made.engine, starts, measured=True)
+    (played,) = made.task.play(made.engine, starts)
     assert [(len(one.turns), one.ended) for one in played.episodes] == [(turns, ended)] * 3
     assert played.scores.rewards.tolist() == [one.reward for one in played.episodes]
     assert all(one.reward > 0 for one in played.episodes)
@@ -126,7 +126,7 @@ def test_one_that_fails_gets_the_failure_reward_whatever_it_had(build, tmp_path)
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join(json.dumps({"what": what}) for what in ("nothing", "raise", "exit")))
     made = build("Wicked", task__train_data=rows, task__failure_reward=-2.5)
-    (played,) = made.task.play(made.engine, made.task.starts(0), measured=True)
+    (played,) = made.task.play(made.engine, made.task.starts(0))
     assert played.scores.rewards.tolist() == [1.0, -2.5, -2.5]
     assert played.scores.metrics["failed"].tolist() == [0, 1, 1]
 

@@ -143,7 +143,7 @@ def test_metrics_of_the_task_stand_beside_what_the_function_logs():
 
 def test_a_generations_rows_are_all_or_those_of_its_turn():
     rows = [{"prompt": str(i)} for i in range(7)]
-    assert Task("test", rows, [], spoiling).rows(3) is rows
+    assert Task("test", rows, [], spoiling).rows(3) == rows
     some = Task("test", rows, [], spoiling, prompts_per_generation=3, seed=5)
     # Two generations an epoch, in which no prompt comes twice; the next epoch has another order.
     turns = [[row["prompt"] for row in some.rows(generation)] for generation in range(6)]
