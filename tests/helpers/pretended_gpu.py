@@ -274,6 +274,10 @@ class Torch(TorchFunctionMode):
             args = (args[0], indices(args[1]), *args[2:])
         if name == "to" and isinstance(args[0], torch.Tensor):
             return moved(func, args, kwargs)
+        if name == "_has_compatible_shallow_copy_type" and isinstance(args[0], OnGpu) != isinstance(
+            args[1], OnGpu
+        ):
+            return False  # Module.to asks: there the new tensor replaces the old one
         if name in CAST and isinstance(args[0], OnGpu):
             return (
                 args[0] if args[0].dtype == CAST[name] else moved(torch.Tensor.to, (args[0], CAST[name]), {})

@@ -98,7 +98,7 @@ def test_a_finished_run_ends_well_again_also_with_a_moved_model(run, killed, tin
 def test_an_evaluation_that_a_kill_prevented_is_made_up_for_and_no_other(run, tiny_model, uninterrupted):
     """Killed after the last commit, with the training prompts evaluated but not the held-out ones."""
     with h5py.File(run / "run.h5", "r+") as file:
-        for table in ("evaluation", "metric", "sample"):
+        for table in ("evaluation", "metric", "sample", "prompt"):
             columns = file[table]
             kept = (columns["generation"][:] < FEW) | (columns["split"].asstr()[:] == "train")
             assert not kept.all()
@@ -117,7 +117,7 @@ def test_rows_that_were_not_committed_do_not_count(run, tiny_model, uninterrupte
         for table in ("generation", "member"):
             for column in file[table].values():
                 column[6:] = 77
-        for table in ("evaluation", "metric", "sample"):
+        for table in ("evaluation", "metric", "sample", "prompt"):
             kept = int((file[table]["generation"][:] <= 6).sum())
             for column in file[table].values():
                 column.resize(kept, axis=0)
