@@ -127,16 +127,17 @@ def test_a_part_that_is_not_there_is_refused():
 
 @NEEDS_TRITON
 @pytest.mark.launch
-def test_all_parts_on_a_pretended_gpu(tmp_path):
-    """What is left out says why; the rest computes, and finds nothing wrong. Two ranks train on one GPU."""
-    done = launching.python(HERE, "--pretended", "--output", tmp_path, timeout=280)
+def test_a_part_on_a_pretended_gpu(tmp_path):
+    """What is left out says why; the rest computes, and finds nothing wrong. Two ranks train on one GPU.
+
+    `.ci/run gpu` runs all parts, and fails where one is wrong.
+    """
+    done = launching.python(HERE, "bits", "--pretended", "--output", tmp_path, timeout=280)
     written = json.loads((tmp_path / "report.json").read_text())["steps"]
     wrong = {step["step"]: step["why"] for step in written if step["state"] == "wrong"}
     assert not wrong and done.returncode == 0, (wrong, done.stderr)
-    expected = {step.name: step.pretended for steps in parts.PARTS.values() for step in steps}
-    assert {step["step"]: step["why"] for step in written} == expected
+    assert {step["step"]: step["why"] for step in written} == {
+        step.name: step.pretended for step in parts.PARTS["bits"]
+    }
     figures = {step["step"]: [figure["name"] for figure in step["figures"]] for step in written}
     assert figures["replayed"] == ["lowrank, replayed on the CPU"]
-    assert "the base's digest as before" in figures["hf-sway"]
-    assert {"evaluation", "generation"} <= set(figures["hf-lowrank"])
-    assert any(name.startswith("peak memory") for name in figures["bench-3B"])
