@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -22,9 +21,7 @@ from mpies.noise.gpu import GpuKernels
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TARGET = driver.active.get_current_target()
 NVIDIA = TARGET.backend == "cuda"
-# Of low-rank products, where tests are to be quick, each GPU but one has the dtype that is used most.
-THOROUGH = TARGET.arch == 90 or "MPIES_THOROUGH" in os.environ
-LIVE = [torch.bfloat16, torch.float32, torch.float16][: 3 if THOROUGH else 1]
+LIVE = [torch.bfloat16, torch.float32, torch.float16]
 
 # Arithmetic that rounds once, each operation on its own, and what does not round at all.
 PTX = {"add.rn.f32", "mul.rn.f32", "add.rn.f32x2", "mul.rn.f32x2", "cvt.rn.f16.f32", "setp.num.f32"}
