@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from mpies.errors import InputError
+from mpies.errors import InputError, StorageError, reason
 
 
 @contextlib.contextmanager
@@ -33,6 +33,15 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def write_report(option: str, path: Path, content: bytes) -> None:
+    """Write the file that an option names. It appears whole or not at all; raises StorageError."""
+    try:
+        with written_whole(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise StorageError(f"{option}: cannot write {path} ({reason(error)})") from None
 
 
 def refuse_unwritable(option: str, name: str | None) -> None:

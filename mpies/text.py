@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -53,3 +54,8 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [json_ready(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_text(content: dict[str, Any]) -> bytes:
+    """A file's content: what `json_ready` makes of it, a value a line."""
+    return (json.dumps(json_ready(content), indent=1, allow_nan=False) + "\n").encode()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mpies import drawing
 from mpies.analyze.parser import make_parser
 from mpies.analyze.run import Run, open_run, open_runs, short_names
 from mpies.command_line import conduct_alone, tell
@@ -18,7 +19,6 @@ from mpies.errors import InputError, reason
 from mpies.extras import need
 from mpies.text import json_ready
 
-FORMS = ("png", "svg", "pdf")
 BAD_INPUT = InputError.status
 
 
@@ -51,7 +51,7 @@ def summary(options: argparse.Namespace) -> int:
 
 
 def plot(options: argparse.Namespace) -> int:
-    form = _form_of(options.output)
+    form = drawing.form_of(options.output)
     if not 1 <= options.dpi <= 1200:
         raise InputError(f"--dpi: given {options.dpi}, allowed is 1 to 1200")
     runs, status = _read(options.runs)
@@ -63,7 +63,7 @@ def plot(options: argparse.Namespace) -> int:
     if unknown:
         raise InputError(f"--panels: no panel {unknown[0]!r}; there are {', '.join(figures.PANELS)}")
     figure = figures.draw(runs, panels)
-    _write(options.output, lambda path: figures.save(figure, path, form, options.dpi))
+    _write(options.output, lambda path: drawing.save(figure, path, form, options.dpi))
     return status
 
 
@@ -132,14 +132,6 @@ def _read(paths: list[str]) -> tuple[list[Run], int]:
     for problem in problems:
         tell(str(problem))
     return runs, BAD_INPUT if problems else 0
-
-
-def _form_of(output: str) -> str:
-    form = Path(output).suffix.lower().removeprefix(".")
-    if form not in FORMS:
-        endings = ", ".join(f".{form}" for form in FORMS)
-        raise InputError(f"--output: given {output}, allowed is a name that ends in {endings}")
-    return form
 
 
 def _write(output: str, write: Callable[[Path], Any]) -> None:

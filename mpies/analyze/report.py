@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from importlib import resources
 
 import mpies
+from mpies import drawing
 from mpies.analyze import figures
 from mpies.analyze.answers import Answer, answered_prompts, answers_to
 from mpies.analyze.compare import Comparison, compare_runs
@@ -69,7 +70,7 @@ def _figure(runs: list[Run]) -> str | None:
     except InputError:
         return None
     picture = io.BytesIO()
-    figures.save(figure, picture, "svg")
+    drawing.save(figure, picture, "svg")
     return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,12 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mpies.errors import StorageError, reason
-from mpies.files import written_whole
+from mpies.files import write_report
 from mpies.measure.evaluation import Evaluation, Sampling
 from mpies.measure.statistics import Figure, over_prompts, pass_at, pass_ks
 from mpies.splits import spoken
-from mpies.text import clip, json_ready
+from mpies.text import clip, json_text
 
 # Table of the run file -> rows for it.
 Tables = dict[str, list[dict[str, Any]]]
@@ -116,12 +114,7 @@ class Report:
             for s in self.splits
         }
         content = {**asdict(self.subject), "drift_l2": self.drift or None, "splits": splits}
-        text = json.dumps(json_ready(content), indent=1, allow_nan=False) + "\n"
-        try:
-            with written_whole(path) as file:
-                file.write(text.encode())
-        except OSError as error:
-            raise StorageError(f"--json: cannot write {path} ({reason(error)})") from None
+        write_report("--json", path, json_text(content))
 
     def tables(self, generation: int, keep: int, as_trained: bool) -> Tables:
         """Rows for `RunFile.add_command`, with the answers to the first `keep` prompts of each split.

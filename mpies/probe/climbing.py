@@ -11,6 +11,7 @@ import numpy as np
 from mpies.config import Settings
 from mpies.es.answers import mark
 from mpies.es.population import Member, Population
+from mpies.es.symptoms import ACCURACY
 from mpies.measure.evaluation import evaluate_rows
 from mpies.phases import Phases
 from mpies.probe.rung import Base, Rung
@@ -22,8 +23,6 @@ from mpies.tasks.base import Played, Row, Task, TrainerState
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
-
-ACCURACY = "accuracy"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mpies import config
+from mpies.drawing import form_of
 from mpies.errors import InputError
 from mpies.extras import need
 from mpies.files import refuse_unwritable
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
 STEPS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
-FORMS = ("png", "svg", "pdf")
 MOST_PAIRS, MOST_SIGMAS = 2**20, 64
 
 
@@ -62,11 +62,8 @@ def parse(arguments: list[str]) -> Options:
         raise InputError(f"--pairs: given {given.pairs}, allowed is 2 to {MOST_PAIRS}")
     if given.prompts < 1:
         raise InputError(f"--prompts: given {given.prompts}, allowed is 1 or more")
-    if given.output and Path(given.output).suffix.lower().removeprefix(".") not in FORMS:
-        endings = ", ".join(f".{form}" for form in FORMS)
-        raise InputError(
-            f"--output: given {clip(given.output, 60)}, allowed is a name that ends in {endings}"
-        )
+    if given.output:
+        form_of(given.output)
     return Options(given.pairs, given.prompts, _sigmas(given.sigmas), given.output, given.json, rest)
 
 

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpies.drawing import LOOK, save
 from mpies.measure.statistics import Figure, mean
 from mpies.probe.recommendation import Tried
 from mpies.probe.rung import Base
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.typing import RcKeyType
 
-LOOK: dict[RcKeyType, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "svg.hashsalt": "mpies",
-}
-# The same figure is the same file.
-UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 TICKS = 12  # for which there is room
 BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
@@ -51,7 +38,7 @@ def draw(base: Base, outcomes: list[Tried], recommended: float | None, form: str
             axes.set_xlabel("sigma")
             if recommended:
                 axes.axvline(recommended, color="black", lw=0.8, ls=":")
-        drawing.savefig(file, format=form.lower(), dpi=150, metadata=UNDATED[form.lower()])
+        save(drawing, file, form)
     return file.getvalue()
 
 

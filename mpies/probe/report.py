@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,15 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from mpies.config import Settings
-from mpies.errors import StorageError, reason
-from mpies.files import written_whole
+from mpies.drawing import form_of
+from mpies.files import write_report
 from mpies.measure.statistics import Figure, mean
 from mpies.probe import picture
 from mpies.probe.recommendation import Recommendation, Tried, recommend
 from mpies.probe.rung import Base, Rung
 from mpies.replica import Facts
 from mpies.tasks.base import Task
-from mpies.text import json_ready
+from mpies.text import json_text
 
 
 @dataclass(frozen=True)
@@ -115,23 +114,13 @@ class ProbeReport:
             "ladder": [outcome.figures() for outcome in self.outcomes],
             "recommended": asdict(self.recommended),
         }
-        text = json.dumps(json_ready(content), indent=1, allow_nan=False) + "\n"
-        _write("--json", path, text.encode())
+        write_report("--json", path, json_text(content))
 
     def draw(self, path: Path) -> None:
         """The picture. Raises StorageError."""
-        _write(
-            "--output", path, picture.draw(self.base, self.outcomes, self.recommended.sigma, path.suffix[1:])
-        )
-
-
-def _write(option: str, path: Path, content: bytes) -> None:
-    """The file appears whole or not at all."""
-    try:
-        with written_whole(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise StorageError(f"{option}: cannot write {path} ({reason(error)})") from None
+        form = form_of(str(path))
+        drawn = picture.draw(self.base, self.outcomes, self.recommended.sigma, form)
+        write_report("--output", path, drawn)
 
 
 def _cell(figure: Figure) -> str:

@@ -13,10 +13,11 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from mpies.analyze.figures import PANELS, draw, save
+from mpies.analyze.figures import PANELS, draw
 from mpies.analyze.figures.effort import PHASE_COLOURS
 from mpies.analyze.figures.view import COLOURS, arrange
 from mpies.analyze.run import Run, open_run
+from mpies.drawing import save
 from mpies.errors import InputError
 from mpies.phases import PHASES
 

@@ -15,11 +15,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "srun")
 NODES = ("n1", "n2")
@@ -71,6 +73,30 @@ PartitionName=batch Nodes={names} Default=YES DefaultTime=10 State=UP
 def missing() -> list[str]:
     """The programs that are not on PATH or in the system's folders."""
     return [program for program in PROGRAMS if not _which(program)]
+
+
+def why_not() -> str:
+    """Why there can be no Slurm here; empty if there can."""
+    if os.geteuid():
+        return "a Slurm of our own needs root"
+    if missing():
+        return f"Slurm is not installed ({', '.join(missing())}): apt install slurm-wlm munge"
+    if not Path("/sys/fs/cgroup").is_mount():
+        return "slurmd does not start without control groups: mount /sys/fs/cgroup"
+    return ""
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Cluster]:
+    """A cluster that is there for a while. Skips the test where there can be none."""
+    if why_not():
+        pytest.skip(why_not())
+    slurm = Cluster(Path(tempfile.mkdtemp(prefix="mpies-slurm-")))
+    try:
+        slurm.start()
+        yield slurm
+    finally:
+        slurm.stop()
 
 
 class Cluster:

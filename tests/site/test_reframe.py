@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import launching
 import pytest
 import tiny
-from cluster import Cluster, missing
+from cluster import Cluster, running
 
 FOLDER = launching.REPOSITORY / "packaging" / "reframe"
 SETTINGS = "task.name=conciseness,engine.max_new_tokens=4,es.perturbation=full,run.slurm_comment=true"
@@ -63,14 +61,8 @@ def test_reframe_by_itself(tools, tmp_path):
 
 @pytest.fixture
 def slurm() -> Iterator[Cluster]:
-    if os.geteuid() or missing() or not Path("/sys/fs/cgroup").is_mount():
-        pytest.skip("a Slurm of our own needs root, slurm-wlm, munge and control groups")
-    cluster = Cluster(Path(tempfile.mkdtemp(prefix="mpies-slurm-")))
-    try:
-        cluster.start()
+    with running() as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 def test_reframe_on_slurm(tools, tmp_path, slurm):

@@ -4,34 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from mpies.analyze.figures.panels import PANELS
 from mpies.analyze.figures.view import View, arrange
 from mpies.analyze.run import Run
+from mpies.drawing import LOOK
 from mpies.errors import InputError
 from mpies.splits import HELD_OUT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from matplotlib.typing import RcKeyType
 
 PANEL = (5.0, 3.4)  # inches
-LOOK: dict[RcKeyType, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "axes.grid": False,
-    "text.parse_math": False,  # a $ in a path or a setting is a $
-}
-# The same figure is the same file.
-UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
 
 def draw(runs: list[Run], panels: Iterable[str] = ()) -> Figure:
@@ -67,14 +52,6 @@ def draw(runs: list[Run], panels: Iterable[str] = ()) -> Figure:
         # Fonts and sizes are looked up when it is drawn: do so while LOOK holds.
         figure.draw_without_rendering()
     return figure
-
-
-def save(figure: Figure, target: Path | BinaryIO, form: str, dpi: int = 150) -> None:
-    """Write a figure as png, svg or pdf; `dpi`: pixels per inch of a png."""
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": "mpies"}):
-        figure.savefig(target, format=form, dpi=dpi, metadata=UNDATED[form])
 
 
 def _grid(panels: int) -> tuple[int, int]:
