@@ -19,6 +19,8 @@ FEW = 96  # rows of x
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x W^T + bias, for x (..., K), weight (N, K), bias (N,)."""
+    if x.dim() > 2 and not x.is_contiguous():
+        x = x.contiguous()  # of the last tokens of many, torch makes a product a row, with a weight for each
     rows = x.numel() // x.shape[-1] if x.shape[-1] else 0
     if not 0 < rows <= FEW or weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
         return functional.linear(x, weight, bias)

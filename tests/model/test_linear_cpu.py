@@ -41,3 +41,13 @@ def test_installed_in_plain_linear_layers_only():
     model[0].weight.data.zero_()
     model[0].bias.data.zero_()
     assert not model(x).any(), "the layer's present weights are used"
+
+
+@pytest.mark.parametrize("rows", [2, linear_cpu.FEW + 1])
+def test_the_last_tokens_of_many_rows_are_one_product(rows):
+    """Of an x with gaps, torch makes a batch of products, and so a copy of the weight for each row."""
+    x, weight = torch.randn(rows, 3, 24).bfloat16(), torch.randn(40, 24).bfloat16()
+    with torch.inference_mode(), torch.profiler.profile() as seen:
+        y = linear_cpu.linear(x[:, -1:], weight)
+    assert "aten::bmm" not in {event.key for event in seen.key_averages()}
+    assert y.equal(linear_cpu.linear(x[:, -1:].contiguous(), weight))
