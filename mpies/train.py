@@ -14,12 +14,12 @@ import numpy as np
 from mpies import config
 from mpies.command_line import EXIT_CODES_OF_RUNS, fill
 from mpies.es import fitness, schedule
-from mpies.es.population import Member, directions
+from mpies.es.population import directions
 from mpies.es.schedule import Step
 from mpies.ranks import launch
 from mpies.ranks.agreement import agree_on_settings
 from mpies.run.block import evaluate_block
-from mpies.run.exchange import Evaluated, compare_replicas, exchange_rewards
+from mpies.run.exchange import Evaluated, compare_replicas, end_evaluation, exchange_rewards
 from mpies.run.inputs import load_settings
 from mpies.run.telemetry import Outcome, record
 from mpies.tasks.base import TrainerState
@@ -38,7 +38,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
     from mpies.run.job import set_up  # torch comes along: only once the settings are good
 
     job = set_up(comm, settings)
-    with job.screen.progress(job.first, settings.es.generations):
+    with job.assignment, job.screen.progress(job.first, settings.es.generations):
         done, complete = evolve(job)
     if not complete:
         job.leave(done)
@@ -73,9 +73,10 @@ def make_generation(job: Job, generation: int) -> bool:
     Raises OutOfTimeError on all ranks if a rank has no time for its members: then it is not made.
     """
     job.phases.begin()
-    plan = job.population.plan(generation, job.comm.size)
     step = schedule.step(job.settings.es, generation)
-    mine = evaluate_members(job, plan.blocks[job.comm.rank], generation, step.sigma)
+    mine, complete = evaluate_members(job, generation, step.sigma)
+    end_evaluation(job.comm, job.phases, complete)
+    plan = job.assignment.plan(generation)
     rewards = exchange_rewards(job.comm, job.phases, plan, mine)
     coefficients = fitness.coefficients(rewards, step.alpha, job.settings.es.fitness)
     digest = update(job, directions(plan.seeds, plan.signs, coefficients), step)
@@ -86,18 +87,19 @@ def make_generation(job: Job, generation: int) -> bool:
     return stop
 
 
-def evaluate_members(job: Job, blocks: list[list[Member]], generation: int, sigma: float) -> list[Evaluated]:
-    """Perturb, generate, score each block of members, as long as there is time for those that are left."""
+def evaluate_members(job: Job, generation: int, sigma: float) -> tuple[list[Evaluated], bool]:
+    """Perturb, generate, score each of this rank's blocks of members, as long as there is time for those
+    that are left. Was there, for all of them?"""
     starts = job.task.starts(generation)
     state = TrainerState(generation, job.settings.es.generations)
     evaluated: list[Evaluated] = []
-    for done, block in enumerate(blocks):
-        if not job.has_time_for(len(blocks) - done):
-            break
+    for block, left in job.assignment.blocks(generation):
+        if not job.has_time_for(left):
+            return evaluated, False
         members = evaluate_block(job.replica, starts, block, sigma, state, job.phases)
         job.block_seconds.append(sum(member.seconds for member in members))
         evaluated += members
-    return evaluated
+    return evaluated, True
 
 
 def update(job: Job, moves: tuple[np.ndarray, np.ndarray], step: Step) -> int:

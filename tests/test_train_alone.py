@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import small
 import torch
+from mpi4py import MPI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jobs import assert_same_model, assert_same_run, committed
@@ -247,14 +248,16 @@ def test_a_rank_without_time_leaves_members_out_and_the_generation_is_not_made(
 def test_a_block_is_begun_if_there_is_time_for_all_that_are_left(runs, population, evaluated):
     """Seven blocks of 10 seconds, times 1.2, and 5 seconds to leave are 89 of the 100; eight are too many."""
     job = runs.begin(1, es__population=population)
-    job.stop, blocks = Stop(100, 30, clock=lambda: 0.0), job.population.blocks(0)
+    job.stop = Stop(100, 30, clock=lambda: 0.0)
     job.block_seconds.append(10.0)
-    assert len(train.evaluate_members(job, blocks, 0, 0.3)) == evaluated == len(small.calls)
+    done, complete = train.evaluate_members(job, 0, 0.3)
+    assert len(done) == evaluated == len(small.calls)
+    assert complete == (evaluated == population)
 
 
 def test_members_of_a_block_share_its_seconds(runs):
     job = runs.begin(1, es__population=5, es__perturbation="lowrank", es__block=2)
-    done = train.evaluate_members(job, job.population.blocks(0), 0, 0.3)
+    done, _ = train.evaluate_members(job, 0, 0.3)
     assert [one.member.index for one in done] == [0, 1, 2, 3, 4]
     shares = [seconds / size for seconds, size in zip(job.block_seconds, (2, 2, 1), strict=True)]
     assert [one.seconds for one in done] == [shares[0]] * 2 + [shares[1]] * 2 + [shares[2]]
@@ -282,6 +285,36 @@ def test_a_generation_without_any_score_is_refused_and_nothing_is_committed(runs
     with pytest.raises(RefusedError, match="could be scored"):
         runs.train(2)
     assert committed(runs.folder) == 0
+
+
+# What is exchanged
+
+
+class Counted(MPI.Intracomm):
+    """A communicator that notes which collectives are called."""
+
+    def __init__(self, comm):
+        self.called: list[str] = []
+
+    def __getattribute__(self, name: str):
+        if name.startswith("I") and name[1:] in ("allreduce", "allgatherv", "bcast", "reduce", "gatherv"):
+            self.called.append(name)
+        return super().__getattribute__(name)
+
+
+def test_a_start_and_a_generation_take_a_few_collectives(runs):
+    """Each of them is a tree of ranks: what rank 0 says, what all agree on, what all know of all."""
+    runs.comm = Counted(runs.comm)
+    job = runs.begin(2)
+    # Run file and time limit, all listen; what is cheap to know, places; weights, the file's evaluations.
+    agreed = ["Iallreduce", *["Iallgatherv"] * 2, "Iallreduce"]
+    assert runs.comm.called == ["Ibcast", "Iallreduce", *agreed, "Ibcast"]
+    runs.comm.called.clear()
+    with job.assignment, job.screen.progress(0, 2):
+        train.make_generation(job, 0)
+    assert sorted(runs.comm.called) == sorted(
+        ["Iallreduce", "Iallgatherv", "Iallreduce", "Igatherv", "Igatherv"]
+    )
 
 
 # Weights that nothing can be computed with

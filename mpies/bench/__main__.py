@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
 PARTS = ("kernels", "vllm", "vllm-lowrank", "generation", "share", "memory", "scaling")
-MOST = {"threads": 4096, "repeats": 10**6, "members": 10**7, "prompts": 10**6, "tokens": 10**6, "size": 2**40}
+MOST = {
+    **dict.fromkeys(("repeats", "population", "prompts", "tokens"), 10**6),
+    "threads": 4096,
+    "members": 10**7,
+    "size": 2**40,
+}
 PATIENCE = float("inf")  # a part of one rank, which the others wait for, takes as long as its model needs
 
 
@@ -40,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tokens", type=int, default=48, help="per answer (%(default)s)")
     made.add_argument("--size", type=int, default=2**25, help="parameters of the kernels' tensor")
     made.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run (all)")
+    made.add_argument("--forecast", action="store_true", help="only a generation, and on 8 to 4096 ranks")
+    made.add_argument("--population", type=int, default=1024, help="members of the forecast (%(default)s)")
     made.add_argument("--json", type=Path, help="write the figures here, too")
     return made
 
@@ -47,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line. Raises InputError for what cannot be."""
     given = parser().parse_args(arguments)
+    if given.forecast:
+        given.only = ["generation"]
     for name, most in MOST.items():
         if not 1 <= getattr(given, name) <= most:
             raise InputError(f"--{name}: given {getattr(given, name)}, allowed is 1 to {most}")

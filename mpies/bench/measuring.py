@@ -15,7 +15,7 @@ from rich.table import Table
 
 import mpies
 import mpies.engines.vllm
-from mpies.bench import generation, kernels, multilora, report, vllm, vllm_lowrank
+from mpies.bench import generation, kernels, multilora, report, vllm, vllm_lowrank, waiting
 from mpies.bench.generation import Rig, Work
 from mpies.bench.report import Result
 from mpies.model.loading import choose_dtype
@@ -30,6 +30,7 @@ from mpies.replica import synchronize
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
+BLOCKS = 16  # of a rank, where waiting for a slow one is measured
 LONG = 64, 64  # prompts and tokens of a member, where the share of inference is measured
 
 
@@ -87,11 +88,13 @@ def measure(
     if "generation" in rest and first:
         timings, phases = generation.compare(rig, work, repeats, wait, say)
         yield from report.generations(timings, phases, work, repeats + 1)
-        yield from report.forecast(timings, phases, work, repeats + 1)
+        yield from report.forecast(timings, phases, work, repeats + 1, given.population, given.forecast)
     if "share" in rest and first:
         yield from report.share(generation.share(rig, long, repeats, wait, say), long)
     if "scaling" in rest:
         yield from report.scaling(generation.scaling(rig, comm, work, repeats, wait, say), comm.size, work)
+        shares = {dynamic: waiting.measure(comm, dynamic, BLOCKS, repeats).share for dynamic in (True, False)}
+        yield from report.waiting(shares, comm.size, BLOCKS)
 
 
 def _measure_blocks_in_vllm(

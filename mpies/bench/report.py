@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 
+from mpies.bench.forecast import Constants, table
 from mpies.bench.generation import SAMPLE, Work
 from mpies.bench.timing import Timings
 from mpies.phases import Phases
@@ -70,27 +71,31 @@ def generations(t: Timings, phases: Phases, work: Work, rounds: int) -> Iterator
     yield Result(group, "low rank, everything: speed of plain inference", 100 * efficiency, "%", 90)
 
 
-def forecast(t: Timings, phases: Phases, work: Work, rounds: int, population: int = 1024) -> Iterator[Result]:
+def forecast(
+    t: Timings, phases: Phases, work: Work, rounds: int, population: int = 1024, whole: bool = False
+) -> Iterator[Result]:
     """A generation of a large population on many ranks like this one.
 
-    Evaluating is shared by the ranks, the update is not: every rank replays all seeds. The exchange, 16
-    bytes a member, is left out.
+    Evaluating is shared by the ranks, the update is not: every rank replays all seeds. `whole`: with waiting
+    and exchange, and on more ranks; else the exchange, 16 bytes a member, is left out.
     """
     n = work.members
+    lowrank = (phases.seconds["perturb"] + phases.seconds["generate"]) / rounds
+    full = t["full: a member"]
     ways = {
-        "full": (1, t["full: a member"], t["full: update"] / n),
-        "low rank": (
-            n,
-            (phases.seconds["perturb"] + phases.seconds["generate"]) / rounds,
-            phases.seconds["update"] / rounds / n,
-        ),
+        "full": Constants(full, full, 1, t["full: update"] / n),
+        "low rank": Constants(full, lowrank, n, phases.seconds["update"] / rounds / n),
     }
     group = f"forecast: {population} members x {work.prompts} prompts x {work.tokens} tokens"
-    for way, (block, evaluating, updating) in ways.items():
+    if whole:
+        for name, value, unit in table(ways, population):
+            yield Result(group, name, value, unit)
+        return
+    for way, measured in ways.items():
         for ranks in (8, 64, 256, 1024):
-            blocks = -(-population // (block * ranks))
-            update = population * updating
-            seconds = blocks * evaluating + update
+            blocks = -(-population // (measured.members * ranks))
+            update = population * measured.update
+            seconds = blocks * measured.many + update
             text = f"{way}, {ranks} ranks: {100 * update / seconds:.0f} % of it the update"
             yield Result(group, text, seconds, "s")
 
@@ -169,6 +174,13 @@ def scaling(t: Timings, ranks: int, work: Work) -> Iterator[Result]:
     yield Result(group, f"{ranks} ranks", t["all ranks"], "s")
     least = 1.9 if ranks == 2 else None
     yield Result(group, f"{ranks} ranks against 1", t.ratio("1 rank", "all ranks"), "times faster", least)
+
+
+def waiting(shares: dict[bool, float], ranks: int, blocks: int) -> Iterator[Result]:
+    """`shares`: of the time that ranks wait, if blocks are handed out, and if not."""
+    group = f"{ranks} ranks, {blocks} blocks each, of 1 to 4 units; the last rank takes 3 times longer"
+    yield Result(group, "waiting, blocks handed out", 100 * shares[True], "%", most=100 / blocks)
+    yield Result(group, "waiting, by a plan made beforehand", 100 * shares[False], "%")
 
 
 def memory(bytes_beyond: dict[str, int | None], largest: int) -> Iterator[Result]:

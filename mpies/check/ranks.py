@@ -85,7 +85,23 @@ def describe_host(name: str, ranks: list[RankOnHost], threads: int, share_gpus: 
             f"{len(ranks)} rank(s) with run.threads={threads} want {wanted} cores, but have {cores} together"
             f" and {least} each: ask for more (--cpus-per-task), or bind ranks to cores differently"
         )
+    elif sharing := find_sharing(ranks, threads):
+        own = sorted(set().union(*(rank.cores for rank in sharing)))
+        both = ", ".join(str(rank.rank) for rank in sharing)
+        note = (
+            f"ranks {both} share core(s) {', '.join(map(str, own))}, while others are free: bind each rank to"
+            f" {threads} of its own (srun --cpu-bind=cores, mpirun --bind-to core)"
+        )
     return Finding(name, value, problem, note)
+
+
+def find_sharing(ranks: list[RankOnHost], threads: int) -> list[RankOnHost]:
+    """The first ranks that are bound to cores too few for their threads; none, if all have enough."""
+    for one in ranks:
+        within = [rank for rank in ranks if rank.cores <= one.cores]
+        if len(within) * threads > len(one.cores):
+            return within
+    return []
 
 
 def check_clocks(comm: Comm) -> list[Finding]:

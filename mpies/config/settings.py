@@ -169,6 +169,11 @@ class RunSettings(Section):
     threads: Annotated[int, Role.RESULT] = Field(
         1, ge=1, le=MOST_THREADS, description="CPU threads of a rank; a model's answers may depend on it"
     )
+    assignment: Literal["dynamic", "static"] = Field(
+        "dynamic",
+        description="who evaluates which block of members. dynamic: the next rank that is free, so that no"
+        " one waits for a slow one long; static: by a plan made beforehand. No result depends on it",
+    )
     evaluate_every: int = Field(
         0,
         ge=0,

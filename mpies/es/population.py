@@ -6,6 +6,7 @@ block is the unit of evaluation: its members are evaluated together, by one rank
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,11 @@ class Population:
             for index in range(self.size)
         ]
 
+    @property
+    def block_count(self) -> int:
+        """Blocks of a generation."""
+        return -(-self.size // self.block)
+
     def blocks(self, generation: int) -> list[list[Member]]:
         """The members in blocks of `block`, the last one possibly shorter."""
         members = self.members(generation)
@@ -54,6 +60,13 @@ class Population:
         """Who evaluates whom in a generation. Ranks take turns in having one block more than others."""
         blocks = self.blocks(generation)
         return Plan([blocks[(rank - generation) % ranks :: ranks] for rank in range(ranks)])
+
+    def plan_of(self, generation: int, ranks: int, owners: Sequence[int]) -> Plan:
+        """The same where block i was evaluated by rank owners[i], and each rank's blocks in their order."""
+        mine: list[list[list[Member]]] = [[] for _ in range(ranks)]
+        for block, owner in zip(self.blocks(generation), owners, strict=True):
+            mine[owner].append(block)
+        return Plan(mine)
 
 
 class Plan:

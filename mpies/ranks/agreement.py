@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import numpy as np
+
 from mpies.config.paths import make_absolute
 from mpies.errors import InputError, RefusedError, show_traceback
-from mpies.ranks.collectives import allgather_objects, barrier, named, set_timeout
+from mpies.ranks.collectives import allgather_objects, allreduce_max, broadcast_object, named, set_timeout
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -35,20 +38,36 @@ def agree(
     *arguments: Any,
     timeout: float | None = None,
 ) -> tuple[T, list[Any]]:
-    """Call the function on every rank: this rank's result, and what every rank has told. One exchange.
+    """Call the function on every rank: this rank's result, and what every rank has told.
 
     Raises RefusedError on all ranks if the function raises InputError on any, or if a fact differs; `what`
     names the facts. Raises MissingRankError if a rank takes `timeout` seconds (without it, the
     communicator's patience) longer than rank 0.
     """
     brought, problem = _attempt(function, *arguments)
-    barrier(comm, timeout=timeout)
     mine = (problem, brought.same, brought.told) if brought else (problem, {}, None)
-    everyone = allgather_objects(comm, mine)
-    _refuse_problems(comm, [problem for problem, _, _ in everyone])
-    _refuse_differences(comm, what, [same for _, same, _ in everyone])
+    # Whether all is well is seen from a few numbers; who says what is only exchanged where it matters.
+    alike, told = _compare(comm, mine, timeout)
+    if not alike:
+        everyone = allgather_objects(comm, mine)
+        _refuse_problems(comm, [problem for problem, _, _ in everyone])
+        _refuse_differences(comm, what, [same for _, same, _ in everyone])
     assert brought is not None
-    return brought.result, [told for _, _, told in everyone]
+    return brought.result, allgather_objects(comm, brought.told) if told else [None] * comm.size
+
+
+def _compare(
+    comm: Comm, mine: tuple[str | None, dict[str, Any], Any], timeout: float | None
+) -> tuple[bool, bool]:
+    """Are all facts the same, without any problem, as a digest tells? Has any rank something to tell?"""
+    problem, same, told = mine
+    text = repr(sorted(same.items())).encode()
+    digest = np.frombuffer(hashlib.sha256(text).digest(), dtype=np.uint64)
+    words = np.array([problem is not None, told is not None], dtype=np.uint64)
+    # The smallest is the complement of the largest complement.
+    largest = allreduce_max(comm, np.concatenate([words, digest, ~digest]), timeout=timeout)
+    alike = np.array_equal(largest[2:6], ~largest[6:])
+    return bool(alike and not largest[0]), bool(largest[1])
 
 
 def together(comm: Comm, function: Callable[..., T], *arguments: Any, timeout: float | None = None) -> T:
@@ -59,8 +78,7 @@ def together(comm: Comm, function: Callable[..., T], *arguments: Any, timeout: f
 
 def on_root(comm: Comm, function: Callable[..., T], *arguments: Any) -> T:
     """Call the function on rank 0 only and return its (small) result everywhere."""
-    mine = _attempt(function, *arguments) if comm.rank == 0 else None
-    result, problem = allgather_objects(comm, mine)[0]
+    result, problem = broadcast_object(comm, _attempt(function, *arguments) if comm.rank == 0 else None)
     if problem:
         raise RefusedError(problem)
     return result

@@ -1,8 +1,9 @@
 """What ranks exchange, and how they wait for one another.
 
 The communicator is an argument everywhere, and carries its ranks' patience. Waiting ranks sleep
-between looks instead of burning a core, which the neighbours on a CPU node need. Those that wait too
-long hold a roll call and end the job. Importing this module does not initialise MPI.
+between looks instead of burning a core, which the neighbours on a CPU node need. What they exchange are
+MPI's own collectives, whose messages grow with the logarithm of the number of ranks; only where ranks have
+waited too long does rank 0 call each of them, and end the job. Importing this module does not initialise MPI.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import os
 import pickle
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -22,7 +24,14 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Comm, Request
 
 
-TAG_ARRIVAL, TAG_RELEASE = 1, 2
+TAG_CALL, TAG_PRESENT = 1, 2
+LONGEST_SLEEP = 0.002  # seconds
+SMALL = 2048  # bytes of an object, from which on a broadcast takes a second exchange
+LETTER = np.dtype([("size", np.int64), ("text", np.uint8, SMALL)])
+NAME = np.dtype("S256")  # of a host
+
+# Seconds: to answer to the roll while one waits; that other ranks leave rank 0 to report before they do.
+MISSING, REPORTING = 5.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -33,18 +42,25 @@ class Patience:
     hosts: tuple[str, ...] = ()
 
 
-def wait(*requests: Request, timeout: float = float("inf")) -> bool:
-    """Wait for non-blocking operations without spinning: short sleeps first, then of 10 ms.
+def wait(
+    *requests: Request, timeout: float = float("inf"), meanwhile: Callable[[], None] = lambda: None
+) -> bool:
+    """Wait for non-blocking operations without spinning: short sleeps first, then of 2 ms.
 
-    Returns whether they were all done within `timeout` seconds.
+    A tree of ranks hands on what it was sent at each rank's next look, so longer sleeps would add up. In
+    waits of more than a tenth of a second, `meanwhile` is called at every look. Returns whether they were all
+    done within `timeout` seconds.
     """
     pause, start = 1e-5, time.monotonic()
     for request in requests:
         while not request.Test():
-            if time.monotonic() - start > timeout:
+            waited = time.monotonic() - start
+            if waited > timeout:
                 return False
+            if waited > 0.1:
+                meanwhile()
             time.sleep(pause)
-            pause = min(2 * pause, 0.01)
+            pause = min(2 * pause, LONGEST_SLEEP)
     return True
 
 
@@ -67,31 +83,21 @@ def _patience_key() -> int:
 
 
 def barrier(comm: Comm, word: int = 0, *, timeout: float | None = None) -> int:
-    """Wait until every rank is here; the largest of the words that they say, 0 to 127.
+    """Wait until every rank is here; the largest of the words that they say, 0 or more.
 
-    Rank 0 collects a word from each rank and then releases all, so that it knows who is missing.
     Raises MissingRankError after `timeout` seconds (without it, the communicator's patience), with the
     missing ranks and their hosts.
     """
-    timeout = patience(comm).timeout if timeout is None else timeout
-    mine, answer = np.array([word], dtype=np.int8), np.zeros(1, dtype=np.int8)
-    if comm.rank:
-        arrival, release = comm.Isend(mine, 0, TAG_ARRIVAL), comm.Irecv(answer, 0, TAG_RELEASE)
-        # Rank 0 reports first, unless it is the missing one.
-        if not wait(arrival, release, timeout=timeout + 10):
-            raise MissingRankError(f"{named(comm, [0])} has not arrived after {timeout:g} s, or cannot go on")
-        return int(answer[0])
-    words = [np.zeros(1, dtype=np.int8) for _ in range(1, comm.size)]
-    arrivals = [comm.Irecv(theirs, rank, TAG_ARRIVAL) for rank, theirs in enumerate(words, 1)]
-    if not wait(*arrivals, timeout=timeout):
-        missing = [rank for rank, arrival in enumerate(arrivals, 1) if not arrival.Test()]
-        raise MissingRankError(
-            f"gave up after waiting {timeout:g} s for {named(comm, missing)}; if nothing is wrong with"
-            " them, set a larger run.collective_timeout"
-        )
-    answer[0] = max(int(theirs[0]) for theirs in [mine, *words])
-    wait(*(comm.Isend(answer, rank, TAG_RELEASE) for rank in range(1, comm.size)))
-    return int(answer[0])
+    return int(allreduce_max(comm, np.array([word], dtype=np.uint64), timeout=timeout)[0])
+
+
+def allreduce_max(comm: Comm, values: np.ndarray, *, timeout: float | None = None) -> np.ndarray:
+    """Wait until every rank is here; the largest that any brings of each value: uint64 (n,). As `barrier`."""
+    from mpi4py import MPI
+
+    largest = np.empty_like(values)
+    _finish(comm, comm.Iallreduce(values, largest, MPI.MAX), timeout, MISSING)
+    return largest
 
 
 def named(comm: Comm, ranks: list[int]) -> str:
@@ -101,22 +107,51 @@ def named(comm: Comm, ranks: list[int]) -> str:
     return named + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
 
 
-def _finish(comm: Comm, collective: Request) -> None:
-    """Wait for a collective; after too long, hold a roll call: a barrier, which names who is missing.
+def _finish(
+    comm: Comm, collective: Request, timeout: float | None = None, grace: float | None = None
+) -> None:
+    """Wait for a collective, `timeout` seconds long (without it, the communicator's patience).
 
-    A rank that was done with the collective and went on comes to the roll call at its next barrier.
+    Then rank 0 calls the roll, and gives the others `grace` seconds to answer, which they do while they
+    wait for a collective. One that may be over for some ranks before the last has come leaves them to go
+    on: then they answer at their next one, and the grace, unless given, is as long as the time-out.
     """
-    timeout = patience(comm).timeout
-    if not wait(collective, timeout=timeout):
-        barrier(comm)
-        if collective.Test():
-            raise MissingRankError(
-                f"some rank came to an exchange more than {timeout:g} s after others; if nothing is wrong"
-                " with it, set a larger run.collective_timeout"
-            )
+    timeout = patience(comm).timeout if timeout is None else timeout
+    grace = timeout if grace is None else grace
+    if comm.rank == 0:
+        if not wait(collective, timeout=timeout):
+            _call_the_roll(comm, collective, timeout, grace)
+    elif not wait(collective, timeout=timeout + grace + REPORTING, meanwhile=lambda: _answer(comm)):
+        raise MissingRankError(f"{named(comm, [0])} has not arrived after {timeout:g} s, or cannot go on")
+
+
+def _answer(comm: Comm) -> None:
+    """Say that this rank is there, if rank 0 asks."""
+    if comm.Iprobe(0, TAG_CALL):
+        called = np.empty(1, dtype=np.int8)
+        wait(comm.Irecv(called, 0, TAG_CALL), comm.Isend(called, 0, TAG_PRESENT))
+
+
+def _call_the_roll(comm: Comm, collective: Request, timeout: float, grace: float) -> NoReturn:
+    """On rank 0: who does not answer is missing."""
+    call, answers = np.zeros(1, dtype=np.int8), np.zeros(comm.size, dtype=np.int8)
+    others = range(1, comm.size)
+    present = [comm.Irecv(answers[rank : rank + 1], rank, TAG_PRESENT) for rank in others]
+    called = [comm.Isend(call, rank, TAG_CALL) for rank in others]
+    wait(*present, timeout=grace)
+    missing = [rank for rank, answer in zip(others, present, strict=True) if not answer.Test()]
+    del called  # what was not received need not be waited for
+    if missing:
         raise MissingRankError(
-            "an exchange did not end, though all ranks answer: see the MPI library or network"
+            f"gave up after waiting {timeout:g} s for {named(comm, missing)}; if nothing is wrong with"
+            " them, set a larger run.collective_timeout"
         )
+    if collective.Test():
+        raise MissingRankError(
+            f"some rank came to an exchange more than {timeout:g} s after others; if nothing is wrong"
+            " with it, set a larger run.collective_timeout"
+        )
+    raise MissingRankError("an exchange did not end, though all ranks answer: see the MPI library or network")
 
 
 def allgather_rows(comm: Comm, rows: np.ndarray, counts: list[int]) -> np.ndarray:
@@ -140,6 +175,23 @@ def gather_rows(comm: Comm, rows: np.ndarray, counts: list[int]) -> np.ndarray |
     return gathered
 
 
+def broadcast_rows(comm: Comm, rows: np.ndarray, count: int) -> np.ndarray:
+    """Rank 0's `count` rows, on every rank; others give any rows of the same dtype."""
+    sent = np.array(rows) if comm.rank == 0 else np.empty(count, dtype=rows.dtype)
+    _finish(comm, comm.Ibcast(sent.view(np.uint8), 0))
+    return sent
+
+
+def broadcast_object(comm: Comm, value: Any) -> Any:
+    """Rank 0's (picklable) object, on every rank: in one exchange if it is small, else in two."""
+    text = np.frombuffer(pickle.dumps(value) if comm.rank == 0 else b"", dtype=np.uint8)
+    letter, head = np.zeros(1, dtype=LETTER), text[:SMALL]
+    letter["size"], letter["text"][0, : head.size] = text.size, head
+    ((size, head),) = broadcast_rows(comm, letter, 1)
+    rest = broadcast_rows(comm, text[SMALL:], int(size) - SMALL) if size > SMALL else text[:0]
+    return pickle.loads(head.tobytes() + rest.tobytes())
+
+
 def allgather_objects(comm: Comm, value: Any) -> list[Any]:
     """Every rank's (small, picklable) object, in rank order."""
     mine = np.frombuffer(pickle.dumps(value), dtype=np.uint8)
@@ -156,4 +208,8 @@ def host() -> str:
 
 def hosts(comm: Comm) -> tuple[str, ...]:
     """All ranks' hosts. Collective the first time."""
-    return patience(comm).hosts or tuple(allgather_objects(comm, host()))
+    known = patience(comm).hosts
+    if known:
+        return known
+    named = allgather_rows(comm, np.array([host().encode()], dtype=NAME), [1] * comm.size)
+    return tuple(name.decode() for name in named.tolist())

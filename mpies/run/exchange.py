@@ -1,7 +1,7 @@
 """What ranks tell one another in a generation: (seed, reward) pairs; then digests and whether to stop.
 
-16 bytes a member and 16 bytes a rank travel, and nothing else (paper, section 3): what `telemetry` gathers on
-rank 0 for the run file comes afterwards, and no weight depends on it.
+16 bytes a member travel (paper, section 3), and some words up and down a tree of ranks: what `telemetry`
+gathers on rank 0 for the run file comes afterwards, and no weight depends on it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mpies.errors import DivergedError, RefusedError
 from mpies.es.answers import Answers
 from mpies.es.population import Member, Plan
 from mpies.ranks.agreement import find_diverged
-from mpies.ranks.collectives import allgather_rows, barrier, named
+from mpies.ranks.collectives import allgather_rows, allreduce_max, barrier, named
 from mpies.tasks.episodes import Tally
 from mpies.time_limit import OutOfTimeError
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mpies.phases import Phases
 
 PAIR = np.dtype([("seed", "<u8"), ("reward", "<f8")])
-WORDS = np.dtype([("digest", "<u8"), ("stop", "<i8")])
+WORDS = 32  # bytes: whether a rank has evaluated all its members; digest, its complement, whether to stop
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,24 @@ class Evaluated:
     """What its episodes came to."""
 
 
+def end_evaluation(comm: Comm, phases: Phases, complete: bool) -> None:
+    """Wait until every rank has evaluated its members. Collective.
+
+    Raises OutOfTimeError on all ranks if any had to leave members unevaluated.
+    """
+    with phases("wait"):
+        unfinished = barrier(comm, word=not complete)
+    if unfinished:
+        raise OutOfTimeError
+
+
 def exchange_rewards(comm: Comm, phases: Phases, plan: Plan, mine: list[Evaluated]) -> np.ndarray:
     """All members' rewards, float64 (N,), in member order. Collective.
 
-    Raises OutOfTimeError on all ranks if any had to leave members unevaluated, DivergedError if a rank
-    evaluated others than the plan's, and RefusedError if no member could be scored.
+    Raises DivergedError if a rank evaluated others than the plan's, and RefusedError if no member could be
+    scored.
     """
     pairs = np.array([(one.member.seed, one.reward) for one in mine], dtype=PAIR)
-    with phases("wait"):
-        unfinished = barrier(comm, word=len(pairs) < plan.counts[comm.rank])
-    if unfinished:
-        raise OutOfTimeError
     with phases("communicate"):
         pairs = allgather_rows(comm, pairs, plan.counts)[plan.order]
     differing = np.unique(plan.rank_of[pairs["seed"] != plan.seeds]).tolist()
@@ -74,20 +81,18 @@ def compare_replicas(
 
     Raises DivergedError on all ranks if a rank's base differs from the others'.
     """
+    digests = np.array([digest, ~digest & 2**64 - 1], dtype=np.uint64)
     with phases("wait"):
-        barrier(comm)
-    with phases("communicate"):
-        words = np.array([(digest, wants_to_stop())], dtype=WORDS)
-        words = allgather_rows(comm, words, [1] * comm.size)
-    differing = find_diverged(words["digest"].tolist())
-    if differing:
+        words = allreduce_max(comm, np.array([*digests, wants_to_stop()], dtype=np.uint64))
+    if words[0] != ~words[1]:  # the largest digest, and the smallest
+        differing = find_diverged(allgather_rows(comm, digests[:1], [1] * comm.size).tolist())
         raise DivergedError(
             f"generation {generation + 1}: the base weights of {named(comm, differing)} differ from the"
             " others'; this generation is not committed. Memory errors or mixed software do this"
         )
-    return bool(words["stop"].any())
+    return bool(words[2])
 
 
-def bytes_received(comm: Comm, members: int) -> int:
-    """What a rank receives in a generation."""
-    return members * PAIR.itemsize + comm.size * WORDS.itemsize
+def bytes_received(members: int, ranks: int) -> int:
+    """What a rank receives in a generation: pairs, and the words of a tree of ranks."""
+    return members * PAIR.itemsize + WORDS * (ranks - 1).bit_length()

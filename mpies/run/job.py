@@ -23,6 +23,7 @@ from mpies.ranks.collectives import allgather_objects, barrier, named
 from mpies.replica import InitialUse, Replica, Setup, load, settle
 from mpies.run import checkpoint, continuity, milestones, resume
 from mpies.run.advice import Advisor
+from mpies.run.assignment import Assignment
 from mpies.run.milestones import Milestone
 from mpies.run.monitoring import Monitor
 from mpies.run.screen import Screen
@@ -45,6 +46,7 @@ class Job:
     settings: Settings
     replica: Replica
     population: Population
+    assignment: Assignment
     phases: Phases
     stop: Stop
     screen: Screen
@@ -163,21 +165,36 @@ class Job:
 
 def set_up(comm: Comm, settings: Settings) -> Job:
     """Everything before the first generation. Bad input is refused before the model is loaded. Collective."""
-    stop = Stop(on_root(comm, seconds_of, settings.run.time_limit), settings.run.grace)
+    stop = Stop(None, settings.run.grace)
     stop.listen()
     screen = Screen(comm.rank != 0, settings.run.progress)
-    log, history = _open_run(comm, settings, screen)
+    log, history = _open_run(comm, settings, stop, screen)
     setup, replica = _bring_replica(comm, settings, history, screen)
     job = _make_job(comm, settings, replica, stop, screen, log, history)
     job.evaluated = on_root(comm, open_log, job, setup)
     return job
 
 
-def _open_run(comm: Comm, settings: Settings, screen: Screen) -> tuple[RunFile | None, History | None]:
-    """The run file that is there, on rank 0, and its history. What is odd in it or the settings is said."""
-    log, history = resume.find(comm, settings, Path(settings.run.directory) / RUN_FILE)
+def _open_run(
+    comm: Comm, settings: Settings, stop: Stop, screen: Screen
+) -> tuple[RunFile | None, History | None]:
+    """The run file that is there, on rank 0, and its history. What is odd in it or the settings is said.
+
+    The time limit is rank 0's, too.
+    """
+    log: RunFile | None = None
+
+    def look() -> tuple[float | None, History | None]:
+        nonlocal log
+        limit = seconds_of(settings.run.time_limit)
+        log, history = resume.look(settings, Path(settings.run.directory) / RUN_FILE)
+        return limit, history
+
+    limit, history = on_root(comm, look)
+    stop.limit(limit)
+    barrier(comm)
     if comm.rank == 0:
-        announce()  # all ranks listen, since they have come to what `find` exchanges
+        announce()  # all ranks listen, since they have come to the barrier
     for line in config.remark(settings):
         screen.say(f"warning: {line}")
     if history and history.damage.uncounted:
@@ -215,12 +232,16 @@ def _make_job(
     history: History | None,
 ) -> Job:
     es = settings.es
+    population = Population(es.population, es.seed, es.antithetic, es.block_size)
+    phases = Phases(replica.synchronize)
+    dynamic = settings.run.assignment == "dynamic"
     job = Job(
         comm=comm,
         settings=settings,
         replica=replica,
-        population=Population(es.population, es.seed, es.antithetic, es.block_size),
-        phases=Phases(replica.synchronize),
+        population=population,
+        assignment=Assignment(comm, population, phases, dynamic, screen.say),
+        phases=phases,
         stop=stop,
         screen=screen,
         advisor=Advisor(screen.say, parts_of(settings.task.reward)),

@@ -28,30 +28,39 @@ TUNED = "model"  # the tuned model's folder, in the run's
 def find(comm: Comm, settings: config.Settings, path: Path) -> tuple[RunFile | None, History | None]:
     """The run file that is there, opened on rank 0, and its history, on every rank; else None, None.
 
-    Raises RefusedError when `run.resume` forbids what is there, the settings are another run's, the
-    directory cannot be written to, or the tuned model would have no place in it. Collective.
+    Raises RefusedError as `look` raises InputError. Collective.
     """
     log: RunFile | None = None
 
-    def look() -> History | None:
+    def look_and_keep() -> History | None:
         nonlocal log
-        try:
-            _refuse_taken_folder(settings.model.path, path.parent / TUNED)
-            if not _expected(settings.run.resume, path):
-                return None
-        except OSError as error:  # a name that is too long, a folder that may not be looked into
-            raise InputError(f"run.directory: {clip(str(path.parent))} cannot be ({reason(error)})") from None
-        log = RunFile.reopen(path, settings.es.generations)
-        history = log.history()
-        config.refuse_changes(config.from_yaml(history.settings), settings)
-        if history.generations > settings.es.generations:
-            raise InputError(
-                f"es.generations: given {settings.es.generations}, but the run file holds"
-                f" {history.generations} already; python -m mpies.replay gives the weights of any of them"
-            )
+        log, history = look(settings, path)
         return history
 
-    history = on_root(comm, look)
+    history = on_root(comm, look_and_keep)
+    return log, history
+
+
+def look(settings: config.Settings, path: Path) -> tuple[RunFile | None, History | None]:
+    """The run file that is there, opened, and its history; else None, None. For rank 0.
+
+    Raises InputError when `run.resume` forbids what is there, the settings are another run's, the
+    directory cannot be written to, or the tuned model would have no place in it.
+    """
+    try:
+        _refuse_taken_folder(settings.model.path, path.parent / TUNED)
+        if not _expected(settings.run.resume, path):
+            return None, None
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise InputError(f"run.directory: {clip(str(path.parent))} cannot be ({reason(error)})") from None
+    log = RunFile.reopen(path, settings.es.generations)
+    history = log.history()
+    config.refuse_changes(config.from_yaml(history.settings), settings)
+    if history.generations > settings.es.generations:
+        raise InputError(
+            f"es.generations: given {settings.es.generations}, but the run file holds"
+            f" {history.generations} already; python -m mpies.replay gives the weights of any of them"
+        )
     return log, history
 
 

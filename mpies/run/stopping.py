@@ -56,6 +56,10 @@ class Stop:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
+    def limit(self, seconds: float | None) -> None:
+        """From now on, there is so much time; None: no limit."""
+        self._deadline = None if seconds is None else self._clock() + seconds
+
     @property
     def requested(self) -> bool:
         """Did a signal ask for a stop?"""

@@ -74,7 +74,7 @@ def record(job: Job, outcome: Outcome, mine: list[Evaluated]) -> None:
     if gathered is None or job.log is None:
         return
     costs, answers = gathered
-    received = bytes_received(job.comm, len(outcome.rewards))
+    received = bytes_received(len(outcome.rewards), job.comm.size) + job.assignment.bytes_received
     with job.phases("log"):
         findings = find(outcome, costs, answers, job.settings.es.fitness)
         row, members = make_rows(outcome, costs, findings, job.phases.elapsed, received)

@@ -253,6 +253,23 @@ def test_ranks_that_share_cores_are_noted(cores, threads, note):
     assert bool(ranks.describe_host("n1", facts, threads, False).note) == note
 
 
+@pytest.mark.parametrize(
+    "cores, threads, sharing",
+    [
+        ([{0}, {1}, {2}], 1, []),
+        ([{0, 1}, {0, 1}, {2}], 1, []),  # not bound to one, but there is one for each
+        ([{0}, {0}, {1, 2}], 1, [0, 1]),
+        ([{0, 1, 2, 3}, {2, 3}, {2, 3}, {2, 3}, {5, 6, 7}], 1, [1, 2, 3]),
+        ([{0, 1}, {1, 2, 3, 4, 5}, {0, 1}], 2, [0, 2]),
+    ],
+)
+def test_ranks_that_share_a_core_are_noted(cores, threads, sharing):
+    bound = [ranks.RankOnHost(i, Place("n1", "cpu", None, 0), own) for i, own in enumerate(cores)]
+    assert [one.rank for one in ranks.find_sharing(bound, threads)] == sharing
+    note = ranks.describe_host("n1", bound, threads, False).note
+    assert note.startswith(f"ranks {', '.join(map(str, sharing))} share core(s) ") == bool(sharing)
+
+
 def test_a_lock_that_nobody_holds_keeps_nobody_out(tmp_path):
     (tmp_path / "run.lock").touch()
     assert not storage.kept_out(tmp_path / "run.h5")

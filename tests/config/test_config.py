@@ -121,6 +121,7 @@ JOB = (
     "model.allow_download",
     "es.generations",
     "run.directory",
+    "run.assignment",
     "run.evaluate_every",
     "run.keep_samples",
     "run.kl_samples",

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from mpi4py import MPI
 
 from mpies.ranks.collectives import Patience
 
@@ -45,6 +46,8 @@ class Rank:
         self._world, self._collectives = world, 0
         self._attributes: dict[int, Patience] = {}
         self._patience = patience
+        self.sent: list[tuple[str, int]] = []
+        """What this rank has called, and with how many bytes of its own."""
 
     def Get_attr(self, key: int) -> Patience:
         return self._attributes.get(key, self._patience)
@@ -53,6 +56,7 @@ class Rank:
         self._attributes[key] = value
 
     def Isend(self, values: np.ndarray, to: int, tag: int) -> Request:
+        self.sent.append(("Isend", values.nbytes))
         with self._world.lock:
             self._world.messages[self.rank, to, tag].append(values.copy())
         return Request(lambda: True)
@@ -68,7 +72,39 @@ class Rank:
 
         return Request(attempt)
 
+    def Iprobe(self, source: int, tag: int) -> bool:
+        with self._world.lock:
+            return bool(self._world.messages[source, self.rank, tag])
+
     def Iallgatherv(self, values: np.ndarray, into: list | None) -> Request:
+        def take(brought: dict[int, bytes]) -> None:
+            if into:
+                buffer, counts = into
+                parts = [brought[rank] for rank in range(self.size)]
+                assert [len(part) for part in parts] == list(counts)
+                buffer[:] = np.frombuffer(b"".join(parts), np.uint8)
+
+        return self._collective("Iallgatherv", values, take)
+
+    def Igatherv(self, values: np.ndarray, into: list | None) -> Request:
+        return self.Iallgatherv(values, into)
+
+    def Iallreduce(self, values: np.ndarray, into: np.ndarray, op: Any) -> Request:
+        def take(brought: dict[int, bytes]) -> None:
+            everyone = np.array([np.frombuffer(brought[rank], values.dtype) for rank in range(self.size)])
+            into[:] = everyone.max(axis=0) if op == MPI.MAX else everyone.sum(axis=0)
+
+        return self._collective("Iallreduce", values, take)
+
+    def Ibcast(self, values: np.ndarray, root: int) -> Request:
+        def take(brought: dict[int, bytes]) -> None:
+            values[:] = np.frombuffer(brought[root], values.dtype)
+
+        return self._collective("Ibcast", values, take)
+
+    def _collective(self, name: str, values: np.ndarray, take: Callable[[dict[int, bytes]], None]) -> Request:
+        """Done once all have brought something."""
+        self.sent.append((name, values.nbytes))
         with self._world.lock:
             brought = self._world.brought[self._collectives]
             brought[self.rank] = values.tobytes()
@@ -78,16 +114,10 @@ class Rank:
             with self._world.lock:
                 if len(brought) < self.size:
                     return False
-            if into:
-                buffer, counts = into
-                parts = [brought[rank] for rank in range(self.size)]
-                assert [len(part) for part in parts] == list(counts)
-                buffer[:] = np.frombuffer(b"".join(parts), np.uint8)
+            take(brought)
             return True
 
         return Request(attempt)
-
-    Igatherv = Iallgatherv
 
 
 def run(

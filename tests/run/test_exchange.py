@@ -12,7 +12,7 @@ import threads
 from mpies.errors import DivergedError, RefusedError
 from mpies.es.population import Member, Plan, Population
 from mpies.phases import Phases
-from mpies.run.exchange import Evaluated, bytes_received, compare_replicas, exchange_rewards
+from mpies.run.exchange import Evaluated, bytes_received, compare_replicas, end_evaluation, exchange_rewards
 from mpies.time_limit import OutOfTimeError
 
 HOSTS = ("alpha", "beta", "gamma")
@@ -88,13 +88,10 @@ def test_a_generation_of_which_nothing_was_scored_is_refused_by_all(ranks):
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_if_a_rank_has_left_members_out_all_are_out_of_time(missing):
-    plan = Population(7, seed=3).plan(0, 3)
+    def end(comm):
+        end_evaluation(comm, Phases(), complete=comm.rank != missing)
 
-    def exchange(comm):
-        mine = evaluated(plan.blocks[comm.rank])
-        exchange_rewards(comm, Phases(), plan, mine[:-1] if comm.rank == missing else mine)
-
-    assert [type(error) for error in threads.run(3, exchange)] == [OutOfTimeError] * 3
+    assert [type(error) for error in threads.run(3, end)] == [OutOfTimeError] * 3
 
 
 @pytest.mark.parametrize(
@@ -150,6 +147,7 @@ def test_diverged_replicas_stop_all_ranks_with_their_names(digests, named):
 
 def test_waiting_and_communicating_are_told_apart(alone):
     phases, plan = Phases(), Population(4, seed=3).plan(0, 1)
+    end_evaluation(alone, phases, complete=True)
     exchange_rewards(alone, phases, plan, evaluated(plan.blocks[0]))
     compare_replicas(alone, phases, 7, lambda: False, 0)
     spent = phases.take()
@@ -157,6 +155,6 @@ def test_waiting_and_communicating_are_told_apart(alone):
     assert sum(spent.values()) == spent["wait"] + spent["communicate"]
 
 
-def test_a_rank_receives_16_bytes_a_member_and_16_a_rank(alone):
-    assert bytes_received(alone, 30) == 16 * 30 + 16
-    assert threads.run(5, lambda comm: bytes_received(comm, 30)) == [16 * 35] * 5
+def test_a_rank_receives_16_bytes_a_member_and_32_from_each_of_log_r_ranks():
+    assert bytes_received(30, 1) == 16 * 30
+    assert [bytes_received(30, ranks) - 480 for ranks in (2, 4, 5, 1024)] == [32, 64, 96, 320]
