@@ -199,8 +199,9 @@ def test_the_container_holds_what_is_there():
     text = (ROOT / "containers/mpies.def").read_text()
     sections = dict(re.findall(r"^%(\w+)\n(.*?)(?=^%|\Z)", text, re.MULTILINE | re.DOTALL))
     assert list(sections) == ["files", "post", "environment", "runscript", "test"]
-    for line in sections["files"].split("\n"):
-        assert not line.strip() or (ROOT / line.split()[0]).exists(), line
+    copied = {line.split()[0] for line in sections["files"].splitlines() if line.strip()}
+    # The package itself is elsewhere where a distribution is tried.
+    assert "mpies" in copied and [name for name in copied - {"mpies"} if not (ROOT / name).exists()] == []
     extras = re.findall(r"/opt/mpies\[(\w+)\]", sections["post"])
     assert extras and set(extras) <= PROJECT["project"]["optional-dependencies"].keys()
     python = re.search(r"^From: python:([\d.]+)-", text, re.MULTILINE)[1]
