@@ -251,7 +251,13 @@ def test_a_directory_in_use_is_refused_and_its_job_not_disturbed(tiny_model, tmp
 def test_of_two_jobs_that_start_at_once_one_gets_the_directory(tiny_model, tmp_path, uninterrupted):
     """As when a job is submitted twice: both find an empty directory, and load the model."""
     settings = arguments(tiny_model(), tmp_path, MANY)
-    with Job(1, *settings) as one, Job(1, *settings) as two:
-        codes = sorted([one.end(), two.end()])
+    with Job(1, *settings) as one:
+        one.wait_for("loading")
+        (first,) = one.ranks()
+        first.suspend()  # until the other has found the directory empty, too
+        with Job(1, *settings) as two:
+            two.wait_for("loading")
+            first.resume()
+            codes = sorted([one.end(), two.end()])
     assert codes == [0, 2], one.output + two.output
     assert_same_run(tmp_path, uninterrupted, MANY)
