@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpies.ranks.collectives import LONGEST_SLEEP
+from mpies.ranks.collectives import LONGEST_SLEEP, depth
 from mpies.ranks.pace import Paces, Round
 
 RANKS = (8, 64, 512, 4096)
@@ -22,9 +22,6 @@ GENERATIONS = 3  # that waiting is a mean of
 
 # In a generation: barrier, owners of blocks, pairs, digests; then times and costs for rank 0's run file.
 COLLECTIVES = 6
-WORDS = 8 + 24  # bytes that each step of a tree carries
-OF_A_MEMBER = 16  # bytes: seed and reward
-OF_A_BLOCK = 4 + 16 + 8  # bytes: who had it; a request for it, and the answer
 
 
 @dataclass(frozen=True)
@@ -59,20 +56,10 @@ class Cost:
     update: float
 
 
-def depth(ranks: int) -> int:
-    """Steps of a tree of ranks."""
-    return (ranks - 1).bit_length()
-
-
 def messages(ranks: int, blocks: int) -> float:
     """The most that a rank sends in a generation, on average: for steps of trees, and requests for blocks."""
     asked = blocks / ranks if blocks > ranks > 1 else 0.0
     return COLLECTIVES * 2 * depth(ranks) + asked
-
-
-def bytes_of(ranks: int, members: int, blocks: int) -> float:
-    """The most that a rank receives in a generation, but for what rank 0 gathers for the run file."""
-    return OF_A_MEMBER * members + (OF_A_BLOCK * blocks if blocks > ranks else 0) + WORDS * depth(ranks)
 
 
 def evaluate(

@@ -72,7 +72,7 @@ def generations(t: Timings, phases: Phases, work: Work, rounds: int) -> Iterator
 
 
 def forecast(
-    t: Timings, phases: Phases, work: Work, rounds: int, population: int = 1024, whole: bool = False
+    t: Timings, phases: Phases, work: Work, rounds: int, population: int, whole: bool
 ) -> Iterator[Result]:
     """A generation of a large population on many ranks like this one.
 

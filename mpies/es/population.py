@@ -58,8 +58,8 @@ class Population:
 
     def plan(self, generation: int, ranks: int) -> Plan:
         """Who evaluates whom in a generation. Ranks take turns in having one block more than others."""
-        blocks = self.blocks(generation)
-        return Plan([blocks[(rank - generation) % ranks :: ranks] for rank in range(ranks)])
+        owners = [(block + generation) % ranks for block in range(self.block_count)]
+        return self.plan_of(generation, ranks, owners)
 
     def plan_of(self, generation: int, ranks: int, owners: Sequence[int]) -> Plan:
         """The same where block i was evaluated by rank owners[i], and each rank's blocks in their order."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mpies.config import Settings
 
 T = TypeVar("T")
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,20 @@ def together(comm: Comm, function: Callable[..., T], *arguments: Any, timeout: f
 
 def on_root(comm: Comm, function: Callable[..., T], *arguments: Any) -> T:
     """Call the function on rank 0 only and return its (small) result everywhere."""
-    result, problem = broadcast_object(comm, _attempt(function, *arguments) if comm.rank == 0 else None)
+    _, result = keep_on_root(comm, lambda: (None, function(*arguments)))
+    return result
+
+
+def keep_on_root(
+    comm: Comm, function: Callable[..., tuple[Kept, T]], *arguments: Any
+) -> tuple[Kept | None, T]:
+    """Call the function on rank 0 only: what is kept there, else None, and its (small) result everywhere."""
+    brought, problem = _attempt(function, *arguments) if comm.rank == 0 else (None, None)
+    kept, result = brought or (None, None)
+    result, problem = broadcast_object(comm, (result, problem))
     if problem:
         raise RefusedError(problem)
-    return result
+    return kept, result
 
 
 def require_equal(comm: Comm, facts: dict[str, Any], what: str) -> None:

@@ -100,6 +100,11 @@ def allreduce_max(comm: Comm, values: np.ndarray, *, timeout: float | None = Non
     return largest
 
 
+def depth(ranks: int) -> int:
+    """Steps of a tree of ranks."""
+    return (ranks - 1).bit_length()
+
+
 def named(comm: Comm, ranks: list[int]) -> str:
     """'rank 3 on node7, rank 4 on node8', and how many more."""
     hosts = patience(comm).hosts

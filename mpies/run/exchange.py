@@ -16,7 +16,7 @@ from mpies.errors import DivergedError, RefusedError
 from mpies.es.answers import Answers
 from mpies.es.population import Member, Plan
 from mpies.ranks.agreement import find_diverged
-from mpies.ranks.collectives import allgather_rows, allreduce_max, barrier, named
+from mpies.ranks.collectives import allgather_rows, allreduce_max, barrier, depth, named
 from mpies.tasks.episodes import Tally
 from mpies.time_limit import OutOfTimeError
 
@@ -95,4 +95,4 @@ def compare_replicas(
 
 def bytes_received(members: int, ranks: int) -> int:
     """What a rank receives in a generation: pairs, and the words of a tree of ranks."""
-    return members * PAIR.itemsize + WORDS * (ranks - 1).bit_length()
+    return members * PAIR.itemsize + WORDS * depth(ranks)

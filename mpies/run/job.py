@@ -18,7 +18,7 @@ from mpies.es.population import Population
 from mpies.measure.statistics import over_prompts
 from mpies.model.saving import save
 from mpies.phases import Phases
-from mpies.ranks.agreement import on_root
+from mpies.ranks.agreement import keep_on_root, on_root
 from mpies.ranks.collectives import allgather_objects, barrier, named
 from mpies.replica import InitialUse, Replica, Setup, load, settle
 from mpies.run import checkpoint, continuity, milestones, resume
@@ -182,15 +182,13 @@ def _open_run(
 
     The time limit is rank 0's, too.
     """
-    log: RunFile | None = None
 
-    def look() -> tuple[float | None, History | None]:
-        nonlocal log
+    def look() -> tuple[RunFile | None, tuple[float | None, History | None]]:
         limit = seconds_of(settings.run.time_limit)
         log, history = resume.look(settings, Path(settings.run.directory) / RUN_FILE)
-        return limit, history
+        return log, (limit, history)
 
-    limit, history = on_root(comm, look)
+    log, (limit, history) = keep_on_root(comm, look)
     stop.limit(limit)
     barrier(comm)
     if comm.rank == 0:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mpies import config
 from mpies.errors import InputError, reason
 from mpies.model.saving import refuse_overwriting
-from mpies.ranks.agreement import Brought, agree, on_root
+from mpies.ranks.agreement import Brought, agree, keep_on_root
 from mpies.ranks.collectives import named
 from mpies.replica import Replica
 from mpies.run import checkpoint, continuity
@@ -30,15 +30,7 @@ def find(comm: Comm, settings: config.Settings, path: Path) -> tuple[RunFile | N
 
     Raises RefusedError as `look` raises InputError. Collective.
     """
-    log: RunFile | None = None
-
-    def look_and_keep() -> History | None:
-        nonlocal log
-        log, history = look(settings, path)
-        return history
-
-    history = on_root(comm, look_and_keep)
-    return log, history
+    return keep_on_root(comm, look, settings, path)
 
 
 def look(settings: config.Settings, path: Path) -> tuple[RunFile | None, History | None]:

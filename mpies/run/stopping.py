@@ -29,7 +29,7 @@ class Stop:
 
     def __init__(self, limit: float | None, grace: float, clock=time.monotonic):
         self._clock = clock
-        self._deadline = None if limit is None else clock() + limit
+        self.limit(limit)
         self._grace = grace
         self._signalled: float | None = None
         self._number: int | None = None

@@ -14,6 +14,7 @@ from mpies.bench.forecast import Constants, evaluate
 from mpies.es.population import Population
 from mpies.phases import Phases
 from mpies.ranks.pace import Paces, Round
+from mpies.run import exchange
 from mpies.run.exchange import Evaluated, compare_replicas, end_evaluation, exchange_rewards
 from mpies.run.telemetry import gather
 
@@ -114,15 +115,15 @@ def test_collectives_of_a_generation_do_not_depend_on_the_number_of_ranks(ranks)
         # The owners of blocks are broadcast where blocks are handed out.
         assert len(names) == forecast.COLLECTIVES - 1 and not {"Isend", "Irecv"} & set(names)
         words = sum(size for name, size in sent if name == "Iallreduce")
-        assert words == forecast.WORDS, "of each step of a tree"
+        assert words == exchange.WORDS, "of each step of a tree"
 
 
 def test_messages_and_bytes_grow_with_the_logarithm():
     few, many = (forecast.messages(ranks, 4 * ranks) for ranks in (8, 4096))
     assert many == 4 * few - 3 * 4, "4 times the steps; as many requests"
     members = 8192
-    few, many = (forecast.bytes_of(ranks, members, members) for ranks in (8, 4096))
-    assert many - few == 9 * forecast.WORDS
+    few, many = (exchange.bytes_received(members, ranks) for ranks in (8, 4096))
+    assert many - few == 9 * exchange.WORDS
 
 
 def test_the_forecast_is_asked_for_by_an_option():
