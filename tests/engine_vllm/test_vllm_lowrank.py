@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
 
@@ -214,6 +215,35 @@ def test_weights_are_packed_once_they_were_written(llama, monkeypatch):
         llama.perturbation.clear()
         llama.engine.generate(PROMPTS)
         assert packed.pop() and not packed, "once for each"
+
+
+def places_of(made: lowrank.BlocksInVllm) -> dict[str, list[int]]:
+    found = {
+        name: [place.a.data_ptr(), *(b.data_ptr() for b in place.b)] for name, place in made.matrices.items()
+    }
+    return found | {name: [place.data_ptr()] for name, place in made.vectors.items()}
+
+
+def test_a_parameter_is_not_taken_for_its_neighbour_in_memory(llama):
+    """Where parameters lie is the allocator's; a row of one, counted from another, may seem to be of that."""
+    layers, weights = llama.perturbation.layers, llama.weights
+    ordered = sorted([*layers.matrices, *layers.vectors], key=lambda one: (one.dim(), one.shape[-1]))
+    sizes = [one.numel() for one in ordered]
+    before = {one: one.data for one in ordered}
+    moved, live = copy.copy(weights), dict(weights.live)
+    try:
+        for parameter, room in zip(ordered, torch.empty(sum(sizes)).split(sizes), strict=True):
+            old, parameter.data = parameter.data, room.view_as(parameter).copy_(parameter.data)
+            for name, view in weights.live.items():
+                if old.data_ptr() <= view.data_ptr() < old.data_ptr() + old.nbytes:
+                    place = (view.data_ptr() - old.data_ptr()) // view.itemsize
+                    live[name] = room[place : place + view.numel()].view_as(view)
+        moved.live = live
+        assert all(live[name] is not weights.live[name] for name in live)
+        assert places_of(lowrank.BlocksInVllm(moved, layers)) == places_of(llama.perturbation)
+    finally:
+        for parameter, old in before.items():
+            parameter.data = old
 
 
 def test_a_smaller_block_leaves_no_member_of_the_larger_one(llama):

@@ -90,9 +90,14 @@ class BlocksInVllm:
 
 
 def _row(live: torch.Tensor, parameter: torch.Tensor) -> int | None:
-    """The row of vLLM's parameter that transformers' begins at; None if it is not there."""
-    first, rest = divmod(live.data_ptr() - parameter.data_ptr(), live.stride(0) * live.itemsize)
-    return first if rest == 0 and first >= 0 and first + len(live) <= len(parameter) else None
+    """The row of vLLM's parameter that transformers' begins at; None if it is not there.
+
+    Memory is counted in bytes: rows of another length, in memory near by, would count as others.
+    """
+    first, rest = divmod(live.data_ptr() - parameter.data_ptr(), parameter.stride(0) * parameter.itemsize)
+    last = live.data_ptr() + live.nbytes
+    inside = parameter.data_ptr() <= live.data_ptr() and last <= parameter.data_ptr() + parameter.nbytes
+    return first if inside and rest == 0 and live.shape[1:] == parameter.shape[1:] else None
 
 
 def _matrix(name: str, noise: MatrixNoise, first: int, rows: int) -> Matrix:
