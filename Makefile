@@ -67,6 +67,8 @@ PYTEST := $(RUN) -m pytest -r fEs $(PYTEST_ARGS)
 WITHIN_THE_PROCESS := -m "not slow and not launch and not render"
 QUICK := --ignore=tests/mpi --ignore=tests/slurm --ignore=tests/site $(WITHIN_THE_PROCESS) \
   -n $(TESTS_AT_ONCE) --max-skips $(QUICK_SKIPS)
+JOBS := --ignore=tests/mpi --ignore=tests/slurm --ignore=tests/site $(ZOO:%=--ignore=%)
+SIDE_BY_SIDE := -n $(TESTS_AT_ONCE) --dist loadfile --max-skips $(LAUNCH_SKIPS)
 # Of the tests that show whether a wheel and an sdist are whole, those that take seconds.
 SMOKE := tests/packaging tests/config tests/docs tests/analyze/test_docs.py tests/tasks/test_math.py \
   $(WITHIN_THE_PROCESS) --max-skips 0
@@ -79,7 +81,7 @@ SITE_INSTALLED := $(SITE_VENV)/.installed
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 
 .DEFAULT_GOAL := help
-.PHONY: help install model quickstart test-quick test-mpi test-launch test-zoo test test-slurm test-vllm site test-site test-oldest test-aot test-gpu \
+.PHONY: help install model quickstart test-quick test-mpi test-launch test-long test-zoo test test-slurm test-vllm site test-site test-oldest test-aot test-gpu \
   gpu-wheels torture \
   models lint check dist test-dist smoke-dist
 
@@ -108,12 +110,12 @@ quickstart: model ## fine-tune the embedded model on RANKS ranks, ARGS appended
 
 # Open MPI refuses to run as root, as in a container, and to start more ranks than cores. MPICH does
 # neither and ignores these.
-test-mpi test-launch test-slurm: export OMPI_ALLOW_RUN_AS_ROOT := 1
-test-mpi test-launch test-slurm: export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
-test-mpi test-launch test-slurm: export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
+test-mpi test-launch test-long test-slurm: export OMPI_ALLOW_RUN_AS_ROOT := 1
+test-mpi test-launch test-long test-slurm: export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+test-mpi test-launch test-long test-slurm: export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 
 # So that tests which start mpirun or python by name get this environment's.
-test-quick test-mpi test-launch test-zoo test-slurm: export PATH := $(abspath $(VENV))/bin:$(PATH)
+test-quick test-mpi test-launch test-long test-zoo test-slurm: export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 test-quick: $(INSTALLED) ## the tests that need neither the model nor mpirun nor a browser
 	$(PYTEST) $(QUICK)
@@ -128,15 +130,19 @@ test-mpi: $(INSTALLED) ## the tests that run under MPI, on 1, 2, 3 and 4 ranks
 
 test-launch: $(INSTALLED) ## whole jobs under mpirun, the embedded model, figures
 	-@$(RUN) -m mpies.quickstart.fetch # without the model, the tests that use it are skipped
-	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm --ignore=tests/site $(ZOO:%=--ignore=%) -m "(slow or launch or render) and not timed" \
-	  -n $(TESTS_AT_ONCE) --dist loadfile --max-skips $(LAUNCH_SKIPS)
-	$(PYTEST) --ignore=tests/mpi --ignore=tests/slurm --ignore=tests/site -m "launch and timed" --max-skips $(LAUNCH_SKIPS)
+	$(PYTEST) $(JOBS) -m "(slow or launch or render) and not timed and not long" $(SIDE_BY_SIDE)
+	$(PYTEST) $(JOBS) -m "launch and timed and not long" --max-skips $(LAUNCH_SKIPS)
+
+test-long: $(INSTALLED) ## whole jobs in more ways, which take longer: what else can be refused, resumed, ended
+	-@$(RUN) -m mpies.quickstart.fetch
+	$(PYTEST) $(JOBS) -m "long and not timed" $(SIDE_BY_SIDE)
+	$(PYTEST) $(JOBS) -m "long and timed" --max-skips $(LAUNCH_SKIPS)
 
 # A dozen architectures are among the quick tests.
 test-zoo: $(INSTALLED) ## a hundred architectures, each computed as its weights say or refused by name; docs/models.md
 	$(PYTEST) $(ZOO) -m slow -n $(TESTS_AT_ONCE)
 
-test: $(INSTALLED) ## all tests but those with Slurm or vLLM, or of all architectures
+test: $(INSTALLED) ## the quick tests, those under MPI, and whole jobs; not those with Slurm or vLLM, nor what takes long
 	@$(MAKE) --no-print-directory test-quick
 	@$(MAKE) --no-print-directory test-mpi
 	@$(MAKE) --no-print-directory test-launch
@@ -164,7 +170,7 @@ $(VLLM_INSTALLED): pyproject.toml requirements-vllm.txt
 test-vllm: export PATH := $(abspath $(VLLM_VENV))/bin:$(PATH)
 test-vllm: $(VLLM_INSTALLED) ## the vLLM engine, in an environment of its own with vLLM's build for CPUs
 	timeout -k 10 $(VLLM_TEST_SECONDS) $(VLLM_RUN) -m pytest -r fEs $(if $(VLLM_ALL),,-m "not slow") $(PYTEST_ARGS) tests/engine_vllm \
-	  --max-skips $(VLLM_SKIPS)
+	  -n $(TESTS_AT_ONCE) --dist loadgroup --max-skips $(VLLM_SKIPS)
 
 $(SITE_INSTALLED): requirements-site.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -58,6 +58,7 @@ def test_worked_answers_are_right_and_others_are_not(example):
     assert not task.score(rows, [str(row["answer"]) for row in rows]).any(), "an answer belongs in a box"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_start_goes_on_where_it_was(example, tiny_model):
     """Cut off after ten steps, it ends with the weights of one that was not."""

@@ -139,7 +139,7 @@ def contents(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.long), 4])
 @pytest.mark.parametrize("case", CASES)
 def test_every_world_size_gives_the_same_run(runs, ranks, case):
     """Digests, seeds, rewards, coefficients, evaluations, answers: all but times and places."""
@@ -465,7 +465,7 @@ def test_a_missing_model_is_refused(job, ranks):
     refused(job, ranks, ["model.path=./none"], ["model.path", "./none", "no such folder"])
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_a_directory_with_another_run_is_left_alone(job, ranks):
     (job / "out").mkdir()
     (job / "out" / "run.h5").write_text("somebody's")

@@ -76,6 +76,7 @@ def test_a_job_that_would_run(tmp_path, tiny_model):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 @pytest.mark.launch
 def test_a_run_that_goes_on_is_looked_at_and_left_as_it_is(tmp_path, tiny_model):
     words = arguments(tiny_model(), tmp_path, 4)
@@ -154,6 +155,7 @@ def test_a_base_on_the_host_is_not_on_the_gpu(tiny_model, master):
     assert propose_host(far, torch.bfloat16, 10**12) == ""
 
 
+@pytest.mark.long
 @pytest.mark.launch
 def test_initial_weights_that_cannot_be_read_one_by_one(tmp_path, tiny_model):
     """Decay towards them needs that; KL divergence and drift load the model as a whole."""

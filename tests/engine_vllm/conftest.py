@@ -17,3 +17,11 @@ def world():
     from mpi4py import MPI
 
     return MPI.COMM_WORLD
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Side by side, every job is by itself; the other tests of a file share models, and so a process."""
+    for item in items:
+        if item.path.parent.name == "engine_vllm" and item.path.stem != "test_vllm_job":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))

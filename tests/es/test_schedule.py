@@ -137,6 +137,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.launch
 def test_a_run_with_all_of_it_is_exact_and_replayable(tmp_path, tiny_model):
     """On one rank, and on two ranks killed in between: the same run; replay proves every digest."""

@@ -161,7 +161,7 @@ def sampled(trained) -> dict:
     return evaluate(trained, *SAMPLED, "engine.batch_size=5")
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_sampled_answers_do_not_depend_on_the_number_of_ranks(run, sampled, ranks):
     """One rank is started without a launcher."""
     found = evaluate(run, *SAMPLED, "engine.batch_size=5", ranks=ranks)
@@ -187,6 +187,7 @@ def test_figures_are_those_of_the_answers(sampled):
     assert f"{reward['mean']:.4g} +- {reward['error']:.2g}" in table and "pass@4" in table
 
 
+@pytest.mark.long
 def test_other_settings_than_the_runs(run):
     found = evaluate(run, "out", "engine.max_new_tokens=3", "model.dtype=float32", "--split", "train")
     assert found["dtype"] == "float32"
@@ -239,6 +240,7 @@ def test_log(run):
     }
 
 
+@pytest.mark.long
 def test_log_of_a_generation_that_training_did_not_evaluate(run):
     path = run / "out" / "run.h5"
     with h5py.File(path, "r+") as file:
@@ -268,6 +270,7 @@ def test_figures_by_other_settings_are_kept_apart_from_the_runs_own(run):
     assert figures["mean"][figures["name"] == "answer_tokens"].tolist() == [3, 3]
 
 
+@pytest.mark.long
 def test_a_run_goes_on_after_log(run):
     evaluate(run, "out", "--samples", "2", "--log")
     (run / "go.yaml").write_text(open_run(run / "out").configs[-1])

@@ -125,6 +125,7 @@ def test_a_part_that_is_not_there_is_refused():
     assert done.returncode == 2 and "bitz: there is bits, bits.beyond" in done.stderr
 
 
+@pytest.mark.long
 @NEEDS_TRITON
 @pytest.mark.launch
 def test_a_part_on_a_pretended_gpu(tmp_path):

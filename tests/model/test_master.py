@@ -109,7 +109,7 @@ def train(folder: Path, model: Path, ranks: int, **changes) -> str:
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("perturbation", ["full", "lowrank"])
+@pytest.mark.parametrize("perturbation", [pytest.param("full", marks=pytest.mark.long), "lowrank"])
 def test_a_run_goes_on_and_is_replayed_bit_for_bit(tiny_model, tmp_path, perturbation):
     kind = {"es.perturbation": perturbation}
     model = tiny_model()

@@ -15,7 +15,7 @@ import pytest
 from jobs import ENDLESS, Job, arguments, assert_same_run, committed
 from mpies.ranks import collectives
 
-pytestmark = [pytest.mark.launch, pytest.mark.timed]
+pytestmark = pytest.mark.launch
 
 TIMEOUT = 10  # a machine that many share may stand still for some seconds
 # A roll call follows an exchange that does not end. Rank 0 reports first, unless it is the missing one;
@@ -40,7 +40,7 @@ def assert_given_up(job: Job, missing: int) -> None:
     assert "Traceback" not in job.output
 
 
-@pytest.mark.parametrize("missing", [1, 0])
+@pytest.mark.parametrize("missing", [1, pytest.param(0, marks=pytest.mark.long)])
 def test_a_rank_that_hangs_is_waited_for_without_spinning_and_given_up(tmp_path, tiny_model, missing):
     settings = arguments(tiny_model(), tmp_path, ENDLESS, run__collective_timeout=TIMEOUT)
     with Job(3, *settings) as job:
@@ -69,6 +69,7 @@ def test_a_rank_that_comes_back_in_time_is_no_problem(tmp_path, tiny_model):
         job.wait_for(f"generation {done + 2}/")
 
 
+@pytest.mark.long
 def test_a_rank_that_hangs_while_it_loads_is_given_up(tmp_path, tiny_model):
     """As on a node whose file system is stuck."""
     settings = arguments(tiny_model(), tmp_path, ENDLESS, run__collective_timeout=TIMEOUT)

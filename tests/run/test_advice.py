@@ -122,6 +122,7 @@ def judge(prompts, completions, **columns):
 """
 
 
+@pytest.mark.long
 @pytest.mark.launch
 def test_a_job_that_goes_on_knows_the_unperturbed_model(tmp_path, tiny_model):
     """Only what the unperturbed model answers is good, and nothing is learned (alpha is 0)."""

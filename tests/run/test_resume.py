@@ -162,6 +162,7 @@ def test_what_is_there_can_stand_in_the_way(run, tiny_model, changes, words):
     assert (run / "run.h5").read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_tuned_model_that_would_have_no_place_is_refused_at_the_start(tmp_path, tiny_model):
     """It would be lost at the end, and at every resumption again; the check says so, too."""
     shutil.copytree(tiny_model(), tmp_path / "own" / "model")

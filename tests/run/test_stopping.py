@@ -312,7 +312,7 @@ def stopping_line(job: Job) -> tuple[str, int]:
     "number, to, why",
     [
         (signal.SIGUSR1, "the launcher", "signal SIGUSR1"),
-        (signal.SIGUSR2, "rank 1", "signal SIGUSR2 (rank 1 on "),
+        pytest.param(signal.SIGUSR2, "rank 1", "signal SIGUSR2 (rank 1 on ", marks=pytest.mark.long),
         (signal.SIGTERM, "all ranks", "signal SIGTERM"),
         (signal.SIGINT, "the launcher", "signal SIGINT"),
     ],
@@ -416,6 +416,7 @@ def slow(prompts, completions, held_out, **columns):
 """
 
 
+@pytest.mark.long
 @pytest.mark.launch
 def test_an_evaluation_that_does_not_fit_the_time_limit_is_left_to_the_next_start(
     tmp_path, tiny_model, monkeypatch

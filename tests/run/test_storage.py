@@ -87,7 +87,7 @@ def assert_ends_with_a_line(job: Job, *words: str) -> None:
 
 # Every evaluation rewrites the whole file, as a copy first. The room left is for none of it, or for the
 # copy but not for what is added to it.
-@pytest.mark.parametrize("copies", [0, 1.02], ids=["none", "a copy"])
+@pytest.mark.parametrize("copies", [0, pytest.param(1.02, marks=pytest.mark.long)], ids=["none", "a copy"])
 def test_a_disk_that_fills_up_costs_no_generation(disk, tiny_model, uninterrupted, copies):
     folder = disk.folder / "run"
     with Job(2, *arguments(tiny_model(**BIG), folder, MANY)) as job:
@@ -104,7 +104,7 @@ def test_a_disk_that_fills_up_costs_no_generation(disk, tiny_model, uninterrupte
     assert not list(folder.glob("*.partial"))
 
 
-@pytest.mark.parametrize("part", ["weights", "tokenizer"])
+@pytest.mark.parametrize("part", ["weights", pytest.param("tokenizer", marks=pytest.mark.long)])
 def test_a_disk_too_full_for_the_tuned_model_keeps_the_run(disk, tiny_model, uninterrupted, part):
     settings = arguments(tiny_model(**BIG), disk.folder, GENERATIONS)
     run_file = (uninterrupted / "run.h5").stat().st_size

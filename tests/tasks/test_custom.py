@@ -380,7 +380,7 @@ launch.run(train.main, sys.argv[1:])
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("differs", ["train.jsonl", "rewards.py"])
+@pytest.mark.parametrize("differs", [pytest.param("train.jsonl", marks=pytest.mark.long), "rewards.py"])
 def test_files_that_differ_between_nodes_are_refused(job, tmp_path, differs):
     settings = job(LENGTH, task__reward="rewards.py:reward", task__train_data="train.jsonl")
     (tmp_path / "program.py").write_text(UNEQUAL)
@@ -421,7 +421,11 @@ TROUBLE_LINE = 7
 @pytest.mark.launch
 @pytest.mark.parametrize(
     "returned, why",
-    [("None", "None (NoneType)"), ("[0.0] * 6", "6 rewards"), ("{1.0: 2}", "{1.0: 2} (dict)")],
+    [
+        ("None", "None (NoneType)"),
+        pytest.param("[0.0] * 6", "6 rewards", marks=pytest.mark.long),
+        pytest.param("{1.0: 2}", "{1.0: 2} (dict)", marks=pytest.mark.long),
+    ],
 )
 def test_a_reward_that_returns_no_list_of_rewards_on_one_rank_ends_all(job, returned, why):
     with Job(2, *job(LATER.format(ranks=[1], trouble=f"return {returned}"), ENDLESS)) as running:
@@ -445,6 +449,7 @@ def test_a_reward_file_that_never_ends_to_be_imported_is_given_up(job, tmp_path,
     assert "Traceback" not in ended.stderr and not list(tmp_path.glob("run/*"))
 
 
+@pytest.mark.long
 @pytest.mark.launch
 def test_a_reward_that_changes_the_folder_does_not_end_the_run(job, tmp_path):
     """Where the paths of the settings, the reward's own among them, are relative."""
@@ -467,6 +472,7 @@ def test_a_reward_that_sleeps_for_ever_is_given_up(job):
     assert any("rank 1" in line for line in launching.problems(running.output)), running.output
 
 
+@pytest.mark.long
 @pytest.mark.launch
 def test_a_reward_that_sleeps_for_ever_is_given_up_where_no_rank_waits(job):
     code = LATER.format(ranks=[0], trouble="time.sleep(10**6)")
@@ -477,6 +483,7 @@ def test_a_reward_that_sleeps_for_ever_is_given_up_where_no_rank_waits(job):
     assert "Traceback" not in running.output
 
 
+@pytest.mark.long
 @pytest.mark.launch
 def test_a_reward_that_lets_no_other_thread_run_is_given_up_too(job):
     code = LATER.format(ranks=[0], trouble="re.match('(a+)+$', 50 * 'a' + 'b')")
