@@ -65,9 +65,11 @@ RUN := $(VENV)/bin/python
 # The end lists failures, errors, and what was skipped and why.
 PYTEST := $(RUN) -m pytest -r fEs $(PYTEST_ARGS)
 WITHIN_THE_PROCESS := -m "not slow and not launch and not render"
-QUICK := --ignore=tests/mpi --ignore=tests/slurm --ignore=tests/site $(WITHIN_THE_PROCESS) \
+# Tests that have targets of their own.
+OTHERS := tests/mpi tests/slurm tests/site
+QUICK := $(OTHERS:%=--ignore=%) $(WITHIN_THE_PROCESS) \
   -n $(TESTS_AT_ONCE) --max-skips $(QUICK_SKIPS)
-JOBS := --ignore=tests/mpi --ignore=tests/slurm --ignore=tests/site $(ZOO:%=--ignore=%)
+JOBS := $(OTHERS:%=--ignore=%) $(ZOO:%=--ignore=%)
 SIDE_BY_SIDE := -n $(TESTS_AT_ONCE) --dist loadfile --max-skips $(LAUNCH_SKIPS)
 # Of the tests that show whether a wheel and an sdist are whole, those that take seconds.
 SMOKE := tests/packaging tests/config tests/docs tests/analyze/test_docs.py tests/tasks/test_math.py \
