@@ -46,6 +46,12 @@ def test_nothing_is_compiled_by_nvcc(monkeypatch):
     assert settings_of_a_start(monkeypatch)["VLLM_USE_FLASHINFER_SAMPLER"] == "1", "what is set stays"
 
 
+def test_stretched_positions_are_known():
+    """What is too long was refused before, by what the model knows: more than its configuration's own number."""
+    config = LlamaConfig(max_position_embeddings=512, rope_parameters={"rope_type": "yarn", "factor": 4.0})
+    Host("folder", config, Room(1, 2048), torch.bfloat16, torch.device("cpu"), GB, 0)
+
+
 def test_a_cache_that_is_small_is_told():
     config = LlamaConfig(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=64)
     made = Host("folder", config, Room(32, 500), torch.bfloat16, torch.device("cuda"), GB, 0)
