@@ -47,7 +47,7 @@ def test_nothing_is_compiled_by_nvcc(monkeypatch):
 
 
 def test_stretched_positions_are_known():
-    """What is too long was refused before, by what the model knows: more than its configuration's own number."""
+    """What is too long was refused before: the model knows more than its configuration's own number."""
     config = LlamaConfig(max_position_embeddings=512, rope_parameters={"rope_type": "yarn", "factor": 4.0})
     Host("folder", config, Room(1, 2048), torch.bfloat16, torch.device("cpu"), GB, 0)
 
