@@ -73,6 +73,20 @@ class Room:
         return (rows * -(-self.tokens // BLOCK) + 2) * BLOCK * a_token
 
 
+def refuse_too_long(room: Room, config: PretrainedConfig) -> None:
+    """Raise InputError if vLLM does not know places as far as the longest prompt's answer.
+
+    What all engines share (`Text.positions`) is no less, and more for a model that YaRN stretches beyond its
+    configuration's own number, where vLLM refuses to start.
+    """
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if most and room.tokens > most:
+        raise InputError(
+            f"engine.max_new_tokens: the longest prompt and its answer may have {room.tokens} tokens, but"
+            f" vLLM knows places up to {most} of this model; use {room.tokens - most} less, or engine.name=hf"
+        )
+
+
 @dataclass(frozen=True)
 class Noise:
     """A block's, of low rank: so many members."""
@@ -118,7 +132,7 @@ class Host:
     """A rank's vLLM, once `hold` was called: it holds the live weights.
 
     `free`: bytes that this rank can have, before the base weights are there. `invariant`: with kernels whose
-    results do not depend on the batch. That the model knows positions for the room is known.
+    results do not depend on the batch. Raises InputError for prompts that are too long for the model.
     """
 
     def __init__(
@@ -133,6 +147,7 @@ class Host:
         noise: Noise | None = None,
         invariant: bool = False,
     ):
+        refuse_too_long(room, config)
         self.invariant = invariant
         self.room = room
         self.noise = noise
