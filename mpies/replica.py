@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 # Software that takes part in the arithmetic: it has to be the same on every rank.
 SOFTWARE = ("torch", "transformers", "tokenizers", "numpy", "numba")
 
+AUTO = "auto"  # in es.leave_out: what no answer depends on
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -296,11 +298,12 @@ def two_with_images(prompts: Iterable[Prompt], encode: Callable[[Prompt], list[i
     return [shown[0], next((prompt for prompt in shown if len(encode(prompt)) != first), shown[-1])]
 
 
-def _left_out(settings: Settings, setup: Setup, model: Any, weights: Weights) -> tuple[str, ...]:
-    """Paths of the modules that are not tuned: the run file's, or what es.leave_out comes to."""
+def left_out_as_set(settings: Settings, setup: Setup) -> tuple[str, ...]:
+    """Paths of the modules that are not tuned: the run file's, or those of es.leave_out; AUTO, the last, if
+    those are not, either, that no answer depends on. Raises InputError."""
     if setup.left_out is not None:
         return setup.left_out
-    named = [path for path in settings.es.leave_out if path != "auto"]
+    named = [path for path in settings.es.leave_out if path != AUTO]
     in_blocks = settings.engine.name == "vllm" and settings.es.perturbation == "lowrank"
     if named and in_blocks:
         raise InputError(
@@ -308,6 +311,15 @@ def _left_out(settings: Settings, setup: Setup, model: Any, weights: Weights) ->
         )
     if named == settings.es.leave_out or in_blocks or setup.task.has_images:
         return tuple(named)
+    return (*named, AUTO)
+
+
+def _left_out(settings: Settings, setup: Setup, model: Any, weights: Weights) -> tuple[str, ...]:
+    """The same with the paths of what no answer depends on."""
+    chosen = left_out_as_set(settings, setup)
+    if AUTO not in chosen:
+        return chosen
+    named = chosen[:-1]
     unused = find_unused(model, weights)
     return tuple(dict.fromkeys([*named, *(path for path in unused if path not in named)]))
 
