@@ -14,6 +14,7 @@ import torch
 from mpies.check.report import Finding
 from mpies.config import Settings
 from mpies.engines.membertest import MEMBERS, packs_of_kinds
+from mpies.engines.unused import AUTO
 from mpies.model import loading
 from mpies.model.beside import beside_decoder
 from mpies.model.lowrank import count_noise
@@ -22,7 +23,7 @@ from mpies.ranks.agreement import on_root, together
 from mpies.ranks.collectives import allgather_objects, host, named
 from mpies.ranks.devices import shares
 from mpies.ranks.memory import free_on_node
-from mpies.replica import AUTO, Setup, left_out_as_set
+from mpies.replica import Setup
 from mpies.text import duration, size
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def check_memory(comm: Comm, settings: Settings, setup: Setup) -> list[Finding]:
 
 def _reckon(settings: Settings, setup: Setup, gpu: bool) -> tuple[Needed, tuple[str, ...]]:
     """What is needed, and what is not tuned. Raises InputError."""
-    left_out = left_out_as_set(settings, setup)
+    left_out = setup.leaves_out(settings)
     return reckon_weights(settings, setup.dtype, gpu, left_out), left_out
 
 
@@ -154,7 +155,7 @@ def reckon_weights(
 ) -> Needed:
     """From the model's configuration alone; `gpu`: for a rank that computes on one.
 
-    `left_out`: as `left_out_as_set` says. What no answer depends on is all that is beside the decoder.
+    `left_out`: as `Setup.leaves_out` says. What no answer depends on is all that is beside the decoder.
     """
     outline = loading.outline(settings.model.path, settings.model.allow_download)
     lowrank, streamed = settings.es.perturbation == "lowrank", gpu and settings.model.base == "host"

@@ -32,7 +32,7 @@ from mpies.model.weights import take_over
 from mpies.noise.cpu import CpuKernels
 from mpies.ranks import gpu, memory
 from mpies.ranks.devices import Place
-from mpies.replica import build, left_out_as_set, settle
+from mpies.replica import build, settle
 from mpies.tasks.base import Task
 
 CHECK = ("-m", "mpies.check")
@@ -167,7 +167,7 @@ def test_what_is_not_tuned_has_live_weights_only(tmp_path, alone, shown, changes
         settings = config.load(runs.arguments(1, **given))
         made = build(alone, settings, task)
         needed = reckon_weights(
-            settings, torch.bfloat16, left_out=left_out_as_set(settings, settle(alone, settings, task))
+            settings, torch.bfloat16, left_out=settle(alone, settings, task).leaves_out(settings)
         )
     assert made.facts.left_out == left_out
     assert needed.base == sum(base.nbytes for base in made.weights.base.values())
