@@ -169,9 +169,10 @@ def reckon_weights(
     loading_takes = _scratch(everything, base, streamed)
     if not streamed:
         loading_takes += base.itemsize * (loaded - kept)
-    # The self-test computes with the base, too, where there is room for it.
+    # The self-test of the hf engine computes with the base, too, where there is room for it.
     dtypes = [dtype] if dtype == torch.float32 or streamed else [dtype, base]
-    tests = [_test_takes(outline, tuned, a_member, turn, one) for one in dtypes] if lowrank else []
+    tested = dtypes if lowrank and settings.engine.name == "hf" else []
+    tests = [_test_takes(outline, tuned, a_member, turn, one) for one in tested]
     return Needed(
         base=base.itemsize * kept,
         live=dtype.itemsize * loaded,
