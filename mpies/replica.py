@@ -22,12 +22,13 @@ from mpies.engines import selftest, vllm
 from mpies.engines.base import Engine, Prompt
 from mpies.engines.image import images_in
 from mpies.engines.text import Text
-from mpies.engines.unused import find_unused
+from mpies.engines.unused import find_left_out, leaves_out
 from mpies.engines.vision import Vision
 from mpies.errors import InputError
 from mpies.model import initial, linear_cpu, loading, perturbation
 from mpies.model.anchor import Anchor
 from mpies.model.initial import InitialWeights
+from mpies.model.output_layer import close_gaps
 from mpies.model.perturbation import Perturbation
 from mpies.model.processor import load_processor
 from mpies.model.weights import Weights, room_for, take_base, take_over
@@ -71,6 +72,10 @@ class Setup:
     def memory(self) -> int:
         """Bytes that every rank can have, as on the rank that has least: what depends on it is alike."""
         return min(shares(self.places))
+
+    def leaves_out(self, settings: Settings) -> tuple[str, ...]:
+        """What is not tuned, as es.leave_out has it: the run file's, or the setting's. Raises InputError."""
+        return leaves_out(settings, self.task.has_images) if self.left_out is None else self.left_out
 
 
 @dataclass(frozen=True)
@@ -255,8 +260,9 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     _refuse_unfit(path, weights)
     if device.type == "cpu":
         linear_cpu.install(model)
+    close_gaps(model)
     digest = weights.digest()
-    left_out = _left_out(settings, setup, model, weights)
+    left_out = find_left_out(setup.leaves_out(settings), model, weights)
     weights.leave_out(left_out)
     blocks = host.perturb_in_blocks(weights) if host and host.noise else None
     perturbed: Perturbation = blocks or perturbation.make(settings.es, model, weights)
@@ -294,22 +300,6 @@ def two_with_images(prompts: Iterable[Prompt], encode: Callable[[Prompt], list[i
         return []
     first = len(encode(shown[0]))
     return [shown[0], next((prompt for prompt in shown if len(encode(prompt)) != first), shown[-1])]
-
-
-def _left_out(settings: Settings, setup: Setup, model: Any, weights: Weights) -> tuple[str, ...]:
-    """Paths of the modules that are not tuned: the run file's, or what es.leave_out comes to."""
-    if setup.left_out is not None:
-        return setup.left_out
-    named = [path for path in settings.es.leave_out if path != "auto"]
-    in_blocks = settings.engine.name == "vllm" and settings.es.perturbation == "lowrank"
-    if named and in_blocks:
-        raise InputError(
-            "es.leave_out: vllm gives all of a model low-rank noise; use engine.name=hf, or es.leave_out=[]"
-        )
-    if named == settings.es.leave_out or in_blocks or setup.task.has_images:
-        return tuple(named)
-    unused = find_unused(model, weights)
-    return tuple(dict.fromkeys([*named, *(path for path in unused if path not in named)]))
 
 
 def _check_members_in_vllm(model: Any, weights: Weights, perturbed: Any, engine: Any) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
@@ -57,9 +58,9 @@ def is_complete(run: Run) -> bool:
 
 
 def seconds_left(run: Run) -> float:
-    """Seconds that the missing generations take at the pace of the latest five."""
+    """Seconds that the missing generations take, by the median of the latest five, as the job itself says."""
     recent = run.column("generation/seconds")[-5:]
-    return (run.target - run.committed) * float(recent.mean()) if recent.size else 0.0
+    return (run.target - run.committed) * float(np.median(recent)) if recent.size else 0.0
 
 
 def _view(run: Run, screen: Console) -> Group:

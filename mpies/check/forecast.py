@@ -68,7 +68,7 @@ def describe_memory(cost: Trial, replica: Replica, there: int) -> list[Finding]:
     if cost.memory is None:
         return []
     kept = [base for base in weights.base.values() if base.device.type == weights.device.type]
-    tensors = [*kept, *weights.live.values()]
+    tensors = [*kept, *replica.model.parameters()]  # live weights, and those of what is not tuned
     beyond = held + cost.memory
     peak = sum(tensor.nbytes for tensor in tensors) + beyond
     note = "little is left for longer prompts: a smaller engine.batch_size needs less"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,10 @@ import torch
 
 from mpies.check.report import Finding
 from mpies.config import Settings
+from mpies.engines.membertest import MEMBERS, packs_of_kinds
+from mpies.engines.unused import AUTO
 from mpies.model import loading
+from mpies.model.beside import beside_decoder
 from mpies.model.lowrank import count_noise
 from mpies.model.lowrank_ways import count_in_turn
 from mpies.ranks.agreement import on_root, together
@@ -25,33 +29,44 @@ from mpies.text import duration, size
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
+Parameters = Mapping[str, torch.Tensor]  # by name; of an outline, without memory
+
 FLOAT32 = 4  # bytes
 COPYING = 25e9  # bytes a second from the host's memory to a GPU, by PCIe 4 or 5; where none was measured
 
 
 @dataclass(frozen=True)
 class Needed:
-    """Bytes for the base weights, the live weights, and scratch: a tensor, a member's turn, two buffers."""
+    """Bytes for the base weights, the live weights, and scratch: a tensor, a member's turn, two buffers.
+
+    What is not tuned has live weights, and a base only while the model is loaded.
+    """
 
     base: int
     live: int
     scratch: int
     noise: int
     """Bytes of a block's noise of low rank: 0 with full noise."""
+    start: int
+    """Before the first generation, instead of scratch and noise: the base of what is not tuned, then what the
+    self-test makes."""
     file: int
     """Bytes of the model as its files hold it, and as every rank loads it."""
+    loaded: int
+    """Bytes of the base while the model is loaded."""
     streamed: bool = False
     """Is the base in the host's memory, beside a GPU?"""
 
     @property
     def total(self) -> int:
-        """On the device."""
-        return (0 if self.streamed else self.base) + self.live + self.scratch + self.noise
+        """On the device, at most."""
+        beside = max(self.scratch + self.noise, self.start)
+        return (0 if self.streamed else self.base) + self.live + beside
 
     @property
     def on_host(self) -> int:
         """Of a GPU's host, while the model is loaded."""
-        return self.file + (self.base if self.streamed else 0)
+        return self.file + (self.loaded if self.streamed else 0)
 
 
 def check_memory(comm: Comm, settings: Settings, setup: Setup) -> list[Finding]:
@@ -61,10 +76,12 @@ def check_memory(comm: Comm, settings: Settings, setup: Setup) -> list[Finding]:
     cache takes is measured later, when one member is evaluated.
     """
     gpu = setup.device.type != "cpu"
-    needed = together(comm, reckon_weights, settings, setup.dtype, gpu)
+    needed, left_out = together(comm, _reckon, settings, setup, gpu)
     ranks = shares(setup.places)
     least = min(range(comm.size), key=ranks.__getitem__)
     noise = f", noise of a block {size(needed.noise)}" if needed.noise else ""
+    if needed.start > needed.scratch + needed.noise:
+        noise += f"; before the first generation, {size(needed.start)} instead of scratch and noise"
     base = "" if needed.streamed else f"base {size(needed.base)}, "
     value = (
         f"{size(needed.total)} a rank: {base}live {size(needed.live)}, scratch {size(needed.scratch)}{noise};"
@@ -72,9 +89,10 @@ def check_memory(comm: Comm, settings: Settings, setup: Setup) -> list[Finding]:
     )
     problem = ""
     if needed.total > ranks[least]:
+        remedy = propose_host(settings, setup.dtype, ranks[least], left_out) if gpu else ""
         problem = (
             f"{named(comm, [least])} has {size(ranks[least])} of memory free, but needs"
-            f" {size(needed.total)}: {propose_host(settings, setup.dtype, ranks[least]) if gpu else ''}fewer"
+            f" {size(needed.total)}: {remedy}fewer"
             " ranks on a node, more memory (--mem, larger GPUs), or a"
             f" smaller {'es.block or model' if needed.noise else 'model'}"
         )
@@ -82,6 +100,12 @@ def check_memory(comm: Comm, settings: Settings, setup: Setup) -> list[Finding]:
     if gpu:
         findings.append(_check_loading(comm, needed))
     return [*findings, on_root(comm, _check_disk, settings, needed)]
+
+
+def _reckon(settings: Settings, setup: Setup, gpu: bool) -> tuple[Needed, tuple[str, ...]]:
+    """What is needed, and what is not tuned. Raises InputError."""
+    left_out = setup.leaves_out(settings)
+    return reckon_weights(settings, setup.dtype, gpu, left_out), left_out
 
 
 def _tell_streaming(needed: Needed) -> str:
@@ -93,12 +117,12 @@ def _tell_streaming(needed: Needed) -> str:
     )
 
 
-def propose_host(settings: Settings, dtype: torch.dtype, there: int) -> str:
+def propose_host(settings: Settings, dtype: torch.dtype, there: int, left_out: tuple[str, ...] = ()) -> str:
     """The base in the host's memory, if that would help: words to begin a remedy with."""
     if settings.model.base == "host":
         return ""
     model = settings.model.model_copy(update={"base": "host"})
-    needed = reckon_weights(settings.model_copy(update={"model": model}), dtype, gpu=True)
+    needed = reckon_weights(settings.model_copy(update={"model": model}), dtype, True, left_out)
     if needed.total > there:
         return ""
     seconds = duration(needed.base / COPYING)
@@ -126,35 +150,76 @@ def room_to_load(copy: int, hosts: dict[str, tuple[int, int]]) -> Finding:
     return Finding("loading", value, problem)
 
 
-def reckon_weights(settings: Settings, dtype: torch.dtype, gpu: bool = False) -> Needed:
-    """From the model's configuration alone; `gpu`: for a rank that computes on one."""
+def reckon_weights(
+    settings: Settings, dtype: torch.dtype, gpu: bool = False, left_out: tuple[str, ...] = ()
+) -> Needed:
+    """From the model's configuration alone; `gpu`: for a rank that computes on one.
+
+    `left_out`: as `Setup.leaves_out` says. What no answer depends on is all that is beside the decoder.
+    """
     outline = loading.outline(settings.model.path, settings.model.allow_download)
-    sizes = [parameter.numel() for parameter in outline.parameters()]  # tied ones once
-    count, base = sum(sizes), loading.base_dtype(settings.model.master, dtype)
+    lowrank, streamed = settings.es.perturbation == "lowrank", gpu and settings.model.base == "host"
+    everything = dict(outline.named_parameters())  # tied ones once
+    tuned = _tuned(outline, everything, left_out)
+    base = loading.base_dtype(settings.model.master, dtype)
     # A module's own weights of one member, and the noise that they are made with.
-    turn = 2 * dtype.itemsize * count_in_turn(outline) if settings.es.perturbation == "lowrank" else 0
-    stored = getattr(outline.config.dtype, "itemsize", FLOAT32)
-    streamed = gpu and settings.model.base == "host"
-    scratch = FLOAT32 * max(sizes)
-    if streamed:  # storage.py; in another dtype, a parameter is widened besides
-        buffers = base.itemsize * sum(max(sizes[first::2], default=0) for first in (0, 1))
-        scratch = buffers + (scratch if base.itemsize < FLOAT32 else 0)
+    turn = 2 * count_in_turn(outline, tuned) if lowrank else 0
+    a_member = count_noise((p.shape for p in tuned.values()), settings.es.rank) if lowrank else 0
+    loaded, kept = _count(everything), _count(tuned)
+    loading_takes = _scratch(everything, base, streamed)
+    if not streamed:
+        loading_takes += base.itemsize * (loaded - kept)
+    # The self-test of the hf engine computes with the base, too, where there is room for it.
+    dtypes = [dtype] if dtype == torch.float32 or streamed else [dtype, base]
+    tested = dtypes if lowrank and settings.engine.name == "hf" else []
+    tests = [_test_takes(outline, tuned, a_member, turn, one) for one in tested]
     return Needed(
-        base=base.itemsize * count,
-        live=dtype.itemsize * count,
-        scratch=max(scratch, turn),
-        noise=dtype.itemsize * _count_noise(settings, outline),
-        file=stored * count,
+        base=base.itemsize * kept,
+        live=dtype.itemsize * loaded,
+        scratch=max(_scratch(tuned, base, streamed), dtype.itemsize * turn),
+        noise=dtype.itemsize * settings.es.block_size * a_member,
+        start=max(loading_takes, *tests, 0),
+        file=getattr(outline.config.dtype, "itemsize", FLOAT32) * loaded,
+        loaded=base.itemsize * loaded,
         streamed=streamed,
     )
 
 
-def _count_noise(settings: Settings, outline: torch.nn.Module) -> int:
-    """Numbers of a block's noise of low rank; 0 with full noise."""
-    es = settings.es
-    if es.perturbation != "lowrank":
-        return 0
-    return es.block_size * count_noise((p.shape for p in outline.parameters()), es.rank)
+def _tuned(outline: torch.nn.Module, everything: Parameters, left_out: tuple[str, ...]) -> Parameters:
+    paths = [path for path in left_out if path != AUTO]
+    paths += beside_decoder(outline) if AUTO in left_out else []
+    return {
+        name: parameter
+        for name, parameter in everything.items()
+        if not any(name == path or name.startswith(f"{path}.") for path in paths)
+    }
+
+
+def _count(parameters: Parameters) -> int:
+    return sum(parameter.numel() for parameter in parameters.values())
+
+
+def _scratch(parameters: Parameters, base: torch.dtype, streamed: bool) -> int:
+    """Bytes of a tensor in float32, or of the buffers that parameters are streamed through."""
+    sizes = [parameter.numel() for parameter in parameters.values()]
+    one = FLOAT32 * max(sizes, default=0)
+    if not streamed:
+        return one
+    # storage.py; in another dtype, a parameter is widened besides
+    buffers = base.itemsize * sum(max(sizes[first::2], default=0) for first in (0, 1))
+    return buffers + (one if base.itemsize < FLOAT32 else 0)
+
+
+def _test_takes(
+    outline: torch.nn.Module, tuned: Parameters, a_member: int, turn: int, dtype: torch.dtype
+) -> int:
+    """Bytes of the self-test of low rank: a block of two members, then own weights of one, kind by kind."""
+    block = dtype.itemsize * (len(MEMBERS) * a_member + turn)
+    packs = packs_of_kinds(outline, tuned)
+    own = dtype.itemsize * max(sum(tuned[name].numel() for name in pack) for pack in packs)
+    # Each is made in float32 first.
+    widened = FLOAT32 * max(p.numel() for p in tuned.values()) if dtype.itemsize < FLOAT32 else 0
+    return max(block, own + widened)
 
 
 def _check_disk(settings: Settings, needed: Needed) -> Finding:

@@ -7,7 +7,7 @@ Where they do not, the modules at fault are computed in simpler ways, member by 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,7 @@ from mpies.errors import InputError
 from mpies.es.population import Member
 from mpies.model.lowrank import LowRank
 from mpies.model.lowrank_place import Unfit
-from mpies.model.weights import Tensors, Weights
+from mpies.model.weights import Weights
 
 FULL = "use es.perturbation=full"
 
@@ -99,7 +99,7 @@ class Attempt:
 
     def _difference(self, names: list[str]) -> str | None:
         """A refusal, if the block is not what the members' weights are; only `names` are perturbed."""
-        tolerance = TOLERANCES[self.model.dtype]
+        tolerance = TOLERANCES[self.weights.dtype]
         *apart, moved = self._apart(names)
         # Some parameters are never used, and have no effect.
         tolerated = max(tolerance.members * moved, tolerance.reading * spread(self.base))
@@ -130,7 +130,7 @@ class Attempt:
         return rms(unmoved - self.base), rms(block - expected), rms(expected - self.base)
 
 
-def packs_of_kinds(model: PreTrainedModel, base: Tensors) -> list[list[str]]:
+def packs_of_kinds(model: torch.nn.Module, base: Mapping[str, torch.Tensor]) -> list[list[str]]:
     """One parameter of each kind, in packs with room for one at a time.
 
     Parameters of different layers are of one kind if their names are equal but for numbers, and their

@@ -1,4 +1,4 @@
-"""Parameters that no answer to text can depend on: those of an image tower, where there are no images."""
+"""What is not tuned: by its name, or since no answer to text can depend on it, as on an image tower."""
 
 from __future__ import annotations
 
@@ -6,9 +6,36 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from mpies.config import Settings
 from mpies.engines.probing import Probe, by_one_forward
+from mpies.errors import InputError
 from mpies.model.beside import beside_decoder
 from mpies.model.weights import Weights
+
+AUTO = "auto"  # in es.leave_out, whose last it is here: what no answer depends on
+
+
+def leaves_out(settings: Settings, images: bool) -> tuple[str, ...]:
+    """Paths of the modules that are not tuned, by the settings; AUTO only where it is to be found out.
+
+    `images`: has the task any? Raises InputError for what vLLM cannot do.
+    """
+    named = [path for path in settings.es.leave_out if path != AUTO]
+    in_blocks = settings.engine.name == "vllm" and settings.es.perturbation == "lowrank"
+    if named and in_blocks:
+        raise InputError(
+            "es.leave_out: vllm gives all of a model low-rank noise; use engine.name=hf, or es.leave_out=[]"
+        )
+    if named == settings.es.leave_out or in_blocks or images:
+        return tuple(named)
+    return (*named, AUTO)
+
+
+def find_left_out(chosen: tuple[str, ...], model: PreTrainedModel, weights: Weights) -> tuple[str, ...]:
+    """The same with the paths of what no answer depends on in place of AUTO."""
+    if AUTO not in chosen:
+        return chosen
+    return tuple(dict.fromkeys([*chosen[:-1], *find_unused(model, weights)]))
 
 
 def find_unused(model: PreTrainedModel, weights: Weights) -> tuple[str, ...]:

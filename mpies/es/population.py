@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -38,13 +39,7 @@ class Population:
         seed = the first 64 bits of Philox(key=es.seed; counter=(index, generation, stream 1)), where
         antithetic members 2j and 2j+1 use index j and signs +1 and -1.
         """
-        share = 2 if self.antithetic else 1
-        words = philox(self.seed, np.arange(-(-self.size // share)), generation, STREAM_SEEDS)
-        seeds = words[0].astype(np.uint64) | words[1].astype(np.uint64) << np.uint64(32)
-        return [
-            Member(index, int(seeds[index // share]), -1 if self.antithetic and index % 2 else 1)
-            for index in range(self.size)
-        ]
+        return list(_members(self, generation))
 
     @property
     def block_count(self) -> int:
@@ -67,6 +62,17 @@ class Population:
         for block, owner in zip(self.blocks(generation), owners, strict=True):
             mine[owner].append(block)
         return Plan(mine)
+
+
+@lru_cache(maxsize=1)  # blocks are evaluated, then a plan says who had them: the same thousands of members
+def _members(population: Population, generation: int) -> tuple[Member, ...]:
+    share = 2 if population.antithetic else 1
+    words = philox(population.seed, np.arange(-(-population.size // share)), generation, STREAM_SEEDS)
+    seeds = words[0].astype(np.uint64) | words[1].astype(np.uint64) << np.uint64(32)
+    return tuple(
+        Member(index, int(seeds[index // share]), -1 if population.antithetic and index % 2 else 1)
+        for index in range(population.size)
+    )
 
 
 class Plan:

@@ -229,14 +229,22 @@ def _tokens(input_ids: torch.Tensor | None = None, *_: Any, **named: Any) -> int
     return (named["inputs_embeds"] if input_ids is None else input_ids).shape[1]
 
 
-def count_in_turn(model: nn.Module) -> int:
+def count_in_turn(model: nn.Module, tuned: Container[str]) -> int:
     """The most numbers of a module's own parameters that may have to be made of one member; see Turns.
 
     Those of modules that are in no table: of others, single small ones may be read past their forward.
+    `tuned`: names of parameters.
     """
-    places = (Wrapped(path, module, {}, module.forward) for path, module in model.named_modules())
+    places = (Wrapped(path, module, {}, module.forward) for path, module in _with_tuned(model, tuned))
     guessed = (place.module for place in places if _is_guessed(place))
     return max((sum(p.numel() for p in module.parameters(recurse=False)) for module in guessed), default=0)
+
+
+def _with_tuned(model: nn.Module, tuned: Container[str]) -> Iterator[tuple[str, nn.Module]]:
+    """The modules, by path, of whose own parameters any is tuned."""
+    for path, module in model.named_modules():
+        if any(f"{path}.{name}".lstrip(".") in tuned for name in module._parameters):
+            yield path, module
 
 
 def _is_guessed(place: Wrapped) -> bool:

@@ -160,8 +160,11 @@ class Weights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That the model computes in: of the live weights, or of others that it is lent."""
-        return next(iter(self._parameters.values())).dtype
+        """That the model computes in: of the live weights, or of others that it is lent.
+
+        A tower that is left out may be the model's first module, and keeps its own.
+        """
+        return self._parameters[next(iter(self.live))].dtype
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from mpies.config import Settings
 from mpies.errors import InputError
 from mpies.files import written_whole
-from mpies.run.stopping import RECENT
+from mpies.run.pace import Pace
 from mpies.runfile import TABLES
 from mpies.text import duration
 
@@ -35,7 +34,7 @@ class Monitor:
         self._comments = Comments(say) if settings.run.slurm_comment else None
         self._run = settings.run.directory
         self._target = settings.es.generations
-        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._pace = Pace()
         self._say = say
 
     def begin(self, done: int) -> None:
@@ -47,26 +46,26 @@ class Monitor:
 
     def generation(self, done: int, row: dict[str, Any]) -> None:
         """Generation number `done` - 1 is committed with this row."""
-        self._recent.append(float(row["seconds"]))
+        self._pace.note(float(row["seconds"]))
         try:
             self._write(done, row)
         except OSError as error:
             self._say(f"warning: run.metrics: {error}; it is not written any more")
             self._file = None
         if self._comments:
-            left = f", {duration(self.seconds_left(done))} to go" if done < self._target else ""
+            seconds = self._seconds_left(done)
+            left = f", {duration(seconds)} to go" if seconds > 0 else ""  # unknown after the first one
             text = f"mpies: generation {done}/{self._target}, reward {row['reward_mean']:.4g}{left}"
             self._comments.change(text, last=done == self._target)
 
-    def seconds_left(self, done: int) -> float:
-        """Of the missing generations, at the pace of the latest ones; NaN if there is none yet."""
-        pace = sum(self._recent) / len(self._recent) if self._recent else float("nan")
-        return (self._target - done) * pace
+    def _seconds_left(self, done: int) -> float:
+        """Of the missing generations; NaN while their pace is not known."""
+        return self._pace.seconds_of(self._target - done)
 
     def _write(self, done: int, row: dict[str, Any]) -> None:
         if self._file:
             about: dict[str, float] = {"generations": done, "generations_target": self._target}
-            about |= {"seconds_left": self.seconds_left(done), "written_time_seconds": time.time()}
+            about |= {"seconds_left": self._seconds_left(done), "written_time_seconds": time.time()}
             with written_whole(self._file) as file:
                 file.write(metrics(self._run, about, row).encode())
 
@@ -74,7 +73,7 @@ class Monitor:
 ABOUT = {
     "generations": "generations that are in the run file",
     "generations_target": "es.generations",
-    "seconds_left": "until the last generation, at the pace of the latest ones",
+    "seconds_left": "until the last generation, by the median of the latest ones; NaN: not known yet",
     "written_time_seconds": "when this was written, seconds since 1970",
 }
 

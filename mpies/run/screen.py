@@ -7,12 +7,12 @@ ranks' output through a pipe, so the terminal is looked for at the launcher (ter
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from mpies.config import Settings
 from mpies.phases import PHASES
 from mpies.ranks.devices import Place, tell_differing_gpus
 from mpies.replica import Facts, Setup
-from mpies.run.stopping import RECENT
+from mpies.run.pace import Pace
 from mpies.run.terminal import width_behind
 from mpies.runfile import open_for_reading
 from mpies.splits import HELD_OUT, spoken
@@ -163,8 +163,7 @@ class ProgressOfRun:
     def __init__(self, screen: Screen, done: int, total: int):
         self._say = screen.say
         self._done, self._total = done, total
-        self._seconds: deque[float] = deque(maxlen=RECENT)
-        self._warm = False
+        self._pace = Pace()
         self._bar = Progress(
             TextColumn("generation {task.completed}/{task.total}"),
             BarColumn(),
@@ -185,10 +184,7 @@ class ProgressOfRun:
     def advance(self, row: dict[str, Any]) -> None:
         """By a generation, of which this is the run file's row."""
         self._done += 1
-        # The first generation warms up: kernels are compiled, caches filled.
-        if self._warm:
-            self._seconds.append(row["seconds"])
-        self._warm = True
+        self._pace.note(row["seconds"])
         self._bar.update(self._task, advance=1, reward=f"{row['reward_mean']:.4g}")
         if self._bar.disable:
             self._say(
@@ -201,8 +197,8 @@ class ProgressOfRun:
     def _left(self) -> str:
         """How many generations are left and, once it is known how long they take, how long that is."""
         left = self._total - self._done
-        time_left = f", {duration(left * median(self._seconds))}" if self._seconds else ""
-        return f"{left} left{time_left}"
+        seconds = self._pace.seconds_of(left)
+        return f"{left} left" if math.isnan(seconds) else f"{left} left, {duration(seconds)}"
 
 
 def _as_typed(program: Path) -> str:

@@ -32,9 +32,15 @@ from mpies.runfile.schema import (
 # Rows are allocated for all generations at once, or for this many bytes and then twice as many.
 ALLOCATION = 4 * 2**20
 
+# Rows of a chunk, which is on the disk as a whole once a row of it is: in tables with a row for each
+# generation, no more than there will be, but some, should the run become longer; in those that are hardly
+# filled, a few.
+MOST_ROWS, LEAST_ROWS, FEW_ROWS = 256, 16, 32
+SELDOM = ("start", "evaluation", "metric", "sample")
 
-def lay_out(file: h5py.File, population: int, attributes: dict[str, Any]) -> None:
-    """The schema's attributes and empty tables."""
+
+def lay_out(file: h5py.File, population: int, generations: int, attributes: dict[str, Any]) -> None:
+    """The schema's attributes and empty tables, for about so many generations."""
     file.attrs.update(
         schema_version=SCHEMA_VERSION,
         program="mpies",
@@ -46,15 +52,18 @@ def lay_out(file: h5py.File, population: int, attributes: dict[str, Any]) -> Non
         **attributes,
     )
     file.create_group("config")
-    complete_tables(file)
+    complete_tables(file, generations=generations)
     # Before there are rows, so that the structure stays at the front, where a truncated file has it.
     name_dimensions(file)
 
 
-def complete_tables(file: h5py.File, tables: dict[str, list[Column]] = TABLES) -> None:
+def complete_tables(
+    file: h5py.File, tables: dict[str, list[Column]] = TABLES, generations: int = MOST_ROWS
+) -> None:
     """Create the tables and columns that are not there: all, or what an earlier version did not have.
 
-    Rows that are there get the fill value, NaN, 0 or an empty text, and a checksum.
+    Rows that are there get the fill value, NaN, 0 or an empty text, and a checksum. `generations`: that a new
+    run is to have.
     """
     file.attrs.modify("schema_version", SCHEMA_VERSION)
     population, changed = int(file.attrs["population"]), set()
@@ -63,7 +72,7 @@ def complete_tables(file: h5py.File, tables: dict[str, list[Column]] = TABLES) -
         rows = max((len(dataset) for dataset in file.get(table, {}).values()), default=0)
         for column in columns:
             if f"{table}/{column.name}" not in file:
-                _create_dataset(file, f"{table}/{column.name}", column, width)
+                _create_dataset(file, f"{table}/{column.name}", column, width, generations)
                 file[table][column.name].resize(rows, axis=0)
                 changed.add("generation" if table == "member" else table)
     for table in changed:
@@ -99,8 +108,15 @@ def add_own_columns(file: h5py.File, names: list[str]) -> None:
     seal(file, "generation", 0, int(file.attrs["generations_committed"]))
 
 
-def _create_dataset(file: h5py.File, name: str, column: Column, width: tuple[int, ...]) -> None:
-    rows = max(1, min(256, 4096 // (width[0] if width else 1)))
+def _create_dataset(
+    file: h5py.File, name: str, column: Column, width: tuple[int, ...], generations: int = MOST_ROWS
+) -> None:
+    table = name.partition("/")[0]
+    rows = max(1, min(MOST_ROWS, 4096 // (width[0] if width else 1)))
+    if table in PER_GENERATION:
+        rows = min(rows, max(LEAST_ROWS, generations))
+    elif table in SELDOM:
+        rows = FEW_ROWS
     dataset = file.create_dataset(
         name,
         shape=(0, *width),
@@ -199,7 +215,7 @@ def name_dimensions(file: h5py.File) -> None:
 
 
 def _create_scale(file: h5py.File, name: str) -> None:
-    scale = file.create_dataset(name, shape=(0,), maxshape=(None,), chunks=(1024,), dtype="i8")
+    scale = file.create_dataset(name, shape=(0,), maxshape=(None,), chunks=(128,), dtype="i8")
     scale.attrs["description"] = "row numbers, from 0; names this dimension of other datasets"
     scale.attrs["units"] = "1"
     scale.make_scale(name)

@@ -78,7 +78,7 @@ class RunFile:
                 with lock_given_back(path, lock):
                     image = io.BytesIO()
                     with h5py.File(image, "w") as file:
-                        lay_out(file, population, attributes)
+                        lay_out(file, population, generations, attributes)
                         add_start(file, settings_yaml, start)
                         allocate_rows(file, generations)
                         name_dimensions(file)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import resource
 import signal
 import sys
@@ -24,6 +25,15 @@ MEMORY = 4 * 2**30  # bytes of address space
 
 STOPS = (".", ",", ";", ":")
 BLANKS = ("\\,", "\\;", "\\:", "\\!", "\\quad", "\\qquad")
+
+# What stands between groups of three digits, in LaTeX or as Unicode's narrow and unbroken blanks; math-verify
+# takes most of it for a product, or a sum. Plain commas, which may also be a list's, it knows itself.
+GROUPING = r"(?:\\[,;: ]|,?\\!|\{,\}|\\thinspace(?![A-Za-z])|~|[\u00a0\u2009\u202f])[ ]{0,2}"
+GROUPED = re.compile(
+    rf"(?<![\d.,])[1-9]\d{{0,2}}(?:{GROUPING}\d{{3}})+(?!\d)|"  # 12\,345
+    rf"(?<![\d.,])\d{{1,15}}\.\d{{3}}(?:{GROUPING}\d{{3}}){{0,9}}{GROUPING}\d{{1,3}}(?!\d)"  # 3.141\,59
+)
+GROUPED_BY_BLANKS = re.compile(r"-?[1-9]\d{0,2}(?: \d{3})+")
 
 
 class _TimeIsUp(BaseException):
@@ -79,18 +89,29 @@ def final_answer(text: str) -> str | None:
 def _equal(gold: str, answer: str) -> bool:
     from math_verify import parse, verify
 
-    return verify(_parsed(gold), parse(answer, parsing_timeout=None), timeout_seconds=None)
+    return verify(_parsed(gold), parse(_joined(answer), parsing_timeout=None), timeout_seconds=None)
 
 
 @cache
 def _parsed(gold: str) -> list:
     from math_verify import parse
 
-    return parse(_boxed(gold), parsing_timeout=None)
+    return parse(_joined(_boxed(gold)), parsing_timeout=None)
+
+
+def _joined(text: str) -> str:
+    """The text, each number's digits without what groups them by three: 1080 for 1\\,080 and 1{,}080."""
+
+    def join(found: re.Match[str]) -> str:
+        mixed = found.string.startswith("/", found.end())  # 2\,125/1000 may be more than 2
+        return found[0] if mixed else re.sub(r"[^\d.]", "", found[0])
+
+    return GROUPED.sub(join, text)
 
 
 def _boxed(answer: str) -> str:
-    return f"\\boxed{{{_without_end(answer)}}}"
+    body = _without_end(answer)
+    return f"\\boxed{{{body.replace(' ', '') if GROUPED_BY_BLANKS.fullmatch(body) else body}}}"
 
 
 def _without_end(answer: str) -> str:

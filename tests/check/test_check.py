@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import h5py
 import launching
 import pytest
+import seeing
+import small
 import threads
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,6 +23,7 @@ from mpies.check import ranks, storage
 from mpies.check.forecast import Forecast, jobs_needed
 from mpies.check.load import check_setup
 from mpies.check.memory import propose_host, reckon_weights, room_to_load
+from mpies.engines import membertest
 from mpies.errors import RefusedError
 from mpies.es.population import Member
 from mpies.model import loading
@@ -29,6 +32,8 @@ from mpies.model.weights import take_over
 from mpies.noise.cpu import CpuKernels
 from mpies.ranks import gpu, memory
 from mpies.ranks.devices import Place
+from mpies.replica import build, settle
+from mpies.tasks.base import Task
 
 CHECK = ("-m", "mpies.check")
 
@@ -136,6 +141,67 @@ def test_the_noise_of_a_block_is_reckoned_as_it_is_drawn(tiny_model):
     assert reckon_weights(settings, torch.bfloat16).noise == sum(t.nbytes for t in drawn)
     full = config.load([*overrides, "task.name=conciseness", "es.perturbation=full"])
     assert reckon_weights(full, torch.bfloat16).noise == 0
+
+
+@pytest.mark.parametrize(
+    "shown, changes, left_out",
+    [
+        (False, {}, ("model.visual",)),
+        (False, {"es__leave_out": "[auto,lm_head]", "es__perturbation": "full"}, ("lm_head", "model.visual")),
+        (False, {"es__leave_out": "[]"}, ()),
+        (True, {}, ()),
+    ],
+)
+def test_what_is_not_tuned_has_live_weights_only(tmp_path, alone, shown, changes, left_out):
+    """A tower that text does not need: as the replica has it; its base is there until it is loaded."""
+    folder = seeing.save_model(tmp_path / "model", "qwen2_5_vl")
+    given = {
+        "model__dtype": "bfloat16",
+        "es__perturbation": "lowrank",
+        "es__rank": 2,
+        "es__block": 3,
+    } | changes
+    prompts = seeing.PROMPTS if shown else ["3 + 5 =", "Say it."]
+    task = Task("test", [{"prompt": prompt} for prompt in prompts], [], lambda *_, **__: [])
+    with small.Runs(alone, folder, tmp_path) as runs:
+        settings = config.load(runs.arguments(1, **given))
+        made = build(alone, settings, task)
+        needed = reckon_weights(
+            settings, torch.bfloat16, left_out=settle(alone, settings, task).leaves_out(settings)
+        )
+    assert made.facts.left_out == left_out
+    assert needed.base == sum(base.nbytes for base in made.weights.base.values())
+    assert needed.live == sum(live.nbytes for live in made.model.parameters())
+    assert needed.loaded == 2 * needed.live and needed.start >= needed.loaded - needed.base
+    if settings.es.noise_rank:
+        made.perturbation.set([Member(i, i, 1) for i in range(3)], 0.01)
+        block = made.perturbation.block
+        drawn = [*block.vectors.values(), *(t for f in block.matrices.values() for t in (f.a, f.b))]
+        assert needed.noise == sum(tensor.nbytes for tensor in drawn)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_the_self_test_makes_is_reckoned(tiny_model, monkeypatch, alone, tmp_path, dtype):
+    """One parameter of each kind as a member has it, in float32 at last."""
+    made: list[list[int]] = []
+
+    def weigh(weights, name, sigma, plain=membertest.weights_of_member):
+        made[-1].append((value := plain(weights, name, sigma)).nbytes)
+        return value
+
+    def apart(attempt, names, plain=membertest.Attempt._apart):
+        made.append([])
+        return plain(attempt, names)
+
+    monkeypatch.setattr(membertest, "weights_of_member", weigh)
+    monkeypatch.setattr(membertest.Attempt, "_apart", apart)
+    changes = {"es__perturbation": "lowrank", "es__rank": 1, "model__dtype": dtype}
+    with small.Runs(alone, tiny_model(), tmp_path) as runs:
+        runs.build(**changes)
+        settings = config.load(runs.arguments(1, **changes))
+    needed = reckon_weights(settings, getattr(torch, dtype))
+    assert max(map(sum, made)) == needed.start > needed.scratch + needed.noise
+    assert needed.total == needed.base + needed.live + needed.start
 
 
 @pytest.mark.parametrize("master", ["float32", "live"])

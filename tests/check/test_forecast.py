@@ -98,9 +98,12 @@ class Held:
 
     @property
     def weights(self):
-        tensors = {"a": torch.zeros(50), "b": torch.zeros(25)}
-        live = {"a": torch.zeros(50, dtype=torch.bfloat16)}
-        return SimpleNamespace(base=tensors, live=live, device=torch.device("cpu"))
+        return SimpleNamespace(base={"a": torch.zeros(30), "b": torch.zeros(15)}, device=torch.device("cpu"))
+
+    @property
+    def model(self):
+        """Some of it is not tuned, and has no base."""
+        return SimpleNamespace(parameters=lambda: torch.zeros(11, 10, dtype=torch.bfloat16))
 
 
 def test_memory_is_weights_and_the_engines_cache_and_the_peak():

@@ -46,6 +46,14 @@ def test_nothing_is_compiled_by_nvcc(monkeypatch):
     assert settings_of_a_start(monkeypatch)["VLLM_USE_FLASHINFER_SAMPLER"] == "1", "what is set stays"
 
 
+def test_what_vllm_does_not_know_is_refused_before_it_starts():
+    """It knows a model stretched by YaRN up to the configuration's own number, where hf knows more."""
+    config = LlamaConfig(max_position_embeddings=512, rope_parameters={"rope_type": "yarn", "factor": 4.0})
+    Host("folder", config, Room(1, 512), torch.bfloat16, torch.device("cpu"), GB, 0)
+    with pytest.raises(InputError, match=r"vLLM knows places up to 512 .* use 88 less, or engine.name=hf$"):
+        Host("folder", config, Room(1, 600), torch.bfloat16, torch.device("cpu"), GB, 0)
+
+
 def test_a_cache_that_is_small_is_told():
     config = LlamaConfig(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=64)
     made = Host("folder", config, Room(32, 500), torch.bfloat16, torch.device("cuda"), GB, 0)

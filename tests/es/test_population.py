@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from mpies.es.population import Population, directions
+from mpies.es import population
+from mpies.es.population import Member, Population, directions
 
 SIZES = range(1, 10)
 RANKS = range(1, 8)
@@ -31,6 +32,21 @@ def test_seeds_have_64_bits():
     seeds = [member.seed for member in Population(64, 0).members(0)]
     assert all(0 <= seed < 2**64 for seed in seeds)
     assert any(seed >> 63 for seed in seeds) and any(seed & 1 for seed in seeds)
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_a_generations_members_are_made_once(monkeypatch, block):
+    """Blocks to evaluate, then a plan of who had them: of 8192 members, a list takes 20 ms and more."""
+    made = []
+    monkeypatch.setattr(population, "Member", lambda *given: made.append(given) or Member(*given))
+    some, other = Population(32, 42, block=block), Population(32, 43, block=block)
+    for one, generation in ((some, 7), (some, 8), (other, 8)):
+        made.clear()
+        blocks = one.blocks(generation)
+        assert one.plan_of(generation, 2, [0] * len(blocks)).members == [m for b in blocks for m in b]
+        assert len(made) == 32
+        one.members(generation).clear()
+        assert len(one.members(generation)) == 32, "a list that is the caller's own"
 
 
 @pytest.mark.parametrize("antithetic", [False, True])

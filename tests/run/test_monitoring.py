@@ -12,6 +12,7 @@ import pytest
 from mpies import config
 from mpies.errors import InputError
 from mpies.run.monitoring import Comments, Monitor
+from mpies.run.screen import Screen
 from mpies.runfile import TABLES
 
 ROW = {column.name: 0.5 for column in TABLES["generation"] if column.name != "checksum"}
@@ -36,7 +37,8 @@ def test_the_file_has_what_the_run_file_has(tmp_path):
     assert (began["mpies_generations"], began["mpies_generations_target"]) == (3, 10)
     assert math.isnan(began["mpies_seconds_left"])
     looking.generation(4, {**ROW, "seconds": 2.0, "reward_mean": math.nan})
-    looking.generation(5, {**ROW, "seconds": 4.0, "reward_mean": -0.25})
+    assert math.isnan(values(file.read_text())["mpies_seconds_left"]), "the first one warms up"
+    looking.generation(5, {**ROW, "seconds": 3.0, "reward_mean": -0.25})
     now = values(file.read_text())
     measured = {name for name in ROW if name != "digest"}
     assert {
@@ -46,6 +48,18 @@ def test_the_file_has_what_the_run_file_has(tmp_path):
     assert now["mpies_generation_reward_mean"] == -0.25
     assert file.read_text().count("# TYPE ") == file.read_text().count("# HELP ") == len(now)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.prom"]
+
+
+def test_the_time_left_is_that_on_the_screen(tmp_path, capsys):
+    file = tmp_path / "mine.prom"
+    looking, screen = monitor([], f"run.metrics={file}"), Screen(False, "lines")
+    with screen.progress(0, 10):
+        for done, seconds in enumerate((60.0, 2.0, 30.0, 4.0), 1):
+            row = {**ROW, "seconds": seconds}
+            looking.generation(done, row)
+            screen.generation(row)
+    assert values(file.read_text())["mpies_seconds_left"] == 6 * 4.0
+    assert capsys.readouterr().out.rstrip().endswith("6 left, 24 s")
 
 
 def test_a_file_that_cannot_be_written_is_refused_at_first_and_said_once_later(tmp_path):
@@ -74,16 +88,19 @@ def scontrol(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_comment_is_changed_once_a_minute_and_at_the_end(scontrol):
+@pytest.mark.parametrize("warm, left", [(False, ""), (True, ", 2 min to go")])
+def test_the_comment_is_changed_once_a_minute_and_at_the_end(scontrol, warm, left):
     said: list[str] = []
     looking = monitor(said, "run.slurm_comment=true")
+    if warm:
+        looking._pace.note(600.0)  # a generation of this job, more than a minute ago
     for done in range(8, 11):
         looking.generation(done, {**ROW, "seconds": 60.0, "reward_mean": 0.25})
     deadline = time.monotonic() + 30
     while (scontrol / "log").read_text().count("\n") < 2 and time.monotonic() < deadline:
         time.sleep(0.05)  # nobody waits for the last call
     assert (scontrol / "log").read_text().splitlines() == [
-        "update JobId=17 Comment=mpies: generation 8/10, reward 0.25, 2 min to go",
+        f"update JobId=17 Comment=mpies: generation 8/10, reward 0.25{left}",
         "update JobId=17 Comment=mpies: generation 10/10, reward 0.25",
     ]
     assert said == []

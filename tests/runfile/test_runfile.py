@@ -788,3 +788,29 @@ def test_figures_have_any_name_and_there_are_not_endlessly_many(create, path):
         assert len(own) == 32 and {"cosine_a_b", "cosine_x__", "cosine_" + "ü" * 93} < set(own)
         assert file["generation/cosine_a_b"][5] == 5
     assert read_history(path).damage == Damage()
+
+
+# How large it is
+
+
+@pytest.mark.parametrize(
+    "population, generations, most",
+    [(32, 16, 260_000), (32, 1, 260_000), (30, 500, 1_700_000), (8192, 100, 4_480_000)],
+)
+def test_a_file_without_rows_is_as_large_as_it_has_to_be(tmp_path, population, generations, most):
+    """Rows of all generations, up to 4 MB, are there from the start; what is rarely filled takes no more."""
+    path = tmp_path / "run.h5"
+    given = {"population": population, "generations": generations}
+    RunFile.create(path, SETTINGS, START, **given, **ATTRIBUTES).close()
+    assert path.stat().st_size < most
+
+
+def test_a_short_run_that_becomes_a_long_one_is_still_as_small(tmp_path):
+    path = tmp_path / "run.h5"
+    RunFile.create(path, SETTINGS, START, population=32, generations=1, **ATTRIBUTES).close()
+    longer = RunFile.reopen(path, 1000)
+    longer.start(SETTINGS, START)
+    longer.close()
+    with h5py.File(path) as file:
+        data = sum(d.nbytes for table in ("member", "generation") for d in file[table].values())
+    assert data < path.stat().st_size < 1.3 * data + 300_000

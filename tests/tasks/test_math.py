@@ -57,6 +57,36 @@ def test_answers(gold, right, wrong):
     assert scores(wrong, gold) == [0] * len(wrong)
 
 
+GROUPED = ("1,080", "1{,}080", "1\\,080", "1\\!080", "1,\\!080", "1\\;080", "1\\ 080", "1~080", "1 080")
+
+
+@pytest.mark.parametrize("notation", [*GROUPED, "1\\, 080", "1\\thinspace 080", "1\u202f080", "1\u2009080"])
+def test_thousands_are_grouped_in_many_ways(notation):
+    """`1\\,080` was read as 1 + 80."""
+    written = [f"\\boxed{{{notation}}}", f"#### {notation}", f"So the answer is {notation}."]
+    assert scores(written, "1080") == [1] * len(written)
+    assert scores(written, "81") == scores(written, "80") == [0] * len(written)
+    assert scores(["\\boxed{1080}", "1080", "\\boxed{81}", "80"], notation) == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "answer, gold",
+    [
+        ("2\\,x", "2x"),
+        ("(1,\\,200)", "(1, 200)"),
+        ("\\{1,\\,200\\}", "\\{1, 200\\}"),
+        ("12\\,345\\,678", "12345678"),
+        ("-1\\,234.5", "-1234.5"),
+        ("3.141\\,592\\,65", "3.14159265"),
+        ("0.000\\,1", "0.0001"),
+        ("3\\,100/300", "\\frac{103}{300}"),  # as math-verify reads `3 100/300`
+        ("\\frac{1\\,000}{3}", "\\frac{1000}{3}"),
+    ],
+)
+def test_numbers_in_groups_and_other_blanks(answer, gold):
+    assert scores([f"\\boxed{{{answer}}}"], gold) == scores([f"\\boxed{{{gold}}}"], answer) == [1]
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [

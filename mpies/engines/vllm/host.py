@@ -74,12 +74,16 @@ class Room:
 
 
 def refuse_too_long(room: Room, config: PretrainedConfig) -> None:
-    """Raise InputError if the model does not know places as far as the longest prompt's answer."""
+    """Raise InputError if vLLM does not know places as far as the longest prompt's answer.
+
+    What all engines share (`Text.positions`) is no less, and more for a model that YaRN stretches beyond its
+    configuration's own number, where vLLM refuses to start.
+    """
     most = getattr(config.get_text_config(), "max_position_embeddings", None)
     if most and room.tokens > most:
         raise InputError(
-            f"engine.max_new_tokens: the longest prompt and its answer may have {room.tokens} tokens, but the"
-            f" model knows places up to {most}; use {room.tokens - most} less"
+            f"engine.max_new_tokens: the longest prompt and its answer may have {room.tokens} tokens, but"
+            f" vLLM knows places up to {most} of this model; use {room.tokens - most} less, or engine.name=hf"
         )
 
 
