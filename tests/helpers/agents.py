@@ -37,7 +37,7 @@ def worth(text: str) -> float:
 def run(row, base_url, api_key):
     """Asks row["turns"] times, in one conversation, at moments of its own."""
     messages, total = [], 0.0
-    for _ in range(row.get("turns", 2)):
+    for _ in range(row.get("turns") or 2):
         messages.append({"role": "user", "content": str(random.randint(0, 9))})
         time.sleep(int.from_bytes(os.urandom(1), "little") / 5000)
         message = ask(base_url, api_key, messages=messages)["choices"][0]["message"]
@@ -48,13 +48,9 @@ def run(row, base_url, api_key):
 
 async def apart(row, base_url, api_key, seed):
     """Asks twice, in two conversations, by the environment's variables."""
-    texts = [
-        ask(os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"], c)["choices"][0]["message"][
-            "content"
-        ]
-        for c in (str(seed % 10), "b")
-    ]
-    return worth("".join(texts))
+    where = os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"]
+    answers = [ask(*where, content) for content in (str(seed % 10), "b")]
+    return worth("".join(one["choices"][0]["message"]["content"] for one in answers))
 
 
 def tries(row, base_url, api_key):
@@ -62,12 +58,9 @@ def tries(row, base_url, api_key):
     told = []
     for method, path, headers, body in row["requests"]:
         token = {"Authorization": f"Bearer {api_key}"}
-        request = urllib.request.Request(
-            base_url.removesuffix("/v1") + path,
-            body and body.encode("latin-1"),
-            token | headers,
-            method=method,
-        )
+        data = None if body is None else body.encode("latin-1")
+        url = base_url.removesuffix("/v1") + path
+        request = urllib.request.Request(url, data, token | headers, method=method)
         try:
             with urllib.request.urlopen(request) as answer:
                 told.append((answer.status, json.load(answer)))

@@ -77,6 +77,8 @@ class AgentStage(ProcessStage):
         """Agents over a limit are answered no more; what they return then counts."""
         cut = {i: {"over": OVER[one.ended]} for i, one in enumerate(self.episodes) if one.ended in OVER}
         for i, said in self.called("run", cut).items():
+            if "error" in said:
+                said = {"error": f"{said['error']}, when told: {cut[i]['over']}"}
             self.episodes[i].take(self._ended(i, said, done=False))
 
     def _gone_on(self, told: dict[int, dict[str, Any]], read: dict[int, Answered]) -> dict[int, Reply]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from mpies.tasks.environments.limits import CHARACTERS
 
+MODEL = "mpies"  # the only one that there is, under any name
 DEPTH = 64  # of a body's JSON; a parser may do a thousand
 ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
 MOST_STOPS = 4
@@ -65,7 +66,7 @@ def read(body: bytes) -> Question:
     if stops and tools:
         raise NotServedError("`stop` together with `tools` is not served here")
     messages = _messages(_list_in(given, "messages"))
-    return Question(messages, tools, _most(given), stops, _text(given.get("model") or "", "`model`"))
+    return Question(messages, tools, _most(given), stops, _text(given.get("model") or MODEL, "`model`"))
 
 
 def answered(question: Question, message: Json, number: int, why: str, tokens: list[int]) -> Json:

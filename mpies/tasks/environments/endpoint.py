@@ -20,10 +20,9 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 
 from mpies.tasks.environments import chat_completions
-from mpies.tasks.environments.chat_completions import Json, NotServedError, Question
+from mpies.tasks.environments.chat_completions import MODEL, Json, NotServedError, Question
 
 LOOPBACK = "127.0.0.1"
-MODEL = "mpies"
 BODY = 2**20  # bytes of a request
 PIECE = 2**16
 CONNECTIONS = 16  # at a time
