@@ -18,6 +18,10 @@ from mpies.engines.base import Completions
 from mpies.errors import InputError
 from mpies.es.population import Member
 from mpies.replica import Replica
+from mpies.tasks.environments.children import Call
+from mpies.tasks.environments.fork_server import Beginning
+from mpies.tasks.environments.limits import Limits
+from mpies.tasks.environments.nursery import Nursery
 
 FILE = str(Path(agents.__file__))
 OWN = {"task__name": "custom", "task__reward": {}, "task__eval_data": "", "task__train_data": ""}
@@ -34,14 +38,14 @@ class Noted:
     def __getattr__(self, name):
         return getattr(self.engine, name)
 
-    def generate(self, prompts):
-        return self.generate_each(prompts, [0] * len(prompts))
+    def generate(self, prompts, *more):
+        return self.generate_each(prompts, [0] * len(prompts), *more)
 
-    def generate_each(self, prompts, members):
+    def generate_each(self, prompts, members, *more):
         self.calls.append(Counter(members))
         self.prompts += prompts
         if not self.says:
-            return self.engine.generate_each(prompts, members)
+            return self.engine.generate_each(prompts, members, *more)
         text = self.says.pop(0)
         ids = self.engine.text.tokenizer(text, add_special_tokens=False)["input_ids"]
         return Completions([text], [len(ids)], [ids], [False])
@@ -197,14 +201,12 @@ WRONG = {
     "raise": "run raised IndexError: list index out of range (",
     "leave": "run raised SystemExit: 3 (",
     "exit": "run ended its process with exit status 3",
-    "spin": "run took more than 1 s of CPU time",
     "impatient": "run has not waited for an answer; requests need to have no time-out",
 }
 
 
 def test_an_agent_that_fails_costs_its_own_episode(build):
-    made = build("wicked", [{"what": what} for what in ("nothing", *WRONG)], task__call_seconds=1,
-                 task__failure_reward=-2.5)  # fmt: skip
+    made = build("wicked", [{"what": what} for what in ("nothing", *WRONG)], task__failure_reward=-2.5)
     children = set(psutil.Process().children(recursive=True))
     played = play(made)
     assert played.scores.rewards.tolist() == [1.0] + [-2.5] * len(WRONG)
@@ -214,19 +216,32 @@ def test_an_agent_that_fails_costs_its_own_episode(build):
     assert set(psutil.Process().children(recursive=True)) <= children
 
 
-@pytest.mark.long
-def test_agents_that_hang_crowd_or_ask_for_ever_are_bounded(build):
-    made = build("wicked", [{"what": what} for what in ("nothing", "sleep", "crowd", "wrong")],
-                 task__call_seconds=1, task__max_turns=40)  # fmt: skip
-    made.engine.text.tools.tells_results = True
+@pytest.mark.parametrize(
+    "what, limits, said",
+    [
+        ("spin", Limits(1, 300.0), "run took more than 1 s of CPU time"),
+        ("sleep", Limits(1, 5.0), "run has not returned after 5 s"),
+    ],
+)
+def test_an_agent_has_its_cpu_time_and_ends_with_all_that_it_has_started(what, limits, said):
+    nursery = Nursery(Beginning(limits, agent=f"{FILE}:wicked"))
+    family = psutil.Process(nursery._process.process.pid)
+    row = {"what": what, "at_once": True}
+    assert nursery.call([Call(0, "run", {"row": row, "seed": 0})]) == [{"error": said}]
+    assert family.children(recursive=True) == []
+    nursery.close()
+
+
+def test_agents_that_crowd_or_ask_what_cannot_be_written_are_bounded(build):
+    made = build("wicked", [{"what": what} for what in ("nothing", "crowd", "wrong")], task__max_turns=40)
     made.engine.text.tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
         "{{ m.content }}{% endfor %}"
     )
-    fine, slow, crowd, wrong = play(made).episodes
-    assert slow.error == "run has not returned after 10 s"
-    assert (fine.reward, crowd.reward, crowd.ended) == (1.0, 1.0, "done")
+    fine, crowd, wrong = play(made).episodes
+    assert (fine.reward, crowd.reward) == (1.0, 1.0) and 16 <= len(crowd.turns) <= 40
     assert wrong.error.startswith("run has asked what cannot be told the model: task.chat_template: ")
+    assert len(wrong.turns) == 1
 
 
 @pytest.mark.parametrize("limit", [{"task__max_turns": 2}, {"task__episode_tokens": 60}])
