@@ -47,9 +47,8 @@ def run(row, base_url, api_key):
 
 
 async def apart(row, base_url, api_key, seed):
-    """Asks twice, in two conversations, by the environment's variables."""
-    where = os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"]
-    answers = [ask(*where, content) for content in (str(seed % 10), "b")]
+    """Asks twice, in two conversations."""
+    answers = [ask(base_url, api_key, content) for content in (str(seed % 10), "b")]
     return worth("".join(one["choices"][0]["message"]["content"] for one in answers))
 
 

@@ -239,7 +239,7 @@ def test_agents_that_crowd_or_ask_what_cannot_be_written_are_bounded(build):
         "{{ m.content }}{% endfor %}"
     )
     fine, crowd, wrong = play(made).episodes
-    assert (fine.reward, crowd.reward) == (1.0, 1.0) and 16 <= len(crowd.turns) <= 40
+    assert (fine.reward, crowd.reward) == (1.0, 1.0) and 1 < len(crowd.turns) <= 40
     assert wrong.error.startswith("run has asked what cannot be told the model: task.chat_template: ")
     assert len(wrong.turns) == 1
 

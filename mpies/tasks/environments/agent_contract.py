@@ -76,7 +76,6 @@ class AgentEpisode(UsersEpisode):
     def _begin(self, row: dict[str, Any], seed: int) -> None:
         seed_generators(seed)
         self.endpoint = Endpoint()
-        os.environ.update(OPENAI_BASE_URL=self.endpoint.url, OPENAI_API_KEY=self.endpoint.token)
         for name in ("no_proxy", "NO_PROXY"):  # a cluster's proxy would be asked for the loopback address
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), LOOPBACK]))
         threading.Thread(target=self._make_run, args=(row, seed), daemon=True).start()
