@@ -24,6 +24,7 @@ from mpies.tasks.environments.limits import Limits
 from mpies.tasks.environments.nursery import Nursery
 
 FILE = str(Path(agents.__file__))
+HELPERS = str(Path(FILE).parent)
 OWN = {"task__name": "custom", "task__reward": {}, "task__eval_data": "", "task__train_data": ""}
 LOWRANK = {"es__perturbation": "lowrank", "es__block": 2, "engine__batch_size": 64}
 ASKED = [{"role": "user", "content": "a"}]
@@ -276,7 +277,8 @@ def test_one_that_never_asks_has_its_reward_unless_none_does(build):
         ("def run(row, base_url): ...", "row 1: run raised TypeError: run() takes 2 positional arguments"),
         ("import sys; sys.exit(1)", "cannot be imported: SystemExit: 1 ({file} line 1)"),
         (
-            "import agents, time\ndef run(row, *more): return agents.ask(*more, str(time.time()))",
+            f"import sys, time\nsys.path.append({HELPERS!r})\nimport agents\n"
+            "def run(row, *more): return agents.ask(*more, str(time.time()))",
             "the episode of row 1 began otherwise the second time, with the same seed",
         ),
     ],
