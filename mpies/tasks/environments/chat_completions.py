@@ -145,7 +145,7 @@ def _message(given: Any, names: dict[str, str]) -> Json:
     if role != "assistant" and calls:
         raise NotServedError("`tool_calls` are the assistant's")
     content = given.get("content")
-    made = {"role": ROLES[role], "content": _content("" if content is None and calls else content)}
+    made: Json = {"role": ROLES[role], "content": _content("" if content is None and calls else content)}
     if calls:
         made["tool_calls"] = [_call(call, names) for call in calls]
     if role == "tool":

@@ -103,8 +103,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self._may_ask():
-            model = {"id": MODEL, "object": "model", "created": 0, "owned_by": MODEL}
-            found = {"/v1/models": {"object": "list", "data": [model]}, f"/v1/models/{MODEL}": model}
+            model: Json = {"id": MODEL, "object": "model", "created": 0, "owned_by": MODEL}
+            found: dict[str, Json] = {
+                "/v1/models": {"object": "list", "data": [model]},
+                f"/v1/models/{MODEL}": model,
+            }
             if self.path in found:
                 self._tell(200, found[self.path])
             else:
