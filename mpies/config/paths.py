@@ -22,6 +22,7 @@ def make_absolute(settings: Settings) -> Settings:
             "eval_data": _absolute(settings.task.eval_data),
             "environment": _of_code(settings.task.environment),
             "environment_factory": _of_factories(settings.task.environment_factory),
+            "agent": _of_code(settings.task.agent),
             "tools": [_of_code(name) for name in settings.task.tools],
             "reward": {_of_code(name): weight for name, weight in settings.task.reward.items()},
         },
@@ -43,6 +44,7 @@ def relative_paths(settings: Settings) -> dict[str, str]:
         "task.reward": [name for name in task.reward if names_file(name)],
         "task.environment": [name for name in (task.environment,) if names_file(name)],
         "task.environment_factory": [name for name in task.factories.values() if names_file(name)],
+        "task.agent": [name for name in (task.agent,) if names_file(name)],
         "task.tools": [name for name in task.tools if names_file(name)],
     }
     return {

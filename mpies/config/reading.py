@@ -27,7 +27,7 @@ from mpies.plain_yaml import LONGEST, given, parse
 from mpies.text import clip
 
 # Whoever sets one of these means another task than the quickstart's, whose settings would not fit it.
-TASKS = ("name", "reward", "train_data", "environment", "environment_factory", "tools")
+TASKS = ("name", "reward", "train_data", "environment", "environment_factory", "tools", "agent")
 A_TASK_OF_ONES_OWN = tuple(f"task.{key}=" for key in TASKS)
 
 
@@ -96,6 +96,7 @@ def comparable(settings: Settings) -> dict[str, Any]:
         "task.environment": task.environment and short_reward(task.environment),
         "task.environment_factory": {name: short_reward(place) for name, place in task.factories.items()},
         "task.tools": [short_reward(name) for name in task.tools],
+        "task.agent": task.agent and short_reward(task.agent),
     }
 
 

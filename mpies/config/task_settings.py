@@ -98,6 +98,11 @@ class TaskSettings(Section):
         [],
         description="functions that the model can call, as TRL has them: FILE.py:FUNCTION, or a list of such",
     )
+    agent: str = Field(
+        "",
+        description="your own agent: FILE.py:FUNCTION, which is called with (row, base_url, api_key), asks"
+        " the model there, as OpenAI's clients do, and returns a reward",
+    )
     max_turns: int = Field(10, ge=1, le=10_000, description="answers of the model in an episode, at most")
     episode_tokens: int = Field(
         4096,
@@ -109,10 +114,11 @@ class TaskSettings(Section):
         10,
         ge=1,
         le=10**6,
-        description="CPU time that a call of an environment may take, s; by the clock, ten times as much",
+        description="CPU time that a call of an environment, or an agent from an answer to its next request,"
+        " may take, s; by the clock, ten times as much",
     )
     failure_reward: float = Field(
-        0.0, description="reward of an episode whose environment fails: raises, dies, takes too long"
+        0.0, description="reward of an episode whose environment or agent fails: raises, dies, takes too long"
     )
     services: bool = Field(
         False,
@@ -138,12 +144,13 @@ class TaskSettings(Section):
     @property
     def in_environments(self) -> bool:
         """Are there episodes of several turns?"""
-        return bool(self.environment or self.factories or self.tools)
+        return bool(self.environment or self.factories or self.tools or self.agent)
 
     @property
     def code(self) -> list[str]:
         """What is the user's, and runs: FILE.py:NAME or MODULE:NAME."""
-        return [*self.reward, *filter(None, [self.environment]), *self.factories.values(), *self.tools]
+        own = filter(None, [self.environment, self.agent])
+        return [*self.reward, *own, *self.factories.values(), *self.tools]
 
     @model_validator(mode="before")
     @classmethod
@@ -151,7 +158,8 @@ class TaskSettings(Section):
         """A reward without a task's name means one's own task; Countdown's prompts are raw text."""
         if not isinstance(given, dict):
             return given
-        own = any(given.get(key) for key in ("reward", "environment", "environment_factory", "tools"))
+        keys = ("reward", "environment", "environment_factory", "tools", "agent")
+        own = any(given.get(key) for key in keys)
         name = given.get("name", "custom" if own else "conciseness")
         return {"name": name, "chat_template": name != "countdown", **given}
 
@@ -163,7 +171,7 @@ class TaskSettings(Section):
                     raise ValueError(f"task.{key}: missing; task.name=custom needs it")
         elif self.in_environments:
             raise ValueError(
-                f"task.name: given {self.name}, allowed is custom where there are an environment or tools"
+                f"task.name: given {self.name}, allowed is custom with an environment, tools or an agent"
             )
         if self.eval_data and not self.train_data and self.name != "countdown":
             raise ValueError("task.train_data: missing; task.eval_data alone makes no task")
@@ -176,15 +184,23 @@ class TaskSettings(Section):
                 f"task.environment: given {plain_yaml.given(self.environment)}, allowed is none with"
                 " task.environment_factory or task.tools: it takes answers as they are"
             )
-        if (self.factories or self.tools) and not self.chat_template:
-            raise ValueError("task.chat_template: given false, allowed is true with tools, which need it")
+        if self.agent and (self.environment or self.factories or self.tools):
+            raise ValueError(
+                f"task.agent: given {plain_yaml.given(self.agent)}, allowed is none with task.environment,"
+                " task.environment_factory or task.tools: an agent brings its own"
+            )
+        if (self.factories or self.tools or self.agent) and not self.chat_template:
+            raise ValueError(
+                "task.chat_template: given false, allowed is true with tools or an agent, which need it"
+            )
         for key, names in (
             ("environment", [self.environment] if self.environment else []),
             ("environment_factory", list(self.factories.values())),
             ("tools", self.tools),
+            ("agent", [self.agent] if self.agent else []),
         ):
             for name in names:
                 if not all(name.rpartition(":")):
-                    what = "FUNCTION" if key == "tools" else "CLASS"
+                    what = "FUNCTION" if key in ("tools", "agent") else "CLASS"
                     raise ValueError(f"task.{key}: given {plain_yaml.given(name)}, allowed is FILE.py:{what}")
         return self

@@ -76,7 +76,7 @@ def _numbered_prompts(task: Task) -> Iterator[tuple[str, str, int, Prompt]]:
     """Each prompt with its setting, its split and its number."""
     if task.environments:
         for number, prompt in enumerate(task.environments.openings, 1):
-            yield "task.environment", "an episode's", number, prompt
+            yield task.environments.setting, "an episode's", number, prompt
         return
     parts = (("task.train_data", "training", task.train), ("task.eval_data", "held-out", task.held_out))
     for setting, name, rows in parts:

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -42,9 +42,6 @@ from mpies.tasks.episodes import (
     Stage,
     Start,
 )
-
-if TYPE_CHECKING:
-    from mpies.engines.tools import Tools
 
 Reward = Callable[..., Sequence[float | None]]
 Metrics = Callable[[list[Row], list[str]], Mapping[str, Sequence[float]]]
@@ -183,14 +180,14 @@ class Task:
         self, engine: Engine, made: list[Episode], answer: Callable[..., Any], clock: Clock
     ) -> Iterator[Stage]:
         """The episodes at their end, on their stage."""
-        with self._stage(made, engine.text.tools) as stage:
+        with self._stage(made, engine.text) as stage:
             episodes.play(made, stage, answer, self._limits(engine), engine.text.encode, clock)
             yield stage
 
-    def _stage(self, played: list[Episode], tools: Tools) -> contextlib.AbstractContextManager[Stage]:
+    def _stage(self, played: list[Episode], text: Encoder) -> contextlib.AbstractContextManager[Stage]:
         if self.environments is None:
             return contextlib.nullcontext(SingleAnswers(played))
-        return self.environments.open(played, tools)
+        return self.environments.open(played, text)
 
     def most_tokens(self, text: Encoder) -> int | None:
         """Tokens that a conversation may come to; None: it is a prompt with its answer."""

@@ -14,8 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mpies.engines.base import Completions, Draws, Engine, Prompt
-from mpies.engines.tools import Tools
+from mpies.engines.base import Completions, Draws, Encoder, Engine, Prompt
 
 Row = dict[str, Any]
 Tokens = Callable[[Prompt], list[int]]
@@ -175,6 +174,8 @@ def _digest(replies: list[Reply]) -> int:
 class Environments(Protocol):
     """What a task's episodes are played in."""
 
+    setting: str
+    """The full name of the setting that names them."""
     limits: EpisodeLimits
     failure_reward: float
     """Of an episode whose environment has failed."""
@@ -182,10 +183,10 @@ class Environments(Protocol):
     """What some episodes began with, when it was tried at the start."""
 
     def open(
-        self, episodes: Sequence[Episode], tools: Tools | None
+        self, episodes: Sequence[Episode], text: Encoder | None
     ) -> contextlib.AbstractContextManager[Stage]:
-        """The episodes' stage, as long as they are played and scored. `tools`: what the model's tokenizer
-        knows of them; None: no answer will be read."""
+        """The episodes' stage, as long as they are played and scored. `text`: what prompts are encoded with;
+        None: no answer will be read."""
 
 
 class Stage(Protocol):

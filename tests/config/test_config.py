@@ -304,6 +304,7 @@ def test_unknown_keys_in_a_file(write, text, key, nearest):
         ("task.environment_factory=[a.py:B]", "['a.py:B']", "a mapping NAME: FILE.py:CLASS"),
         ("task.environment_factory={a: 3}", "{'a': 3}", "a mapping NAME: FILE.py:CLASS"),
         ("task.tools=tools", "'tools'", "FILE.py:FUNCTION"),
+        ("task.agent=agent.py", "'agent.py'", "FILE.py:FUNCTION"),
         ("task.max_turns=0", "0", "greater than or equal to 1"),
     ],
 )
@@ -326,6 +327,11 @@ def test_wrong_values(override, given, allowed):
         ),
         (
             ["task.tools=c.py:d", "task.chat_template=false"],
+            "task.chat_template: given false, allowed is true",
+        ),
+        (["task.agent=a.py:b", "task.tools=c.py:d"], "task.agent: given 'a.py:b', allowed is none"),
+        (
+            ["task.agent=a.py:b", "task.chat_template=false"],
             "task.chat_template: given false, allowed is true",
         ),
         (["task.environment=a.py:B", "task.name=math"], "task.name: given math, allowed is custom"),

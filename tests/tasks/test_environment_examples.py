@@ -23,7 +23,7 @@ NONSENSE = ("", "no", "1" * 10_000, "99 99 99", "\x00", "55")
 def found(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     yield
-    for name in ("number", "sudoku", "calculator"):
+    for name in ("number", "sudoku", "calculator", "agent"):
         sys.modules.pop(name, None)
 
 
@@ -84,6 +84,26 @@ def test_a_calculator_computes_and_answers_are_right_or_not():
         assert calculator.right([[]], said, [9], [[1, 2, 3]]) == [right]
 
 
+@pytest.mark.parametrize("tries, reward", [(1, 1.0), (2, 2 / 3), (3, 1 / 3), (4, 0)])
+def test_an_agent_asks_until_the_answer_is_right(monkeypatch, tries, reward):
+    agent = importlib.import_module("agent")
+    row = json.loads((FOLDER / "problems.jsonl").read_text().splitlines()[0])
+    wrong = ["no", "<answer>1 / 0</answer>", "<answer>21 + 1 + 4</answer>"]
+    answers = [*wrong[: tries - 1], "<answer>4 * 21 - 1</answer>"]
+    heard = []
+
+    def ask(base_url, api_key, messages):
+        heard.append(messages[-1]["content"])
+        return answers[len(heard) - 1]
+
+    monkeypatch.setattr(agent, "ask", ask)
+    found = agent.run(row, "", "")
+    assert (found["reward"], found["accuracy"]) == (pytest.approx(reward), float(reward > 0))
+    assert "calculator" not in heard[0] and len(heard) == min(tries, 3)
+    told = ["There is no <answer>", "That is no expression", "That is 26, or"]
+    assert all(text.startswith(start) for text, start in zip(heard[1:], told))
+
+
 def test_the_problems_are_those_that_the_program_writes():
     written = io.StringIO()
     with contextlib.redirect_stdout(written):
@@ -94,7 +114,7 @@ def test_the_problems_are_those_that_the_program_writes():
     )
 
 
-@pytest.mark.parametrize("name", ["number", "sudoku", "calculator"])
+@pytest.mark.parametrize("name", ["number", "sudoku", "calculator", "agent"])
 def test_the_settings_can_be(name, monkeypatch):
     monkeypatch.chdir(launching.REPOSITORY)
     settings = config.load([str(FOLDER / f"{name}.yaml")])

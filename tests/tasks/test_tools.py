@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import games
 import h5py
@@ -53,7 +54,7 @@ def dialogue(task, tokenizer, answers: list[list[str]], rows=None, seeds=None) -
     """Episodes in which the model says these answers, one list for each."""
     rows = rows or task.train[: len(answers)]
     episodes = [Episode(Start(row, seed)) for row, seed in zip(rows, seeds or [0] * len(rows), strict=True)]
-    with task.environments.open(episodes, Tools(tokenizer)) as stage:
+    with task.environments.open(episodes, SimpleNamespace(tools=Tools(tokenizer))) as stage:
         for i, reply in stage.begin().items():
             episodes[i].take(reply)
         for turn in range(max(map(len, answers))):

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from mpies.errors import InputError
 from mpies.signals import SIGNALS, ignore
-from mpies.tasks.environments import contract, tool_contract
+from mpies.tasks.environments import agent_contract, contract, tool_contract
 from mpies.tasks.environments.children import Call, Children
 from mpies.tasks.environments.limits import Limits
 
@@ -39,14 +39,27 @@ class Beginning:
     """Else: the user's classes of TRL's kind, by name,"""
     tools: list[str] = field(default_factory=list)
     """and functions."""
+    agent: str = ""
+    """Else: the user's agent, a function."""
 
     @property
     def names(self) -> str:
         """All of them, to speak of."""
-        return self.text or ", ".join([*self.factories.values(), *self.tools])
+        return self.agent or self.text or ", ".join([*self.factories.values(), *self.tools])
 
-    def load(self) -> contract.TextClass | tool_contract.ToolKit:
+    @property
+    def setting(self) -> str:
+        """The full name of the one that they are set by."""
+        if self.agent:
+            return agent_contract.SETTING
+        if self.text:
+            return contract.SETTING
+        return tool_contract.FACTORY if self.factories else tool_contract.TOOLS
+
+    def load(self) -> contract.TextClass | tool_contract.ToolKit | agent_contract.Agent:
         """What episodes are begun from. Raises InputError."""
+        if self.agent:
+            return agent_contract.Agent(self.agent)
         if self.text:
             return contract.TextClass(self.text)
         return tool_contract.ToolKit(self.factories, self.tools)

@@ -27,7 +27,7 @@ class Nursery:
     """
 
     def __init__(self, beginning: Beginning):
-        self._limits = beginning.limits
+        self._limits, self._setting = beginning.limits, beginning.setting
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         # Sets of texts would be in another order in each process else.
@@ -36,9 +36,7 @@ class Nursery:
         self._process.tell(packed(beginning))
         line = self._process.line(STARTING)
         if not line:
-            raise InputError(
-                f"task.environment: {beginning.names} cannot be imported: {self._how_it_ended()}"
-            )
+            raise InputError(f"{self._setting}: {beginning.names} cannot be imported: {self._how_it_ended()}")
         found = json.loads(line)
         if "refused" in found:
             self.close()
@@ -58,12 +56,12 @@ class Nursery:
             self._process.tell(packed(Batch(list(calls), list(ended))))
             line = self._process.line(rounds * (self._limits.clock + GRACE) + STARTING)
         if not line:
-            raise HelperError(f"task.environment: the process of its episodes {self._how_it_ended()}")
+            raise HelperError(f"{self._setting}: the process of its episodes {self._how_it_ended()}")
         answers = json.loads(line)
         for answer in answers:
             if "machine" in answer:
                 raise HelperError(
-                    f"task.environment: {answer['machine']}; use fewer task.prompts_per_generation, a smaller"
+                    f"{self._setting}: {answer['machine']}; use fewer task.prompts_per_generation, a smaller"
                     " es.block, or fewer ranks on a node"
                 )
         return answers

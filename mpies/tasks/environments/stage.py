@@ -14,18 +14,12 @@ from mpies.tasks.episodes import FAILED, Episode, Reply, Turn
 
 
 class ProcessStage(ABC):
-    """What stages of both kinds have in common."""
+    """What stages of all kinds have in common."""
 
     def __init__(self, nursery: Nursery, episodes: Sequence[Episode]):
         self.nursery = nursery
         self.episodes = episodes
         self.keys = nursery.numbers(len(episodes))
-        self._finishing: set[int] = set()
-
-    def begin(self) -> dict[int, Reply]:
-        starts = enumerate(one.start for one in self.episodes)
-        found = self.called("reset", {i: {"row": one.row, "seed": one.seed} for i, one in starts})
-        return {i: self._begun(i, said) for i, said in found.items()}
 
     @property
     def environments(self) -> Sequence[Any] | None:
@@ -33,19 +27,13 @@ class ProcessStage(ABC):
         return None
 
     @abstractmethod
-    def opened(self, given: Prompt, said: Prompt | None) -> Prompt:
-        """The conversation that begins with a row's prompt, empty if it has none, and what `reset` said."""
+    def begin(self) -> dict[int, Reply]: ...
 
     @abstractmethod
     def step(self, answers: dict[int, Turn]) -> dict[int, Reply]: ...
 
-    def finish(self) -> None:
-        asked = [i for i in sorted(self._finishing) if self.episodes[i].ended != FAILED]
-        for i, said in self.called("finish", {i: {} for i in asked}).items():
-            one = self.episodes[i]
-            last = Reply(one.conversation, said.get("reward", 0.0), error=said.get("error", ""))
-            one.take(last)
-            one.metrics.update(said.get("metrics", {}))
+    @abstractmethod
+    def finish(self) -> None: ...
 
     def close(self) -> None:
         """End the episodes' processes."""
@@ -55,6 +43,31 @@ class ProcessStage(ABC):
         """What a call with each episode's arguments comes to."""
         calls = [Call(self.keys[i], name, arguments) for i, arguments in each.items()]
         return dict(zip(each, self.nursery.call(calls) if calls else [], strict=True))
+
+
+class EnvironmentStage(ProcessStage):
+    """What stages of the kinds have in common whose environments are asked what they say to an answer."""
+
+    def __init__(self, nursery: Nursery, episodes: Sequence[Episode]):
+        super().__init__(nursery, episodes)
+        self._finishing: set[int] = set()
+
+    def begin(self) -> dict[int, Reply]:
+        starts = enumerate(one.start for one in self.episodes)
+        found = self.called("reset", {i: {"row": one.row, "seed": one.seed} for i, one in starts})
+        return {i: self._begun(i, said) for i, said in found.items()}
+
+    @abstractmethod
+    def opened(self, given: Prompt, said: Prompt | None) -> Prompt:
+        """The conversation that begins with a row's prompt, empty if it has none, and what `reset` said."""
+
+    def finish(self) -> None:
+        asked = [i for i in sorted(self._finishing) if self.episodes[i].ended != FAILED]
+        for i, said in self.called("finish", {i: {} for i in asked}).items():
+            one = self.episodes[i]
+            last = Reply(one.conversation, said.get("reward", 0.0), error=said.get("error", ""))
+            one.take(last)
+            one.metrics.update(said.get("metrics", {}))
 
     def _begun(self, i: int, said: Said) -> Reply:
         given = self.episodes[i].start.row.get("prompt") or ""
@@ -66,7 +79,7 @@ class ProcessStage(ABC):
         return Reply(conversation, error="" if conversation else "reset gave no prompt, and the row has none")
 
 
-class TextStage(ProcessStage):
+class TextStage(EnvironmentStage):
     """Environments of plain text. `chat`: texts become messages of a chat; else, a conversation is a text."""
 
     def __init__(self, nursery: Nursery, episodes: Sequence[Episode], chat: bool):

@@ -1,18 +1,18 @@
-"""The task of one's own environment, or tools: rows, and what their episodes are played in."""
+"""The task of one's own environment, tools or agent: rows, and what their episodes are played in."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mpies import config
-from mpies.engines.base import Prompt
-from mpies.engines.tools import Tools
+from mpies.engines.base import Encoder, Prompt
 from mpies.errors import InputError
 from mpies.tasks import custom, data
 from mpies.tasks.base import Reward, Row, Task
+from mpies.tasks.environments.agent_stage import AgentStage
 from mpies.tasks.environments.children import Call
 from mpies.tasks.environments.fork_server import Beginning
 from mpies.tasks.environments.limits import Limits
@@ -29,23 +29,16 @@ TRIED = 2  # rows of each split whose episodes are begun at the start
 class InProcesses:
     """Environments in processes of their own."""
 
-    nursery: Nursery
+    setting: str
     limits: EpisodeLimits
     failure_reward: float
-    chat: bool
-    described: dict[str, dict[str, Any]] | None
-    """Of each environment's name: its `tools`, as JSON schemas, and whether it `rewards`; None: it is one of
-    plain text."""
+    stage: Callable[[Sequence[Episode], Encoder | None], ProcessStage]
+    """Of some episodes, told by an encoder; None: no answer will be read."""
     openings: list[Prompt] = field(default_factory=list)
 
     @contextlib.contextmanager
-    def open(self, episodes: Sequence[Episode], tools: Tools | None) -> Iterator[ProcessStage]:
-        stage: ProcessStage
-        if self.described is None:
-            stage = TextStage(self.nursery, episodes, self.chat)
-        else:
-            schemas = {name: of["tools"] for name, of in self.described.items()}
-            stage = ToolStage(self.nursery, episodes, schemas, tools)
+    def open(self, episodes: Sequence[Episode], text: Encoder | None) -> Iterator[ProcessStage]:
+        stage = self.stage(episodes, text)
         try:
             yield stage
         finally:
@@ -58,19 +51,36 @@ def make_task(settings: config.TaskSettings, reward: Reward | None, seed: int) -
     The first episodes are begun, twice: what cannot be or is not the same again is refused.
     """
     train, held_out = _rows(settings)
-    factories = settings.factories
-    beginning = Beginning(Limits.of(settings.call_seconds), settings.environment, factories, settings.tools)
-    nursery = Nursery(beginning)
-    setting = "task.environment_factory" if factories else "task.tools"
-    described = None if settings.environment else describe(nursery, setting)
-    if described and not reward and not all(one["rewards"] for one in described.values()):
-        raise InputError("task.reward: missing, since there is an environment without `get_reward`")
+    beginning = Beginning(
+        Limits.of(settings.call_seconds),
+        settings.environment,
+        settings.factories,
+        settings.tools,
+        settings.agent,
+    )
     limits = EpisodeLimits(settings.max_turns, settings.episode_tokens)
-    made = InProcesses(nursery, limits, settings.failure_reward, settings.chat_template, described)
+    stage = _stages(settings, beginning, bool(reward))
+    made = InProcesses(beginning.setting, limits, settings.failure_reward, stage)
     task = Task("environment", train, held_out, reward or nothing_more, seed=seed, environments=made)
     starts = [task.evaluated_starts(rows[:TRIED], range(len(rows[:TRIED]))) for rows in (train, held_out)]
     made.openings = try_openings(made, [one for some in starts for one in some], settings.services)
     return task
+
+
+def _stages(
+    settings: config.TaskSettings, beginning: Beginning, rewarded: bool
+) -> Callable[[Sequence[Episode], Encoder | None], ProcessStage]:
+    """How a stage is made of some episodes. Raises InputError if the user's code is not what it has to be."""
+    nursery = Nursery(beginning)
+    if settings.agent:
+        return lambda episodes, text: AgentStage(nursery, episodes, text)
+    if settings.environment:
+        return lambda episodes, text: TextStage(nursery, episodes, settings.chat_template)
+    described = describe(nursery, beginning.setting)
+    if not rewarded and not all(one["rewards"] for one in described.values()):
+        raise InputError("task.reward: missing, since there is an environment without `get_reward`")
+    schemas = {name: one["tools"] for name, one in described.items()}
+    return lambda episodes, text: ToolStage(nursery, episodes, schemas, text.tools if text else None)
 
 
 def describe(nursery: Nursery, setting: str) -> dict[str, dict[str, Any]]:
@@ -96,7 +106,8 @@ def nothing_more(prompts, completions, **_) -> list[float]:
 
 
 def try_openings(environments: InProcesses, starts: list[Start], services: bool) -> list[Prompt]:
-    """What the episodes begin with. Raises InputError if one fails, or begins otherwise at another time.
+    """What the episodes begin with. Raises InputError if one fails, or begins otherwise at another time, or
+    if none asks the model.
 
     `services`: the latter is allowed.
     """
@@ -104,22 +115,26 @@ def try_openings(environments: InProcesses, starts: list[Start], services: bool)
     for number, (one, again) in enumerate(zip(first, second, strict=True), 1):
         if one != again and not services:
             raise InputError(
-                f"task.environment: the episode of row {number} began otherwise the second time, with the"
-                " same seed: let it draw everything from `seed` or from the module `random`; or declare it,"
-                " by task.services=true"
+                f"{environments.setting}: the episode of row {number} began otherwise the second time, with"
+                " the same seed: let it draw everything from `seed` or from the module `random`; or declare"
+                " it, by task.services=true"
             )
-    return first
+    asked = [one for one in first if one]
+    if first and not asked:
+        raise InputError(f"{environments.setting}: row 1: its episode ended before the model was asked")
+    return asked
 
 
 def _begun(environments: InProcesses, starts: list[Start]) -> list[Prompt]:
+    """What each begins with; nothing, where it ended at once."""
     episodes = [Episode(start) for start in starts]
     with environments.open(episodes, None) as stage:
         for i, reply in stage.begin().items():
             episodes[i].take(reply)
     for number, one in enumerate(episodes, 1):
         if one.error:
-            raise InputError(f"task.environment: row {number}: {one.error}")
-    return [one.prompt for one in episodes]
+            raise InputError(f"{environments.setting}: row {number}: {one.error}")
+    return ["" if one.ended else one.prompt for one in episodes]
 
 
 def _rows(settings: config.TaskSettings) -> tuple[list[Row], list[Row]]:

@@ -9,7 +9,7 @@ from typing import Any
 from mpies.engines.base import Prompt
 from mpies.engines.tools import Chat, Message, Tools
 from mpies.tasks.environments.nursery import Nursery
-from mpies.tasks.environments.stage import ProcessStage
+from mpies.tasks.environments.stage import EnvironmentStage
 from mpies.tasks.environments.tool_contract import ONLY, ROUTE
 from mpies.tasks.episodes import Episode, Reply, Turn
 
@@ -25,7 +25,7 @@ class Read:
     problems: list[str]
 
 
-class ToolStage(ProcessStage):
+class ToolStage(EnvironmentStage):
     """`schemas`: of the tools of each environment, by its name. `tools`: what the model's tokenizer knows."""
 
     def __init__(
