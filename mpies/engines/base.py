@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from mpies.engines.tools import Tools
+
+if TYPE_CHECKING:
+    from mpies.engines.turns import Kept
 
 # Text, or chat messages: [{"role": "user", "content": "..."}, ...]. Where a message has images, its content
 # is a list of parts: {"type": "text", "text": "..."}, {"type": "image", "image": Image}.
@@ -63,6 +66,15 @@ class Draws:
         return place if self.before is None else place + self.before[rows]
 
 
+@dataclass(frozen=True)
+class Conversations:
+    """Which conversations prompts are the next turns of, by number: those that are not among them have ended."""
+
+    kept: Kept
+    """What the engine has for these conversations."""
+    numbers: list[int]
+
+
 class Encoder(Protocol):
     """What tasks use of an engine's text.Text."""
 
@@ -78,11 +90,20 @@ class Engine(Protocol):
     text: Encoder
     max_new_tokens: int
 
-    def generate(self, prompts: list[Prompt]) -> Completions:
-        """Greedy completions. Deterministic for a list of prompts, given weights, threads, device."""
+    def keep(self) -> Kept | None:
+        """For what is kept of some conversations while they are played; None: nothing is."""
+        return None
+
+    def generate(self, prompts: list[Prompt], turns: Conversations | None = None) -> Completions:
+        """Greedy completions. Deterministic for a list of prompts, given weights, threads, device.
+
+        `turns`: of conversations, what was kept of them; here and below. Then the earlier turns count as well.
+        """
         ...
 
-    def sample(self, prompts: list[Prompt], draws: Draws) -> Completions:
+    def sample(
+        self, prompts: list[Prompt], draws: Draws, turns: Conversations | None = None
+    ) -> Completions:
         """Sampled completions: a pure function of logits and draws, whatever else is in the list."""
         ...
 
@@ -92,7 +113,9 @@ class Engine(Protocol):
         """Of each answer's tokens, given its prompt and the tokens before: nat, float64 (tokens,)."""
         ...
 
-    def generate_each(self, prompts: list[Prompt], members: list[int]) -> Completions:
+    def generate_each(
+        self, prompts: list[Prompt], members: list[int], turns: Conversations | None = None
+    ) -> Completions:
         """Each prompt's completion by the member with that number in the block, of all that the model
         computes with at once (see lowrank.py)."""
         ...

@@ -39,9 +39,9 @@ class Counted:
     def __getattr__(self, name):
         return getattr(self.engine, name)
 
-    def generate_each(self, prompts, members):
+    def generate_each(self, prompts, members, turns=None):
         self.calls.append(Counter(members))
-        return self.engine.generate_each(prompts, members)
+        return self.engine.generate_each(prompts, members, turns)
 
 
 @pytest.fixture
