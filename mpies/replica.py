@@ -383,15 +383,9 @@ def _engine(
     limit = settings.engine.max_new_tokens
     # Beside vLLM, it reads the answers that KL divergence is estimated on.
     rows = min(settings.engine.batch_size, host.rows_besides) if host else settings.engine.batch_size
-    several = task.environments is not None and task.environments.limits.turns != 1
-    engine = HfEngine(
-        model,
-        text,
-        max_new_tokens=limit,
-        batch_size=rows,
-        on_rows=perturbed.rows,
-        version=(lambda: weights.version) if several and host is None else None,
-    )
+    options: dict[str, Any] = {"max_new_tokens": limit, "batch_size": rows, "on_rows": perturbed.rows}
+    version = (lambda: weights.version) if task.has_turns and host is None else None
+    engine = HfEngine(model, text, **options, version=version)
     if host is None:
         engine.refuse_dependent(task.prompts, task.most_tokens(text))
         return engine

@@ -68,7 +68,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Conversations:
-    """Which conversations prompts are the next turns of, by number: those that are not among them have ended."""
+    """Which conversations prompts are the next turns of, by number; all others have ended."""
 
     kept: Kept
     """What the engine has for these conversations."""
@@ -97,13 +97,11 @@ class Engine(Protocol):
     def generate(self, prompts: list[Prompt], turns: Conversations | None = None) -> Completions:
         """Greedy completions. Deterministic for a list of prompts, given weights, threads, device.
 
-        `turns`: of conversations, what was kept of them; here and below. Then the earlier turns count as well.
+        `turns`: which conversations' they are, here and below; then the earlier turns count as well.
         """
         ...
 
-    def sample(
-        self, prompts: list[Prompt], draws: Draws, turns: Conversations | None = None
-    ) -> Completions:
+    def sample(self, prompts: list[Prompt], draws: Draws, turns: Conversations | None = None) -> Completions:
         """Sampled completions: a pure function of logits and draws, whatever else is in the list."""
         ...
 

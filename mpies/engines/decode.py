@@ -43,8 +43,8 @@ def decode(
 ) -> list[list[int]]:
     """The new tokens of each prompt, at most `limit`, up to and including its first stop token.
 
-    `inputs`: what the model is given of each prompt's images, if there are any. `pasts`: what is kept of it, see
-    `Reading`. `parts`: gets what the cache has of all rows as they leave; all but their last tokens.
+    `inputs`: what the model is given of each prompt's images, if there are any. `pasts`: what is kept of it,
+    see `Reading`. `parts`: gets what the cache has of all rows as they leave, all but their last tokens.
 
     `on_rows` is called before the prompts that a forward pass is made of change, with their numbers,
     int64 (rows,).

@@ -37,7 +37,7 @@ class HfEngine(Engine):
         on_rows: Callable[[torch.Tensor], None] = lambda members: None,
         version: Callable[[], int] | None = None,
     ):
-        """`version`: of what the model computes, if keys and values are to be kept from turn to turn; see turns.py.
+        """`version`: of what the model computes, where keys and values are to be kept from turn to turn (turns.py).
 
         Models whose caches have states, which cannot be cut back, read every turn anew.
         """
@@ -69,9 +69,7 @@ class HfEngine(Engine):
     def generate(self, prompts: list[Prompt], turns: Conversations | None = None) -> Completions:
         return self.generate_each(prompts, [0] * len(prompts), turns)
 
-    def sample(
-        self, prompts: list[Prompt], draws: Draws, turns: Conversations | None = None
-    ) -> Completions:
+    def sample(self, prompts: list[Prompt], draws: Draws, turns: Conversations | None = None) -> Completions:
         def choose(chosen: list[int]) -> Choose:
             return Sampler(draws.part(chosen))
 
@@ -103,7 +101,7 @@ class HfEngine(Engine):
         turns: Conversations | None,
         choose: Callable[[list[int]], Choose],
     ) -> Completions:
-        """What was kept is for the first batch, and what is kept is of it: never more than a batch besides."""
+        """What was kept is for the first batch, and what is kept is of it: a batch at most."""
         encoded = [self.text.encode(prompt) for prompt in prompts]
         answers: list[list[int]] = [[]] * len(prompts)
         if turns and any(images_in(prompt) for prompt in prompts):  # positions of what follows them vary
@@ -141,9 +139,7 @@ class HfEngine(Engine):
             self.on_rows(owners[rows])
 
         stops, inputs = self.text.stops, [self.text.inputs(prompts[i]) for i in chosen]
-        return decode(
-            self.model, encoded, stops, self.max_new_tokens, on_rows, choose, inputs, pasts, parts
-        )
+        return decode(self.model, encoded, stops, self.max_new_tokens, on_rows, choose, inputs, pasts, parts)
 
 
 def _batches(

@@ -134,8 +134,8 @@ def read(model: PreTrainedModel, probe: Probe, at_once: bool = False) -> np.ndar
 def gone_on(model: PreTrainedModel, probe: Probe) -> np.ndarray:
     """Log-probabilities of the probe's tokens at the second answer's last two places, as a conversation's.
 
-    It goes on, by a token, from what was kept of its prompt: beside another, longer one, of which the last tokens
-    were written anew, and alone: float64 (2, places, tokens).
+    It goes on, by a token, from what was kept of its prompt: beside another, longer one, of which the last
+    tokens were written anew, and alone: float64 (2, places, tokens).
     """
     (longer, prompt), (other, answer) = probe.prompts, probe.answers
     last = answer[-2]

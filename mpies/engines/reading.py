@@ -26,8 +26,8 @@ class Reading:
     """Prompts that are read, and what follows them: up to `room` tokens more.
 
     `inputs`: what the model is given of each prompt's images; none for text. `on_rows` is called before the
-    prompts that a forward pass is made of change, with their numbers, int64 (rows,). `pasts`: what each prompt
-    goes on from, if anything of it was kept; only of text, and where `keeps_all` says that it can be.
+    prompts that a forward pass is made of change, with their numbers, int64 (rows,). `pasts`: what each
+    prompt goes on from, if anything of it was kept; only of text, and in a cache that `keeps_all`.
     """
 
     def __init__(

@@ -61,9 +61,7 @@ class VllmEngine(Engine):
     def generate(self, prompts: list[Prompt], turns: Conversations | None = None) -> Completions:
         return self._answered(prompts, [self.parameters()] * len(prompts))
 
-    def sample(
-        self, prompts: list[Prompt], draws: Draws, turns: Conversations | None = None
-    ) -> Completions:
+    def sample(self, prompts: list[Prompt], draws: Draws, turns: Conversations | None = None) -> Completions:
         from mpies.engines.vllm.plugins import CounterBased
 
         each = [self.parameters(CounterBased.parameters(draws, row)) for row in range(len(prompts))]
