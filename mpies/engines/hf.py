@@ -37,7 +37,7 @@ class HfEngine(Engine):
         on_rows: Callable[[torch.Tensor], None] = lambda members: None,
         version: Callable[[], int] | None = None,
     ):
-        """`version`: of what the model computes, where keys and values are to be kept from turn to turn (turns.py).
+        """`version`: of what the model computes, where keys and values are kept from turn to turn (turns.py).
 
         Models whose caches have states, which cannot be cut back, read every turn anew.
         """

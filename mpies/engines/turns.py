@@ -1,8 +1,8 @@
 """Keys and values of conversations, kept from one turn to the next.
 
 A conversation that goes on begins as it did before: what the model has read of it, its own answers included,
-it need not read again. As many tokens are reused as are the same from the beginning, since a chat template may
-write earlier messages anew, and since an answer's text may have other tokens than were generated.
+it need not read again. As many tokens are reused as are the same from the beginning, since a chat template
+may write earlier messages anew, and since an answer's text may have other tokens than were generated.
 
 What is kept is a function of the conversations and of the size of batches: never of time or of ranks.
 """
