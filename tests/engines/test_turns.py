@@ -1,4 +1,4 @@
-"""What is kept of a conversation from turn to turn: the answers of reading it anew, and fewer tokens are read."""
+"""What is kept of a conversation from turn to turn: the answers of reading it anew, and fewer tokens read."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def without_answers(text: str, answer: str, number: int, turn: int) -> str:
 
 
 class Talk:
-    """Conversations of each member, turn by turn, the last with all that is left of them; what was read then."""
+    """Conversations of each member, turn by turn, until all have ended; and what was read then."""
 
     def __init__(
         self,
