@@ -24,7 +24,6 @@ class RoomyLayer(DynamicLayer):
         super().__init__()
         self.room = room
         self.is_sliding = sliding
-        self._ends: torch.Tensor | None = None  # int64 (rows, 1): what is kept reaches to here
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -39,16 +38,10 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         start = self.keys.shape[-2]
         end = start + key_states.shape[-2]
-        for mine, states in ((self._keys, key_states), (self._values, value_states)):
-            mine[:, :, start:end] = states if self._ends is None else self._new(mine, states, start, end)
-        self._ends = None
+        self._keys[:, :, start:end] = key_states
+        self._values[:, :, start:end] = value_states
         self._show(end)
         return self.keys, self.values
-
-    def _new(self, mine: torch.Tensor, states: torch.Tensor, start: int, end: int) -> torch.Tensor:
-        """The states of columns, but where a row has what was kept: there, it has been given padding."""
-        is_new = torch.arange(start, end, device=mine.device) >= self._ends
-        return torch.where(is_new[:, None, :, None], states, mine[:, :, start:end])
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         tokens = self.keys.shape[-2]
@@ -61,7 +54,6 @@ class RoomyLayer(DynamicLayer):
             vars(self).update(vars(parts[0]))
             self._keys = torch.cat([part._keys for part in parts])
             self._values = torch.cat([part._values for part in parts])
-        self._ends = None
         self._show(parts[0].keys.shape[-2])
 
     def take(self, parts: Sequence[Any], order: torch.Tensor, width: int) -> None:
@@ -79,21 +71,16 @@ class RoomyLayer(DynamicLayer):
                 mine[rows, :, start:width] = theirs
         self._show(width)
 
-    def resume(self, pieces: Sequence[tuple[torch.Tensor, torch.Tensor]], ends: list[int], seen: int) -> None:
-        """Hold each row's piece, keys and values (heads, tokens, size), up to its column of `ends`.
-
-        What is read next begins at column `seen`, left padded where a row's piece goes beyond.
-        """
+    def resume(self, pieces: Sequence[tuple[torch.Tensor, torch.Tensor]], seen: int) -> None:
+        """Hold each row's piece, keys and values (heads, tokens, size), which ends in column `seen`."""
         self.lazy_initialization(
             *(one.new_empty(len(pieces), one.shape[0], 0, one.shape[2]) for one in pieces[0])
         )
-        for mine in (self._keys, self._values):
-            mine[:, :, : max(ends)] = 0  # as in `take`
-        for row, (piece, end) in enumerate(zip(pieces, ends, strict=True)):
+        for row, piece in enumerate(pieces):
             for mine, theirs in zip((self._keys, self._values), piece, strict=True):
-                mine[row, :, end - theirs.shape[1] : end] = theirs
-        if min(ends) < max(ends) or seen < min(ends):
-            self._ends = torch.tensor(ends, device=self._keys.device)[:, None]
+                start = seen - theirs.shape[1]
+                mine[row, :, :start] = 0  # as in `take`
+                mine[row, :, start:seen] = theirs
         self._show(seen)
 
     def _show(self, tokens: int) -> None:

@@ -65,12 +65,11 @@ class Reading:
         self.on_rows(self.rows)
         if not going_on:
             return self.go_on(self.ids)
-        ends = [
-            self.width - len(prompt) + past.tokens
-            for prompt, past in zip(self.prompts, going_on, strict=True)
-        ]
-        self.seen = min(ends)
-        resume(self.cache.layers, going_on, ends, self.seen)  # type: ignore[arg-type]  # all keep all
+        starts = self.starts.tolist()
+        # All rows read as many tokens as the one with most that is new: some, a few that were kept.
+        self.seen = min(start + past.tokens for start, past in zip(starts, going_on, strict=True))
+        tokens = [max(0, self.seen - start) for start in starts]
+        resume(self.cache.layers, going_on, tokens, self.seen)  # type: ignore[arg-type]  # all keep all
         return self.go_on(self.ids[:, self.seen :])
 
     def go_on(self, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:

@@ -53,11 +53,11 @@ class Past:
     """Of its row in the part."""
     tokens: int
 
-    def layer(self, number: int) -> KeysAndValues:
-        """(heads, tokens, size) each."""
+    def layer(self, number: int, tokens: int) -> KeysAndValues:
+        """Of so many tokens, up to `self.tokens`: (heads, tokens, size) each."""
         kept, start = self.part.layers[number], self.part.starts[self.place]
         assert kept is not None, "what is kept is given out once"
-        keys, values = (states[self.place, :, start : start + self.tokens] for states in kept)
+        keys, values = (states[self.place, :, start : start + tokens] for states in kept)
         return keys, values
 
 
@@ -118,9 +118,9 @@ def _past(read: _Read, prompt: list[int]) -> Past | None:
     return Past(read.part, read.place, same) if 2 * same >= len(prompt) else None
 
 
-def resume(layers: Sequence[RoomyLayer], pasts: Sequence[Past], ends: list[int], seen: int) -> None:
-    """The layers hold what is kept of the rows, as `RoomyLayer.resume` says: it is taken, layer by layer."""
+def resume(layers: Sequence[RoomyLayer], pasts: Sequence[Past], tokens: Sequence[int], seen: int) -> None:
+    """The layers hold so many of each row's tokens, up to column `seen`: they are taken, layer by layer."""
     for number, layer in enumerate(layers):
-        layer.resume([past.layer(number) for past in pasts], ends, seen)
+        layer.resume([past.layer(number, some) for past, some in zip(pasts, tokens, strict=True)], seen)
         for past in pasts:
             past.part.layers[number] = None
