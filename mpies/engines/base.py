@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from mpies.engines.tools import Tools
-
-if TYPE_CHECKING:
-    from mpies.engines.turns import Kept
 
 # Text, or chat messages: [{"role": "user", "content": "..."}, ...]. Where a message has images, its content
 # is a list of parts: {"type": "text", "text": "..."}, {"type": "image", "image": Image}.
@@ -70,8 +67,8 @@ class Draws:
 class Conversations:
     """Which conversations prompts are the next turns of, by number; all others have ended."""
 
-    kept: Kept
-    """What the engine has for these conversations."""
+    kept: Any
+    """What the engine's `keep` gave for these conversations."""
     numbers: list[int]
 
 
@@ -90,7 +87,7 @@ class Engine(Protocol):
     text: Encoder
     max_new_tokens: int
 
-    def keep(self) -> Kept | None:
+    def keep(self) -> Any:
         """For what is kept of some conversations while they are played; None: nothing is."""
         return None
 

@@ -16,7 +16,7 @@ from mpies.engines.decode import Choose, decode, greedy
 from mpies.engines.image import images_in
 from mpies.engines.sampler import Sampler
 from mpies.engines.text import Text
-from mpies.engines.turns import Kept, Part, Past
+from mpies.engines.turns import KeptTurns, Part, Past
 from mpies.errors import InputError
 
 
@@ -63,8 +63,8 @@ class HfEngine(Engine):
             longest = max((len(self.text.encode(prompt)) for prompt in prompts), default=0)
             rope.refuse_beyond(self.model, most or longest + self.max_new_tokens)
 
-    def keep(self) -> Kept | None:
-        return Kept(self.version) if self.keeps and self.version else None
+    def keep(self) -> KeptTurns | None:
+        return KeptTurns(self.version) if self.keeps and self.version else None
 
     def generate(self, prompts: list[Prompt], turns: Conversations | None = None) -> Completions:
         return self.generate_each(prompts, [0] * len(prompts), turns)

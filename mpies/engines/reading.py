@@ -97,6 +97,10 @@ class Reading:
         """What the cache has of these of the rows; int64 (some,)."""
         return Part.of(self.cache.layers, self.rows.tolist(), self.starts.tolist(), which.tolist())  # type: ignore[arg-type]
 
+    def _renumbered(self, rows: torch.Tensor) -> OnRows:
+        """`on_rows` for a reading of these rows alone."""
+        return lambda some: self.on_rows(rows[some])
+
     def _read_in_two(self) -> torch.Tensor:
         """Those that go on by themselves, and the others: these have far more to be read."""
         groups = [[row for row, past in enumerate(self.pasts) if bool(past) is old] for old in (False, True)]
@@ -107,7 +111,7 @@ class Reading:
                 self.model,
                 [self.prompts[row] for row in group],
                 0,
-                on_rows=lambda some, rows=rows: self.on_rows(rows[some]),
+                on_rows=self._renumbered(rows),
                 pasts=[self.pasts[row] for row in group],
             )
             logits.append(own.begin()[:, -1:])

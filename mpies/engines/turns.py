@@ -70,7 +70,7 @@ class _Read:
     place: int
 
 
-class Kept:
+class KeptTurns:
     """What an engine keeps of the conversations of a block while they are played: of one batch at most.
 
     `version` tells one state of what the model computes from all others, as `Weights.version` does: what was
