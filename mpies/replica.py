@@ -266,7 +266,7 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     weights.leave_out(left_out)
     blocks = host.perturb_in_blocks(weights) if host and host.noise else None
     perturbed: Perturbation = blocks or perturbation.make(settings.es, model, weights)
-    engine = _engine(settings, setup.task, model, text, perturbed, host)
+    engine = _engine(settings, setup.task, model, text, weights, perturbed, host)
     selftest.check(model, weights, perturbed, engine, two_with_images(setup.task.prompts, text.encode))
     if blocks:
         _check_members_in_vllm(model, weights, blocks, engine)
@@ -360,14 +360,22 @@ def _host(settings: Settings, setup: Setup, model: Any, text: Text, local: int) 
 
 
 def _engine(
-    settings: Settings, task: Task, model: Any, text: Text, perturbed: Perturbation, host: Host | None
+    settings: Settings,
+    task: Task,
+    model: Any,
+    text: Text,
+    weights: Weights,
+    perturbed: Perturbation,
+    host: Host | None,
 ) -> Engine:
     from mpies.engines.hf import HfEngine
 
     limit = settings.engine.max_new_tokens
     # Beside vLLM, it reads the answers that KL divergence is estimated on.
     rows = min(settings.engine.batch_size, host.rows_besides) if host else settings.engine.batch_size
-    engine = HfEngine(model, text, max_new_tokens=limit, batch_size=rows, on_rows=perturbed.rows)
+    options: dict[str, Any] = {"max_new_tokens": limit, "batch_size": rows, "on_rows": perturbed.rows}
+    version = (lambda: weights.version) if task.has_turns and host is None else None
+    engine = HfEngine(model, text, **options, version=version)
     if host is None:
         engine.refuse_dependent(task.prompts, task.most_tokens(text))
         return engine

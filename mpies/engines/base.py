@@ -63,6 +63,15 @@ class Draws:
         return place if self.before is None else place + self.before[rows]
 
 
+@dataclass(frozen=True)
+class Conversations:
+    """Which conversations prompts are the next turns of, by number; all others have ended."""
+
+    kept: Any
+    """What the engine's `keep` gave for these conversations."""
+    numbers: list[int]
+
+
 class Encoder(Protocol):
     """What tasks use of an engine's text.Text."""
 
@@ -78,11 +87,18 @@ class Engine(Protocol):
     text: Encoder
     max_new_tokens: int
 
-    def generate(self, prompts: list[Prompt]) -> Completions:
-        """Greedy completions. Deterministic for a list of prompts, given weights, threads, device."""
+    def keep(self) -> Any:
+        """For what is kept of some conversations while they are played; None: nothing is."""
+        return None
+
+    def generate(self, prompts: list[Prompt], turns: Conversations | None = None) -> Completions:
+        """Greedy completions. Deterministic for a list of prompts, given weights, threads, device.
+
+        `turns`: which conversations' they are, here and below; then the earlier turns count as well.
+        """
         ...
 
-    def sample(self, prompts: list[Prompt], draws: Draws) -> Completions:
+    def sample(self, prompts: list[Prompt], draws: Draws, turns: Conversations | None = None) -> Completions:
         """Sampled completions: a pure function of logits and draws, whatever else is in the list."""
         ...
 
@@ -92,7 +108,9 @@ class Engine(Protocol):
         """Of each answer's tokens, given its prompt and the tokens before: nat, float64 (tokens,)."""
         ...
 
-    def generate_each(self, prompts: list[Prompt], members: list[int]) -> Completions:
+    def generate_each(
+        self, prompts: list[Prompt], members: list[int], turns: Conversations | None = None
+    ) -> Completions:
         """Each prompt's completion by the member with that number in the block, of all that the model
         computes with at once (see lowrank.py)."""
         ...

@@ -71,8 +71,25 @@ class RoomyLayer(DynamicLayer):
                 mine[rows, :, start:width] = theirs
         self._show(width)
 
+    def resume(self, pieces: Sequence[tuple[torch.Tensor, torch.Tensor]], seen: int) -> None:
+        """Hold each row's piece, keys and values (heads, tokens, size), which ends in column `seen`."""
+        self.lazy_initialization(
+            *(one.new_empty(len(pieces), one.shape[0], 0, one.shape[2]) for one in pieces[0])
+        )
+        for row, piece in enumerate(pieces):
+            for mine, theirs in zip((self._keys, self._values), piece, strict=True):
+                start = seen - theirs.shape[1]
+                mine[row, :, :start] = 0  # as in `take`
+                mine[row, :, start:seen] = theirs
+        self._show(seen)
+
     def _show(self, tokens: int) -> None:
         self.keys, self.values = self._keys[:, :, :tokens], self._values[:, :, :tokens]
+
+
+def keeps_all(cache: DynamicCache) -> bool:
+    """Does it hold the keys and values of all tokens, and nothing else? States cannot be cut back."""
+    return bool(cache.layers) and all(isinstance(layer, RoomyLayer) for layer in cache.layers)
 
 
 # What models call it; the second those of states alone, as Mamba.

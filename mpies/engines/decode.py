@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mpies.engines.reading import Reading
+from mpies.engines.turns import Part, Past
 from mpies.engines.vision import Inputs
 
 # choose(logits (rows, vocabulary), rows int64 (rows,), place) -> tokens int64 (rows,): the token at that
@@ -37,15 +38,18 @@ def decode(
     on_rows: Callable[[torch.Tensor], None],
     choose: Choose = greedy,
     inputs: Sequence[Inputs] = (),
+    pasts: Sequence[Past | None] = (),
+    parts: list[Part] | None = None,
 ) -> list[list[int]]:
     """The new tokens of each prompt, at most `limit`, up to and including its first stop token.
 
-    `inputs`: what the model is given of each prompt's images, if there are any.
+    `inputs`: what the model is given of each prompt's images, if there are any. `pasts`: what is kept of it,
+    see `Reading`. `parts`: gets what the cache has of all rows as they leave, all but their last tokens.
 
     `on_rows` is called before the prompts that a forward pass is made of change, with their numbers,
     int64 (rows,).
     """
-    reading = Reading(model, prompts, limit, inputs, on_rows)
+    reading = Reading(model, prompts, limit, inputs, on_rows, pasts)
     device, rows = model.device, reading.rows
     ends = torch.tensor(sorted(stops), dtype=torch.int64, device=device)
     new = torch.zeros(len(prompts), limit, dtype=torch.int64, device=device)
@@ -60,10 +64,14 @@ def decode(
             break
         if ended >= LEAVING * len(running):
             staying = running.nonzero()[:, 0]
+            if parts is not None:
+                parts.append(reading.part((~running).nonzero()[:, 0]))
             token, running = token[staying], running[staying]
             reading.leave(staying)
             rows = reading.rows
         logits = reading.go_on(token[:, None])
+    if parts is not None:
+        parts.append(reading.part(torch.arange(len(rows))))
     return [_until_stop(row, stops) for row in new.tolist()]
 
 

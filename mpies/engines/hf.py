@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from mpies.engines import likelihood, rope
-from mpies.engines.base import Completions, Draws, Engine, Prompt
-from mpies.engines.cache import cache_argument
+from mpies.engines.base import Completions, Conversations, Draws, Engine, Prompt
+from mpies.engines.cache import cache_argument, cache_for, keeps_all
 from mpies.engines.decode import Choose, decode, greedy
+from mpies.engines.image import images_in
 from mpies.engines.sampler import Sampler
 from mpies.engines.text import Text
+from mpies.engines.turns import KeptTurns, Part, Past
 from mpies.errors import InputError
 
 
@@ -33,7 +35,12 @@ class HfEngine(Engine):
         max_new_tokens: int,
         batch_size: int,
         on_rows: Callable[[torch.Tensor], None] = lambda members: None,
+        version: Callable[[], int] | None = None,
     ):
+        """`version`: of what the model computes, where keys and values are kept from turn to turn (turns.py).
+
+        Models whose caches have states, which cannot be cut back, read every turn anew.
+        """
         if cache_argument(model) is None:
             raise InputError(
                 f"engine.name: hf cannot decode {type(model).__name__}, which keeps no keys and values"
@@ -43,6 +50,9 @@ class HfEngine(Engine):
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.on_rows = on_rows
+        self.version = version
+        self.keeps = version is not None and keeps_all(cache_for(model, 0))
+        """Does it keep anything from turn to turn? The test at every start may find that it must not."""
 
     def refuse_dependent(self, prompts: Iterable[Prompt], most: int | None = None) -> None:
         """Raise InputError if an answer to one of the prompts may depend on what else is in its batch.
@@ -53,18 +63,17 @@ class HfEngine(Engine):
             longest = max((len(self.text.encode(prompt)) for prompt in prompts), default=0)
             rope.refuse_beyond(self.model, most or longest + self.max_new_tokens)
 
-    def generate(self, prompts: list[Prompt]) -> Completions:
-        return self.generate_each(prompts, [0] * len(prompts))
+    def keep(self) -> KeptTurns | None:
+        return KeptTurns(self.version) if self.keeps and self.version else None
 
-    def sample(self, prompts: list[Prompt], draws: Draws) -> Completions:
-        encoded = [self.text.encode(prompt) for prompt in prompts]
-        answers: list[list[int]] = [[]] * len(prompts)
-        members = [0] * len(prompts)
-        for chosen in _batches(encoded, members, self.batch_size):
-            batch = self._decode(prompts, members, chosen, Sampler(draws.part(chosen)))
-            for i, tokens in zip(chosen, batch, strict=True):
-                answers[i] = tokens
-        return self.text.completions(answers)
+    def generate(self, prompts: list[Prompt], turns: Conversations | None = None) -> Completions:
+        return self.generate_each(prompts, [0] * len(prompts), turns)
+
+    def sample(self, prompts: list[Prompt], draws: Draws, turns: Conversations | None = None) -> Completions:
+        def choose(chosen: list[int]) -> Choose:
+            return Sampler(draws.part(chosen))
+
+        return self._answer(prompts, [0] * len(prompts), turns, choose)
 
     def log_probabilities(
         self, prompts: list[Prompt], answers: list[list[int]], temperature: float = 1.0
@@ -80,16 +89,46 @@ class HfEngine(Engine):
                 found[i] = row
         return found
 
-    def generate_each(self, prompts: list[Prompt], members: list[int]) -> Completions:
+    def generate_each(
+        self, prompts: list[Prompt], members: list[int], turns: Conversations | None = None
+    ) -> Completions:
+        return self._answer(prompts, members, turns, lambda chosen: greedy)
+
+    def _answer(
+        self,
+        prompts: list[Prompt],
+        members: list[int],
+        turns: Conversations | None,
+        choose: Callable[[list[int]], Choose],
+    ) -> Completions:
+        """What was kept is for the first batch, and what is kept is of it: a batch at most."""
         encoded = [self.text.encode(prompt) for prompt in prompts]
         answers: list[list[int]] = [[]] * len(prompts)
-        for chosen in _batches(encoded, members, self.batch_size):
-            for i, tokens in zip(chosen, self._decode(prompts, members, chosen), strict=True):
+        if turns and any(images_in(prompt) for prompt in prompts):  # positions of what follows them vary
+            turns = None
+        pasts: list[Past | None] = [None] * len(prompts)
+        if turns:
+            owners = list(zip(members, turns.numbers, strict=True))
+            pasts = turns.kept.recall(owners, encoded)
+        for number, chosen in enumerate(_batches(encoded, members, self.batch_size, pasts)):
+            of_first: list[Past | None] = [] if number else [pasts[i] for i in chosen]
+            pasts = []  # what has not come into it is let go
+            parts: list[Part] | None = [] if turns and not number else None
+            batch = self._decode(prompts, members, chosen, choose(chosen), of_first, parts)
+            for i, tokens in zip(chosen, batch, strict=True):
                 answers[i] = tokens
+            if turns and parts:
+                turns.kept.keep([owners[i] for i in chosen], [encoded[i] for i in chosen], batch, parts)
         return self.text.completions(answers)
 
     def _decode(
-        self, prompts: list[Prompt], members: list[int], chosen: list[int], choose: Choose = greedy
+        self,
+        prompts: list[Prompt],
+        members: list[int],
+        chosen: list[int],
+        choose: Choose,
+        pasts: Sequence[Past | None],
+        parts: list[Part] | None,
     ) -> list[list[int]]:
         """The answers to the chosen prompts, each by its member."""
         encoded = [self.text.encode(prompts[i]) for i in chosen]
@@ -100,21 +139,24 @@ class HfEngine(Engine):
             self.on_rows(owners[rows])
 
         stops, inputs = self.text.stops, [self.text.inputs(prompts[i]) for i in chosen]
-        return decode(self.model, encoded, stops, self.max_new_tokens, on_rows, choose, inputs)
+        return decode(self.model, encoded, stops, self.max_new_tokens, on_rows, choose, inputs, pasts, parts)
 
 
-def _batches(encoded: list[list[int]], members: list[int], size: int) -> list[list[int]]:
+def _batches(
+    encoded: list[list[int]], members: list[int], size: int, pasts: Sequence[Past | None] = ()
+) -> list[list[int]]:
     """The prompts that are decoded together, by number, one member's after another's.
 
     They have similar lengths, to pad less or not at all; where all members have the same prompts, a batch
-    has the same ones of each.
+    has the same ones of each. Those that go on from what was kept, where `pasts` are given, are first.
     """
     seen: Counter[int] = Counter()
     turns = []  # the how many-th of its member each prompt is
     for member in members:
         turns.append(seen[member])
         seen[member] += 1
-    order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]), turns[i], members[i]))
+    anew = [not past for past in pasts] or [True] * len(encoded)
+    order = sorted(range(len(encoded)), key=lambda i: (anew[i], len(encoded[i]), turns[i], members[i]))
     several = max(1, len(seen))
     size = max(1, size // several) * several
     batches = [order[first : first + size] for first in range(0, len(order), size)]

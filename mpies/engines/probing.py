@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from mpies.engines import likelihood
 from mpies.engines.decode import decode
-from mpies.engines.reading import take_shifts
+from mpies.engines.reading import Reading, take_shifts
+from mpies.engines.turns import Past
 from mpies.engines.vision import Inputs, for_rows
 
 
@@ -127,6 +128,32 @@ def decoded(
 def read(model: PreTrainedModel, probe: Probe, at_once: bool = False) -> np.ndarray:
     """Log-probabilities of the second answer's own tokens, as both are read for KL divergence: (places,)."""
     return likelihood.of(model, probe.prompts, probe.answers, at_once=at_once, inputs=probe.inputs)[1]
+
+
+@torch.inference_mode()
+def gone_on(model: PreTrainedModel, probe: Probe) -> np.ndarray:
+    """Log-probabilities of the probe's tokens at the second answer's last two places, as a conversation's.
+
+    It goes on, by a token, from what was kept of its prompt: beside another, longer one, of which the last
+    tokens were written anew, and alone: float64 (2, places, tokens).
+    """
+    (longer, prompt), (other, answer) = probe.prompts, probe.answers
+    last = answer[-2]
+    found = []
+    for now, kept in (
+        ([longer[:3] + other, prompt + answer[:-2]], [3, len(prompt)]),
+        ([prompt + answer[:-2]], [len(prompt)]),
+    ):
+        first = Reading(model, probe.prompts[-len(now) :], 0)
+        first.begin()
+        part = first.part(first.rows)
+        pasts = [Past(part, row, tokens) for row, tokens in enumerate(kept)]
+        second = Reading(model, now, 1, pasts=pasts)
+        step = torch.tensor([[last]] * len(now), device=model.device)
+        logits = [second.begin()[-1, -1], second.go_on(step)[-1, -1]]
+        chances = torch.log_softmax(torch.stack(logits).float(), dim=-1)
+        found.append(chances[:, probe.tokens].double().cpu().numpy())
+    return np.stack(found)
 
 
 def spread(chances: np.ndarray) -> float:

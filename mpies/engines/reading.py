@@ -2,7 +2,8 @@
 
 Prompts without images are read together, left padded. Those with images are read one after another, each for
 all members of a block at once: no two prompts' pixels meet, whatever form a model wants them in. Then
-their caches become one, in which they are left padded as well.
+their caches become one, in which they are left padded as well. So do the caches of conversations that go on,
+of which only what is new is read, and of others beside them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from mpies.engines.cache import ARGUMENTS, RoomyLayer, cache_argument, cache_for
+from mpies.engines.turns import Part, Past, resume
 from mpies.engines.vision import Inputs, for_rows, of_same_prompt
 
 OnRows = Callable[[torch.Tensor], None]
@@ -24,7 +26,8 @@ class Reading:
     """Prompts that are read, and what follows them: up to `room` tokens more.
 
     `inputs`: what the model is given of each prompt's images; none for text. `on_rows` is called before the
-    prompts that a forward pass is made of change, with their numbers, int64 (rows,).
+    prompts that a forward pass is made of change, with their numbers, int64 (rows,). `pasts`: what each
+    prompt goes on from, if anything of it was kept; only of text, and in a cache that `keeps_all`.
     """
 
     def __init__(
@@ -34,9 +37,11 @@ class Reading:
         room: int,
         inputs: Sequence[Inputs] = (),
         on_rows: OnRows = lambda rows: None,
+        pasts: Sequence[Past | None] = (),
     ):
         self.model, self.prompts, self.room, self.on_rows = model, prompts, room, on_rows
         self.inputs = inputs if any(inputs) else ()
+        self.pasts = pasts if any(pasts) else [None] * len(prompts)
         self.knows = inspect.signature(model.forward).parameters
         self.argument = cache_argument(model) or ARGUMENTS[0]
         self.has_keys = self.argument == ARGUMENTS[0]
@@ -54,8 +59,18 @@ class Reading:
         """Read the prompts. Logits of their last tokens: (rows, 1 or more, vocabulary)."""
         if self.inputs:
             return self._read_apart()
+        going_on = [past for past in self.pasts if past]
+        if going_on and len(going_on) < len(self.pasts):
+            return self._read_in_two()
         self.on_rows(self.rows)
-        return self.go_on(self.ids)
+        if not going_on:
+            return self.go_on(self.ids)
+        starts = self.starts.tolist()
+        # All rows read as many tokens as the one with most that is new: some, a few that were kept.
+        self.seen = min(start + past.tokens for start, past in zip(starts, going_on, strict=True))
+        tokens = [max(0, self.seen - start) for start in starts]
+        resume(self.cache.layers, going_on, tokens, self.seen)  # type: ignore[arg-type]  # all keep all
+        return self.go_on(self.ids[:, self.seen :])
 
     def go_on(self, ids: torch.Tensor, keep: int = 1) -> torch.Tensor:
         """Read `ids` (rows, tokens). Logits of the last `keep` tokens: (rows, `keep` or more, vocabulary)."""
@@ -78,6 +93,31 @@ class Reading:
         self.cache.reorder_cache(staying)  # type: ignore[arg-type]  # its numbers are int64
         self.on_rows(self.rows)
 
+    def part(self, which: torch.Tensor) -> Part:
+        """What the cache has of these of the rows; int64 (some,)."""
+        return Part.of(self.cache.layers, self.rows.tolist(), self.starts.tolist(), which.tolist())  # type: ignore[arg-type]
+
+    def _renumbered(self, rows: torch.Tensor) -> OnRows:
+        """`on_rows` for a reading of these rows alone."""
+        return lambda some: self.on_rows(rows[some])
+
+    def _read_in_two(self) -> torch.Tensor:
+        """Those that go on by themselves, and the others: these have far more to be read."""
+        groups = [[row for row, past in enumerate(self.pasts) if bool(past) is old] for old in (False, True)]
+        caches, logits = [], []
+        for group in groups:
+            rows = torch.tensor(group, device=self.model.device)
+            own = Reading(
+                self.model,
+                [self.prompts[row] for row in group],
+                0,
+                on_rows=self._renumbered(rows),
+                pasts=[self.pasts[row] for row in group],
+            )
+            logits.append(own.begin()[:, -1:])
+            caches.append(own.cache)
+        return self._together(groups, caches, logits)
+
     def _read_apart(self) -> torch.Tensor:
         groups = of_same_prompt(self.prompts, self.inputs)
         caches, logits = [], []
@@ -93,6 +133,12 @@ class Reading:
             found = self.model(ids, use_cache=True, **given).logits[:, -1:]
             logits.append(found)
             self.shifts[rows] = take_shifts(self.model, rows)
+        return self._together(groups, caches, logits)
+
+    def _together(
+        self, groups: list[list[int]], caches: list[DynamicCache], logits: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """The groups' rows, which were read apart, are one batch from now on. Logits of all of them."""
         order = torch.tensor([row for group in groups for row in group], device=self.model.device)
         join(self.cache, caches, order, self.width)
         self.seen = self.width
@@ -129,6 +175,8 @@ def join(whole: DynamicCache, parts: list[DynamicCache], order: torch.Tensor, wi
         layers = [part.layers[number] for part in parts]
         if isinstance(layer, RoomyLayer):
             layer.take(layers, order, width)
+            for part in parts:  # all of it twice would be too much
+                part.layers[number] = RoomyLayer(0, False)
             continue
         back = order.argsort()
         for name in vars(layers[0]):

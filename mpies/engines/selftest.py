@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from mpies.engines.base import Engine, Prompt
 from mpies.engines.hf import HfEngine
 from mpies.engines.membertest import FULL, check_members
-from mpies.engines.probing import TOLERANCES, Probe, by_one_forward, decoded, read, rms, spread
+from mpies.engines.probing import TOLERANCES, Probe, by_one_forward, decoded, gone_on, read, rms, spread
 from mpies.errors import InputError, reason
 from mpies.model.lowrank import LowRank
 from mpies.model.perturbation import Perturbation
@@ -38,7 +38,8 @@ def check(
 
     Where live weights of 16 bits hide small faults in rounding, the model computes with the base, too.
     Base, digest and live weights, which are the base's, are afterwards what they were. Reading given
-    answers in pieces is given up if it is wrong for this model and reading them at once is not.
+    answers in pieces is given up if it is wrong for this model and reading them at once is not; so is keeping
+    anything from turn to turn.
     `images`: two prompts with images, if there are any among the task's, which are computed as well.
     """
     if not isinstance(engine, HfEngine):
@@ -102,7 +103,20 @@ def check_reading(model: PreTrainedModel, engine: HfEngine, probe: Probe) -> np.
             read(model, probe, at_once=True), "where it reads answers than where it decodes", told
         )
         engine.at_once = True
+    if engine.keeps and not probe.inputs:
+        engine.keeps = _goes_on(model, probe, expected, tolerated)
     return expected
+
+
+def _goes_on(model: PreTrainedModel, probe: Probe, expected: np.ndarray, tolerated: float) -> bool:
+    """Is what was kept of a conversation as good as reading it anew? It costs nothing but time if not."""
+    try:
+        found = gone_on(model, probe)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False
+    return rms(found - expected[-2:]) <= tolerated
 
 
 @contextmanager

@@ -55,6 +55,7 @@ class LowRank:
     def set_each(self, members: list[Member], sigmas: Mapping[str, float]) -> None:
         """The same with a sigma for each parameter."""
         self.weights.show_base()  # which members do not touch: an update does
+        self.weights.changed()
         block, dtype = self.block, self.weights.dtype
         block.members = len(members)
         for name, base in self.weights.base.items():
@@ -80,6 +81,7 @@ class LowRank:
         self.block.matrices.clear()
         self.block.vectors.clear()
         self.weights.show_base()
+        self.weights.changed()
 
 
 def draw_factors(

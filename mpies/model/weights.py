@@ -125,6 +125,8 @@ class Weights:
         self.shapes = {name: tensor.shape for name, tensor in base.items()}
         """Of all parameters, those that are left out as well."""
         self._parameters = dict(model.named_parameters(remove_duplicate=True))
+        self.version = 0
+        """Grows whenever the model is to compute otherwise: see `changed`."""
         self._lend(live)
         torch.nn.Module.to(model, self.device)  # buffers
         model.config.dtype = self.dtype
@@ -188,9 +190,20 @@ class Weights:
         room = torch.empty(value.shape, dtype=self.master, device=self.device)
         return uploaded_as(value, room).float()
 
+    def changed(self) -> None:
+        """From now on, the model computes otherwise: what was made with it before belongs to another.
+
+        Every write does so here; who changes what is computed with these weights says it.
+        """
+        self.version += 1
+
+    def _rewrite(self) -> None:
+        self.changed()
+        self._live_is_base = False
+
     def perturb(self, seed: int, scale: float) -> None:
         """live <- cast(base + scale * noise(seed)), scale being sigma * sign."""
-        self._live_is_base = False
+        self._rewrite()
         for name, base in self.storage.bring(self.live):
             for part, start in _parts_of(base):
                 target = self.live[name].view(-1)[start : start + part.numel()]
@@ -204,7 +217,7 @@ class Weights:
 
     def show(self, values: Iterable[tuple[str, torch.Tensor]]) -> None:
         """live <- cast(values), for (name, value) one by one, until anything else is shown; base stays."""
-        self._live_is_base = False
+        self._rewrite()
         for name, value in values:
             self.live[name].copy_(value)
 
@@ -222,12 +235,13 @@ class Weights:
             self._lend(own)
 
     def _lend(self, values: Tensors) -> None:
+        self.changed()
         for name, value in values.items():
             self._parameters[name].data = value
 
     def restore(self, name: str, value: torch.Tensor) -> None:
         """base <- value, for one parameter: that of a checkpoint."""
-        self._live_is_base = False
+        self._rewrite()
         self.storage.settle()
         uploaded_as(value, self.base[name])
 
@@ -247,7 +261,7 @@ class Weights:
     def _update(
         self, names: Iterable[str], seeds: np.ndarray, factors: np.ndarray, pull: Pull | None
     ) -> None:
-        self._live_is_base = False
+        self._rewrite()
         first = int(seeds[0]) if len(seeds) else 0
         for name, base in self.storage.bring(names):
             for part, start in [(base, 0)] if pull else _parts_of(base):

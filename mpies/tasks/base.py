@@ -122,6 +122,11 @@ class Task:
         given = (row["prompt"] for row in [*self.train, *self.held_out] if row.get("prompt"))
         return itertools.chain(given, self.environments.openings if self.environments else [])
 
+    @property
+    def has_turns(self) -> bool:
+        """Can an episode have more than one?"""
+        return self.environments is not None and self.environments.limits.turns != 1
+
     @cached_property
     def has_images(self) -> bool:
         return any(images_in(prompt) for prompt in self.prompts)

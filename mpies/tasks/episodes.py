@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mpies.engines.base import Completions, Draws, Encoder, Engine, Prompt
+from mpies.engines.base import Completions, Conversations, Draws, Encoder, Engine, Prompt
 
 Row = dict[str, Any]
 Tokens = Callable[[Prompt], list[int]]
@@ -274,15 +274,20 @@ def _goes_on(episode: Episode, limits: EpisodeLimits, tokens_of: Tokens) -> bool
 
 def answers_of(engine: Engine, starts: int | None, draws: Draws | None) -> Answering:
     """An engine's answers by the members of a block, each of which has so many episodes, one member's after
-    another's; None: by the unperturbed model, sampled if there are `draws`."""
+    another's; None: by the unperturbed model, sampled if there are `draws`.
+
+    What the engine keeps of these episodes from turn to turn goes when this does.
+    """
+    kept = engine.keep()
 
     def answer(which: list[int], prompts: list[Prompt], before: list[int]) -> Completions:
+        turns = Conversations(kept, which) if kept else None
         if starts:
-            return engine.generate_each(prompts, [i // starts for i in which])
+            return engine.generate_each(prompts, [i // starts for i in which], turns)
         if draws is None:
-            return engine.generate(prompts)
+            return engine.generate(prompts, turns)
         own = draws.part(np.array(which))
-        return engine.sample(prompts, replace(own, before=np.array(before, dtype=np.uint64)))
+        return engine.sample(prompts, replace(own, before=np.array(before, dtype=np.uint64)), turns)
 
     return answer
 

@@ -262,7 +262,8 @@ def start(
     linear_cpu.install(model)
     perturbation = LowRank(model, weights, 1) if lowrank else Full(weights)
     text = Text(model, tiny.tokenizer(), chat_template=False)
-    engine = HfEngine(model, text, max_new_tokens=12, batch_size=9, on_rows=perturbation.rows)
+    options = {"on_rows": perturbation.rows, "version": lambda: weights.version}
+    engine = HfEngine(model, text, max_new_tokens=12, batch_size=9, **options)
     before()
     selftest.check(model, weights, perturbation, engine)
     return Started(model, weights, perturbation, engine)

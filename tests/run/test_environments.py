@@ -39,9 +39,9 @@ class Counted:
     def __getattr__(self, name):
         return getattr(self.engine, name)
 
-    def generate_each(self, prompts, members):
+    def generate_each(self, prompts, members, turns=None):
         self.calls.append(Counter(members))
-        return self.engine.generate_each(prompts, members)
+        return self.engine.generate_each(prompts, members, turns)
 
 
 @pytest.fixture
@@ -219,6 +219,42 @@ def test_a_failure_in_a_run_is_said_once_and_counted(runs, capsys):
     assert said.count("an episode's environment failed (step raised ValueError: no such (") == 1
     with h5py.File(runs.folder / "run.h5") as file:
         assert (file["member/failed"][:2] == 1).all()
+
+
+PERTURBATIONS = pytest.mark.parametrize("lowrank", [False, True], ids=["full", "lowrank"])
+
+
+def rewards_of(folder: Path) -> list:
+    with h5py.File(folder / "run.h5") as file:
+        assert (file["member/turns"][:2] == 9).all()
+        return file["member/reward"][:2].tolist()
+
+
+@PERTURBATIONS
+def test_what_is_kept_in_batches_of_any_size_makes_no_difference(runs, build, lowrank):
+    changes = environment("Echo", **MADE_UP, **(LOWRANK if lowrank else {}))
+    assert build("Echo", **MADE_UP).engine.keeps
+    assert not build("Echo", **MADE_UP, task__max_turns=1).engine.keeps
+    found = []
+    for size in (64, 3):
+        runs.folder = runs.folder.parent / f"size-{size}"
+        assert runs.train(2, **(changes | {"engine__batch_size": size})) == 0
+        found.append(rewards_of(runs.folder))
+    assert found[0] == found[1] and len(set(found[0][0])) > 1
+
+
+@pytest.mark.long
+@pytest.mark.launch
+@pytest.mark.timeout(900)
+@PERTURBATIONS
+def test_rewards_are_the_same_on_two_ranks_with_other_batches(tiny_model, tmp_path, lowrank):
+    changes = {"task__environment": f"{FILE}:Echo", "task__name": "custom", **MADE_UP}
+    changes |= {"engine__max_new_tokens": 4, "es__population": 4, "run__evaluate_every": 0}
+    changes |= LOWRANK if lowrank else {}
+    for ranks, size in ((1, 64), (2, 3)):
+        own = changes | {"engine__batch_size": size}
+        train(ranks, *arguments(tiny_model(), tmp_path / str(ranks), 2, **own))
+    assert rewards_of(tmp_path / "1") == rewards_of(tmp_path / "2")
 
 
 @pytest.mark.launch

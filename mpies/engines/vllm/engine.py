@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from mpies.engines import likelihood
-from mpies.engines.base import Completions, Draws, Engine, Prompt, owners
+from mpies.engines.base import Completions, Conversations, Draws, Engine, Prompt, owners
 from mpies.engines.hf import HfEngine
 from mpies.engines.text import Text
 from mpies.engines.vllm.members import of_member
@@ -58,10 +58,10 @@ class VllmEngine(Engine):
         self.most_tokens = host.room.tokens
         self._refuse_other_answers()
 
-    def generate(self, prompts: list[Prompt]) -> Completions:
+    def generate(self, prompts: list[Prompt], turns: Conversations | None = None) -> Completions:
         return self._answered(prompts, [self.parameters()] * len(prompts))
 
-    def sample(self, prompts: list[Prompt], draws: Draws) -> Completions:
+    def sample(self, prompts: list[Prompt], draws: Draws, turns: Conversations | None = None) -> Completions:
         from mpies.engines.vllm.plugins import CounterBased
 
         each = [self.parameters(CounterBased.parameters(draws, row)) for row in range(len(prompts))]
@@ -72,7 +72,9 @@ class VllmEngine(Engine):
     ) -> list[np.ndarray]:
         return self.hf.log_probabilities(prompts, answers, temperature)
 
-    def generate_each(self, prompts: list[Prompt], members: list[int]) -> Completions:
+    def generate_each(
+        self, prompts: list[Prompt], members: list[int], turns: Conversations | None = None
+    ) -> Completions:
         return self._answered(prompts, self._of_members(members))
 
     def tell(self, prompts: list[list[int]], members: int, tokens: int, likeliest: int) -> list[Told]:
