@@ -18,6 +18,7 @@ Tokenizer = Any
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MOST_CALLS = 16  # of a turn
+DEPTH = 64  # of a call's arguments: who copies and writes them goes as deep; a parser may do a thousand
 EXPLAINED = (
     "You can call tools. To call one, write\n"
     '<tool_call>{"name": "NAME", "arguments": {"ARGUMENT": VALUE}}</tool_call>\n'
@@ -130,7 +131,25 @@ def checked_call(call: Any) -> dict[str, Any]:
     arguments = call.get("arguments", {})
     if not isinstance(arguments, dict) or not all(isinstance(name, str) for name in arguments):
         raise UnreadableCallError('the "arguments" of a call have to be an object')
+    if not is_shallow(arguments):
+        raise UnreadableCallError(f'the "arguments" of a call are nested more than {DEPTH} times')
+    try:  # JSON can name half of a character, which no tokenizer takes back
+        json.dumps([call["name"], arguments], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UnreadableCallError(f"a call is no text ({error.reason})") from None
     return {"type": "function", "function": {"name": call["name"], "arguments": arguments}}
+
+
+def is_shallow(value: Any) -> bool:
+    """Are a JSON value's lists and objects in one another no more than DEPTH times?"""
+    level, depth = [value], 0
+    while level:
+        inner = [list(one.values()) if isinstance(one, dict) else one for one in level]
+        level = [each for one in inner if isinstance(one, list) for each in one]
+        depth += 1
+        if depth > DEPTH:
+            return False
+    return True
 
 
 def _with_calls_as_text(message: Message) -> Message:

@@ -113,6 +113,10 @@ def test_tools_are_called_until_the_model_calls_none(increment, tokenizer):
 DEEP = "[" * 100_000
 
 
+def nested(depth: int) -> list:
+    return [nested(depth - 1)] if depth else []
+
+
 @pytest.mark.parametrize(
     "answer, said",
     [
@@ -129,6 +133,13 @@ DEEP = "[" * 100_000
         ('<tool_call>{"name": "increment", "arguments": [1]}</tool_call>', "have to be an object"),
         ('<tool_call>{"name": ["increment"]}</tool_call>', 'a call needs a "name"'),
         ("<tool_call>7</tool_call>", 'a call needs a "name"'),
+        (
+            '<tool_call>{"name": "increment", "arguments": {"step": "\\ud800"}}</tool_call>',
+            "a call is no text",
+        ),
+        ('<tool_call>{"name": "increment", "arguments": {"\\udfff": 1}}</tool_call>', "a call is no text"),
+        ('<tool_call>{"name": "\\ud800"}</tool_call>', "a call is no text"),
+        (call("increment", step=nested(200)), "nested more than 64 times"),
         ("<tool_call>" * 100_000, "100000 calls in one answer; allowed are 16"),
         ('<tool_call>{"name": "increment"', "<tool_call> without </tool_call>"),
         ('<tool_call>{"name": "increment", "arguments": {"step": 1e999}}</tool_call>', None),
@@ -169,6 +180,14 @@ def test_answers_are_read_as_trl_reads_them(increment, qwen):
     for text in ("<tool_call>" * 20_000, f"<tool_call>{DEEP}", call("increment", step="x" * 10**6)):
         tools.read(encode(qwen, text), text, prompt)
     assert time.process_time() - start < 30
+
+
+@pytest.mark.parametrize("value", ["\ud800", nested(900)], ids=["half of a character", "nested"])
+def test_what_a_call_says_can_be_told_the_model_again(increment, qwen, value):
+    """By a template that writes calls from their parts."""
+    (one,) = dialogue(increment, qwen, [[call("increment", step=value), "Sorry."]])
+    assert encode(qwen, Tools(qwen).written(one.conversation))
+    assert sum(reply.bad_calls for reply in one.replies) == 1
 
 
 def test_models_are_told_of_tools_by_their_template_or_in_words(increment, tokenizer, qwen):

@@ -10,10 +10,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from mpies.engines.tools import DEPTH, is_shallow
 from mpies.tasks.environments.limits import CHARACTERS
 
 MODEL = "mpies"  # the only one that there is, under any name
-DEPTH = 64  # of a body's JSON; a parser may do a thousand
 ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
 MOST_STOPS = 4
 
@@ -102,7 +102,7 @@ def _parsed(body: bytes) -> Any:
     """Its JSON, of text that a tokenizer can read, no deeper than a program can go."""
     try:
         made = json.loads(body, parse_constant=_refuse_constant)
-        if not _is_shallow(made):
+        if not is_shallow(made):
             raise NotServedError(f"the body is nested more than {DEPTH} times")
         return json.loads(json.dumps(made, ensure_ascii=False).encode(errors="replace"))
     except (ValueError, RecursionError) as error:
@@ -111,17 +111,6 @@ def _parsed(body: bytes) -> Any:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number")
-
-
-def _is_shallow(value: Any) -> bool:
-    level, depth = [value], 0
-    while level:
-        inner = [list(one.values()) if isinstance(one, dict) else one for one in level]
-        level = [each for one in inner if isinstance(one, list) for each in one]
-        depth += 1
-        if depth > DEPTH:
-            return False
-    return True
 
 
 def _list_in(given: Json, name: str) -> list[Any]:
@@ -169,7 +158,7 @@ def _call(given: Any, names: dict[str, str]) -> Json:
         arguments = json.loads(_text(function.get("arguments"), "a call's `arguments`"))
     except (ValueError, RecursionError):
         arguments = None
-    if not isinstance(arguments, dict) or not _is_shallow(arguments):
+    if not isinstance(arguments, dict) or not is_shallow(arguments):
         raise NotServedError("a call's `arguments` have to be an object, as JSON in a text")
     names[str(given.get("id"))] = name
     return {
