@@ -281,7 +281,7 @@ def test_what_a_task_of_ones_own_needs(key):
         ("class Own(BaseException): ...\nraise Own('x\\ny')", "cannot be imported: Own: x ("),
         ("from builtins import dict as reward", "reward tells no signature"),
         ("reward = 'a'.join", "does not take every column"),
-        ("x = '\0'", "cannot be imported: SyntaxError: source code string cannot contain null bytes"),
+        ("x = '\0'", "source code string cannot contain null bytes"),
         ("def __getattr__(name):\n    raise OSError('no')", "cannot be imported: OSError: no"),
     ],
 )
