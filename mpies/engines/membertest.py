@@ -7,7 +7,7 @@ Where they do not, the modules at fault are computed in simpler ways, member by 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,18 +28,28 @@ FULL = "use es.perturbation=full"
 MEMBERS = [Member(0, 1, 0), Member(1, 2, -1)]
 # Of low rank's sigma to a parameter's root mean square: matrices and vectors then have equal effects.
 SHARE = 0.1
+# The same where one parameter is perturbed alone: the first that has an effect of this size, in standard
+# deviations of log-probabilities over tokens. 16 bits round away little of it.
+STRONGER, VISIBLE = (1.0, 10.0), 0.3
 ROOM = 2**25  # elements of members' own weights that may be in memory besides the largest tensor's
 
 
 def check_members(
-    model: PreTrainedModel, weights: Weights, lowrank: LowRank, probe: Probe, base: np.ndarray
+    model: PreTrainedModel,
+    weights: Weights,
+    lowrank: LowRank,
+    probe: Probe,
+    base: np.ndarray,
+    alone: bool = False,
 ) -> None:
     """The members of a block must compute what their own weights compute; `base`: what the base does.
 
-    Modules that do not are computed in simpler ways from now on. Raises InputError if none is right.
+    `alone`: one kind of parameter after another, since what 16 bits round of all of them is as much as one
+    that is missing. Modules that do not are computed in simpler ways from now on. Raises InputError if none
+    is right.
     """
-    for names in packs_of_kinds(model, weights.base):
-        Attempt(model, weights, lowrank, probe, base, names).find_ways()
+    for sigmas in sigmas_in_turn(model, weights, probe, base, alone):
+        Attempt(model, weights, lowrank, probe, base, sigmas).find_ways()
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Attempt:
     lowrank: LowRank
     probe: Probe
     base: np.ndarray
-    names: list[str]
+    sigmas: dict[str, float]
 
     def find_ways(self) -> None:
         """Until the block computes what its members' weights do. Raises what is wrong if it never does."""
@@ -63,7 +73,7 @@ class Attempt:
 
     def _attempt(self) -> tuple[Exception, Callable[[], bool]] | None:
         """What is wrong, and what may make it right; None if nothing is."""
-        ways, names = self.lowrank.ways, self.names
+        ways, names = self.lowrank.ways, list(self.sigmas)
         try:
             difference = self._difference(names)
             if difference is None:
@@ -91,7 +101,7 @@ class Attempt:
 
     def _is_right(self) -> bool:
         try:
-            return self._difference(self.names) is None
+            return self._difference(list(self.sigmas)) is None
         except torch.OutOfMemoryError:
             raise
         except Exception:
@@ -117,7 +127,7 @@ class Attempt:
         The last is the difference between unperturbed and perturbed weights' log-probabilities.
         """
         weights, lowrank, probe = self.weights, self.lowrank, self.probe
-        sigmas = {name: SHARE * typical(weights.base[name]) for name in names}
+        sigmas = {name: self.sigmas[name] for name in names}
         lowrank.set_each(MEMBERS, dict.fromkeys(weights.base, 0.0) | sigmas)
         try:
             told = decoded(self.model, probe, probe.tokens, len(MEMBERS), lowrank.rows)
@@ -130,8 +140,10 @@ class Attempt:
         return rms(unmoved - self.base), rms(block - expected), rms(expected - self.base)
 
 
-def packs_of_kinds(model: torch.nn.Module, base: Mapping[str, torch.Tensor]) -> list[list[str]]:
-    """One parameter of each kind, in packs with room for one at a time.
+def packs_of_kinds(
+    model: torch.nn.Module, base: Mapping[str, torch.Tensor], alone: bool = False
+) -> list[list[str]]:
+    """One parameter of each kind, in packs with room for one at a time; or each alone.
 
     Parameters of different layers are of one kind if their names are equal but for numbers, and their
     modules are of one class.
@@ -140,6 +152,8 @@ def packs_of_kinds(model: torch.nn.Module, base: Mapping[str, torch.Tensor]) -> 
     for name in base:
         owner = model.get_submodule(name.rpartition(".")[0])
         kinds.setdefault((re.sub(r"\d+", "#", name), type(owner)), name)
+    if alone:
+        return [[name] for name in kinds.values()]
     room = max(tensor.numel() for tensor in base.values()) + ROOM
     packs: list[list[str]] = [[]]
     left = room
@@ -150,6 +164,39 @@ def packs_of_kinds(model: torch.nn.Module, base: Mapping[str, torch.Tensor]) -> 
         packs[-1].append(name)
         left -= base[name].numel()
     return packs
+
+
+def sigmas_in_turn(
+    model: PreTrainedModel, weights: Weights, probe: Probe, base: np.ndarray, alone: bool
+) -> Iterator[dict[str, float]]:
+    """What is perturbed at a time, and how strongly: a parameter of every kind, as far as there is room.
+
+    `alone`: one of one kind at a time, so strongly that it is seen if it is not. `base`: log-probabilities
+    without.
+    """
+    for names in packs_of_kinds(model, weights.base, alone):
+        if alone:
+            yield {name: _sigma_to_be_seen(model, weights, probe, base, name) for name in names}
+        else:
+            yield {name: SHARE * typical(weights.base[name]) for name in names}
+
+
+def _sigma_to_be_seen(
+    model: PreTrainedModel, weights: Weights, probe: Probe, base: np.ndarray, name: str
+) -> float:
+    """Some parameters have no effect, whatever their values."""
+    found = 0.0
+    for share in STRONGER:
+        sigma = share * typical(weights.base[name])
+        try:
+            with weights.lending({name: weights_of_member(weights, name, sigma)}):
+                moved = rms(by_one_forward(model, probe) - base)
+        except ArithmeticError:  # too strong: it is not finite
+            break
+        found = sigma
+        if moved >= VISIBLE * spread(base):
+            break
+    return found
 
 
 def weights_of_member(weights: Weights, name: str, sigma: float) -> torch.Tensor:

@@ -9,7 +9,7 @@ live weights as they are, and a model for which they differ is refused in one li
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ def check(
 ) -> None:
     """Raise InputError if the hf engine, or low rank, computes this model otherwise than its weights do.
 
-    Where live weights of 16 bits hide small faults in rounding, the model computes with the base, too.
+    Where live weights of 16 bits hide small faults in rounding, the model computes with the base, too; or,
+    where the base is no better or cannot be computed with, with one kind of parameter perturbed at a time.
     Base, digest and live weights, which are the base's, are afterwards what they were. Reading given
     answers in pieces is given up if it is wrong for this model and reading them at once is not; so is keeping
     anything from turn to turn.
@@ -61,14 +62,42 @@ def check(
             # Again, since ways that are simpler for images' sake have to be right for text, too.
             for probe, base in [*pairs, *pairs[:-1]]:
                 check_members(model, weights, perturbation, probe, base)
-    # Where the base is kept on the host, the device has no room for it.
-    if weights.dtype != torch.float32 and not weights.storage.streams:
-        # Some models cannot, whose buffers are in the checkpoint's dtype.
-        with suppress(RuntimeError), weights.lending(weights.base):
+    if weights.dtype == torch.float32 or _checked_by_base(model, weights, perturbation, engine, probes):
+        return
+    if isinstance(perturbation, LowRank):
+        with _computing(f"es.perturbation: lowrank cannot compute {name} in {live}", FULL):
+            for probe, base in zip(probes, bases, strict=True):
+                check_members(model, weights, perturbation, probe, base, alone=True)
+
+
+def _checked_by_base(
+    model: PreTrainedModel,
+    weights: Weights,
+    perturbation: Perturbation,
+    engine: HfEngine,
+    probes: list[Probe],
+) -> bool:
+    """Has the same been compared with the float32 base's weights? Raises InputError if it is otherwise.
+
+    Not where the base is kept in 16 bits as well, or on the host: the device has no room for it then. And
+    some models cannot, whose buffers are in the checkpoint's dtype.
+    """
+    if weights.master != torch.float32 or weights.storage.streams:
+        return False
+    try:
+        with weights.lending(weights.base):
             for probe in probes:
                 base = check_reading(model, engine, probe)
                 if isinstance(perturbation, LowRank):
                     check_members(model, weights, perturbation, probe, base)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"model: the device has no memory for the test at the start, in float32 ({reason(error)}); use"
+            " model.base=host, model.master=live or a larger device"
+        ) from error
+    except RuntimeError:
+        return False
+    return True
 
 
 def check_reading(model: PreTrainedModel, engine: HfEngine, probe: Probe) -> np.ndarray:

@@ -17,6 +17,7 @@ from mpies.engines import membertest
 from mpies.errors import InputError
 from mpies.es.population import Member
 from mpies.model.lowrank_ways import Ways
+from mpies.model.storage import OnDevice
 from mpies.model.weights import take_over
 from mpies.noise.cpu import CpuKernels
 
@@ -324,20 +325,62 @@ def test_members_that_are_never_what_their_weights_are(dtype):
 KINDS = [name for name, module in llama().named_modules() if module._parameters and ".1." not in name]
 
 
-@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=str)
+@pytest.mark.parametrize(
+    "dtype, master",
+    [(FLOAT32, FLOAT32), (BFLOAT16, FLOAT32), (BFLOAT16, BFLOAT16)],
+    ids=["float32", "bfloat16", "live"],
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_kind_of_module_is_left_out(kind, dtype):
-    """A module that gets no noise, one of each kind. 16 bits hide some, so the base computes, too."""
+def test_no_kind_of_module_is_left_out(kind, dtype, master):
+    """A module that gets no noise, one of each kind. 16 bits hide some, so that the base computes, too.
+
+    Where that is no better, one kind after another is perturbed, strongly.
+    """
     model = llama()
     paths = [name for name, _ in model.named_modules() if name.replace(".1.", ".0.") == kind]
-
-    def take_noise():
-        for path in paths:
-            del vars(model.get_submodule(path))["forward"]
-
     # It is left to the modules around it, which are called.
-    ways = ways_found(model, dtype=dtype, before=take_noise)
+    ways = ways_found(model, dtype=dtype, master=master, before=lambda: take_noise(model, paths))
     assert not any(ways.ways[path].rules for path in paths)
+
+
+def take_noise(model: LlamaForCausalLM, paths: list[str]) -> None:
+    for path in paths:
+        del vars(model.get_submodule(path))["forward"]
+
+
+class Halved(LlamaForCausalLM):
+    """Has a table in bfloat16, so that it cannot be computed with in float32."""
+
+    def forward(self, input_ids, past_key_values=None, **others):
+        torch.eye(32, dtype=BFLOAT16) @ self.model.norm.weight
+        return super().forward(input_ids, past_key_values=past_key_values, **others)
+
+
+@pytest.mark.parametrize("kind, streams", [(Halved, False), (LlamaForCausalLM, True)])
+def test_where_the_base_cannot_compute(monkeypatch, kind, streams):
+    """Also where it is on the host, since the device has no room for it."""
+    monkeypatch.setattr(OnDevice, "streams", streams)
+    model, path, seen = llama(kind), "model.layers.0.self_attn.v_proj", set()
+    model.model.norm.register_forward_pre_hook(lambda module, _: seen.add(module.weight.dtype))
+    ways = ways_found(model, dtype=BFLOAT16, before=lambda: take_noise(model, [path]))
+    assert not ways.ways[path].rules
+    assert seen == {BFLOAT16}
+
+
+class Large(LlamaForCausalLM):
+    """Takes more memory in float32 than there is."""
+
+    def forward(self, input_ids, past_key_values=None, **others):
+        if self.model.norm.weight.dtype == FLOAT32:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return super().forward(input_ids, past_key_values=past_key_values, **others)
+
+
+def test_memory_that_is_short_is_no_reason_to_leave_out_a_test():
+    line = refusal(llama(Large), lowrank=True, dtype=BFLOAT16)
+    assert line.startswith("model: the device has no memory for the test at the start, in float32 (CUDA out")
+    assert line.endswith("use model.base=host, model.master=live or a larger device")
+    zoo.start(llama(Large), lowrank=True, dtype=BFLOAT16, master=BFLOAT16)
 
 
 def test_parameters_that_are_tried_one_after_another(monkeypatch):

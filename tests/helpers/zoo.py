@@ -253,12 +253,13 @@ def start(
     lowrank: bool,
     dtype: torch.dtype = torch.float32,
     before: Callable[[], None] = lambda: None,
+    master: torch.dtype = torch.float32,
 ) -> Started:
     """Put together as `replica` does, on the CPU, with noise of rank 1 or full, and past the self-test.
 
     `before` is called just before that. Raises InputError, as a start does.
     """
-    weights = take_over(model, dtype, torch.device("cpu"), CpuKernels(1), int(lowrank))
+    weights = take_over(model, dtype, torch.device("cpu"), CpuKernels(1), int(lowrank), master)
     linear_cpu.install(model)
     perturbation = LowRank(model, weights, 1) if lowrank else Full(weights)
     text = Text(model, tiny.tokenizer(), chat_template=False)
