@@ -46,6 +46,13 @@ def test_nothing_is_compiled_by_nvcc(monkeypatch):
     assert settings_of_a_start(monkeypatch)["VLLM_USE_FLASHINFER_SAMPLER"] == "1", "what is set stays"
 
 
+@pytest.mark.skipif(bool(find_spec("vllm")), reason="vLLM is installed")
+def test_the_cache_is_not_taken_from_the_environment(monkeypatch):
+    """On CPUs, vLLM's old variable would count in place of the bytes that were reckoned."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
+    assert "VLLM_CPU_KVCACHE_SPACE" not in settings_of_a_start(monkeypatch)
+
+
 def test_what_vllm_does_not_know_is_refused_before_it_starts():
     """It knows a model stretched by YaRN up to the configuration's own number, where hf knows more."""
     config = LlamaConfig(max_position_embeddings=512, rope_parameters={"rope_type": "yarn", "factor": 4.0})

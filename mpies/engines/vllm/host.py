@@ -309,7 +309,7 @@ def options_on_gpus(free: int, total: int, rows: int) -> dict[str, Any]:
 
 
 def _set_environment(local_rank: int) -> None:
-    """What a user has set stays. Read by vLLM when it is imported, or later."""
+    """What a user has set stays, but for what settings say. Read by vLLM when it is imported, or later."""
     root = os.environ.get("VLLM_CACHE_ROOT") or Path("~/.cache/vllm").expanduser()
     # Compiled code: ranks of a node, and nodes with one file system, would write it at the same time.
     private = Path(root) / f"mpies-{os.uname().nodename}-{local_rank}"
@@ -329,6 +329,7 @@ def _set_environment(local_rank: int) -> None:
 
 
 @contextlib.contextmanager
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # on CPUs, it would count in place of the bytes reckoned
 def _mended(device: torch.device, packing: Packing) -> Iterator[None]:
     """What vLLM does while it starts, without what does not suit.
 
