@@ -212,6 +212,7 @@ def settings_of(given: argparse.Namespace, dtype: str, work: Work, chosen: dict[
         "model.device": given.device,
         "task.chat_template": False,
         "es.population": work.members,
+        "es.antithetic": False,
         "engine.batch_size": work.prompts,
         "engine.max_new_tokens": work.tokens,
         "run.threads": given.threads,

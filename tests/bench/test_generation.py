@@ -37,9 +37,8 @@ def test_settings_are_those_of_the_work(given):
 
 def test_a_block_is_as_large_as_the_work(given):
     """Not as large as a run's population is by default."""
-    large = Work(128, 4, 64)
-    settings = settings_of(given, "bfloat16", large, {"es.perturbation": "lowrank", "es.block": large.members})
-    assert settings.es.block_size == 128
+    lowrank = {"es.perturbation": "lowrank", "es.block": 129}
+    assert settings_of(given, "bfloat16", Work(129, 4, 64), lowrank).es.block_size == 129
 
 
 @pytest.mark.parametrize("count", [1, 8, 25])
@@ -105,6 +104,7 @@ def test_all_ways_are_timed_alike(rig):
     ways = [
         "plain",
         "low rank",
+        "low rank: a direction's update",
         "full: a member",
         "full: update",
         "paper: a member",
