@@ -21,6 +21,7 @@ from mpies.config import Settings
 from mpies.engines import selftest, vllm
 from mpies.engines.base import Engine, Prompt
 from mpies.engines.image import images_in
+from mpies.engines.membertest import MEMBERS
 from mpies.engines.text import Text
 from mpies.engines.unused import find_left_out, leaves_out
 from mpies.engines.vision import Vision
@@ -342,7 +343,9 @@ def _host(settings: Settings, setup: Setup, model: Any, text: Text, local: int) 
     from mpies.engines.vllm.host import Host, Noise, Room
 
     es = settings.es
-    noise = Noise(es.block_size, es.rank) if es.perturbation == "lowrank" else None
+    # The test at the start has as many members as it needs, whatever a block has.
+    members = max(es.block_size, len(MEMBERS))
+    noise = Noise(members, es.rank) if es.perturbation == "lowrank" else None
     room = Room.of(text, setup.task.prompts, settings.engine.batch_size, settings.engine.max_new_tokens)
     room = replace(room, tokens=max(room.tokens, setup.task.most_tokens(text) or 0))
     folder = loading.folder_of(settings.model.path)

@@ -51,8 +51,10 @@ class BlocksInVllm:
 
     def set_each(self, members: list[Member], sigmas: Mapping[str, float]) -> None:
         """The same with a sigma for each parameter."""
+        count, weights, most = len(members), self.weights, self.layers.members.nobody
+        # The buffers' last row is nobody's, and would take the noise of one more without a word.
+        assert count <= most, f"{count} members, where a block has {most}"
         self._show_base()
-        count, weights = len(members), self.weights
         for name, place in self.matrices.items():
             first, *others = (b[:count] for b in place.b)
             draw_factors(place.a[:count], first, weights, members, name, sigmas[name])
