@@ -408,6 +408,14 @@ def test_batch_invariance_is_refused_on_cpus(world, tmp_path):
         build(world, save(tmp_path / "model", "Llama"), "engine.batch_invariant=true")
 
 
+def test_a_blocks_buffers_are_as_large_as_was_reckoned(made):
+    """But for rows that pad a vocabulary."""
+    matrices, vectors = made.perturbation.layers.matrices.values(), made.perturbation.layers.vectors.values()
+    made_bytes = sum(one.a.nbytes + one.b.nbytes for one in matrices) + sum(one.nbytes for one in vectors)
+    padding = sum(one.padding for one in matrices) * RANK * (len(MEMBERS) + 1) * torch.float32.itemsize
+    assert made_bytes - padding == Noise(len(MEMBERS), RANK).bytes(made.weights.base, torch.float32)
+
+
 def test_a_block_that_does_not_fit_is_refused_with_numbers():
     room = Room(8, 64)
     shape = transformers.LlamaConfig(**SHAPE, vocab_size=99)

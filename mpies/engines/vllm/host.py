@@ -46,6 +46,8 @@ SHARE = 0.5
 CAPTURED, WORTH_CAPTURING = 512, 2048
 # Bytes beyond weights and cache: activations, CUDA graphs, log-probabilities, and noise's scratch.
 RESERVE = {"cpu": 2**29, "cuda": 3 * 2**30}
+# Matrices that are one in transformers, and so many parts in vLLM.
+PARTS = {"qkv_proj": 3, "query_key_value": 3, "gate_up_proj": 2}
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,10 @@ class Noise:
     def bytes(self, base: Tensors, dtype: torch.dtype) -> int:
         """Of all buffers, nobody's among them; a matrix that is several parts of vLLM's has a B for each."""
         numbers = count_noise((tensor.shape for tensor in base.values()), self.rank)
+        for name, tensor in base.items():
+            if tensor.dim() == 2:
+                module = name.removesuffix(".weight").rpartition(".")[2]
+                numbers += (PARTS.get(module, 1) - 1) * self.rank * tensor.shape[1]
         return (self.members + 1) * numbers * dtype.itemsize
 
 
@@ -331,6 +337,7 @@ def _set_environment(local_rank: int) -> None:
     if not str(root).endswith(private.name):
         os.environ["VLLM_CACHE_ROOT"] = str(private)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # on CPUs, it would count in place of the bytes reckoned
     # The first of vLLM's two runners: for the second, logits processors are written otherwise.
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     # FlashInfer's sampler is compiled by nvcc when vLLM starts, which fails without a CUDA toolkit. Nothing
@@ -344,7 +351,6 @@ def _set_environment(local_rank: int) -> None:
 
 
 @contextlib.contextmanager
-    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # on CPUs, it would count in place of the bytes reckoned
 def _mended(device: torch.device, packing: Packing) -> Iterator[None]:
     """What vLLM does while it starts, without what does not suit.
 
