@@ -270,12 +270,11 @@ def test_a_smaller_block_leaves_no_member_of_the_larger_one(llama):
     [
         {"max_num_batched_tokens": 48},  # prompts in chunks, of several members in a step
         {"max_num_seqs": 2},  # most requests wait
-        {"async_scheduling": True},
     ],
     ids=lambda options: next(iter(options)),
 )
 def test_however_vllm_schedules(world, tmp_path, monkeypatch, options):
-    """Chunks of prompts, requests that wait, steps that are prepared while another runs."""
+    """Chunks of prompts, requests that wait; steps that are prepared while another runs are for GPUs."""
     from vllm import LLM
 
     plain = LLM.__init__
@@ -283,9 +282,30 @@ def test_however_vllm_schedules(world, tmp_path, monkeypatch, options):
         LLM, "__init__", lambda self, *given, **named: plain(self, *given, **(named | options))
     )
     made = build(world, save(tmp_path / "model", "Llama"))
+    ((option, value),) = options.items()
+    assert getattr(made.engine.llm.llm_engine.vllm_config.scheduler_config, option) == value
     expected = [answers_by_transformers(made, own_weights(made, member))[0] for member in MEMBERS]
     made.perturbation.set(MEMBERS, SIGMA)
     assert ids_of(made.engine.generate_block(PROMPTS, len(MEMBERS))) == expected
+
+
+def test_members_whose_answers_end_at_different_times(llama):
+    """Some at a stop token, others at the limit: rows leave, and others take their places."""
+    whole = [answers_by_transformers(llama, own_weights(llama, member))[0] for member in MEMBERS]
+    plain = llama.engine.text.stops
+    for stop in {token for answers in whole for ids in answers for token in ids[1:]}:
+        cut = [[ids[: ids.index(stop) + 1] if stop in ids else ids for ids in answers] for answers in whole]
+        lengths = [[len(ids) for ids in answers] for answers in cut]
+        if len({str(row) for row in lengths}) == len(MEMBERS) and any(NEW in row for row in lengths):
+            break
+    else:
+        pytest.fail("no token ends the members' answers at different times")
+    llama.perturbation.set(MEMBERS, SIGMA)
+    try:
+        llama.engine.text.stops = plain | {stop}
+        assert ids_of(llama.engine.generate_block(PROMPTS, len(MEMBERS))) == cut
+    finally:
+        llama.engine.text.stops = plain
 
 
 def test_requests_that_lose_their_cache_and_begin_again(world, tmp_path, monkeypatch):

@@ -59,6 +59,8 @@ def test_members_are_what_their_own_weights_compute(world, folder):
 
     made = build(world, folder, *GIVEN)
     assert envs.VLLM_BATCH_INVARIANT and torch.cuda.is_available()
+    # Steps are prepared while others run, as vLLM has it on GPUs alone.
+    assert made.engine.llm.llm_engine.vllm_config.scheduler_config.async_scheduling
     first = made.engine.generate(PROMPTS).ids
     made.perturbation.set(MEMBERS, 3.0)
     assert all(one.ids != first for one in made.engine.generate_block(PROMPTS, len(MEMBERS)))
