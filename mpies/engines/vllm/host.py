@@ -22,6 +22,7 @@ import torch
 from mpies.engines.base import Prompt
 from mpies.engines.text import Text
 from mpies.engines.vllm import INSTEAD, mapping
+from mpies.engines.vllm.insides import refuse_changed
 from mpies.engines.vllm.packing import Packing, WatchedWeights
 from mpies.errors import InputError, reason
 from mpies.model.lowrank import count_noise
@@ -246,8 +247,11 @@ def start(
     _set_environment(local_rank)
     threads, preloaded = torch.set_num_threads, os.environ.get("LD_PRELOAD")
     try:
-        with warnings.catch_warnings(), _mended(device, packing):
-            made = _make(folder, dtype, device, room, cache, noise, others)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            refuse_changed(device.type)  # before anything of it is replaced
+            with _mended(device, packing):
+                made = _make(folder, dtype, device, room, cache, noise, others)
     except InputError:
         raise
     except Exception as error:
@@ -281,10 +285,8 @@ def _make(
 ) -> LLM:
     from vllm import LLM
 
-    from mpies.engines.vllm.insides import refuse_changed
     from mpies.engines.vllm.plugins import CounterBased, Executor, Unfilled
 
-    refuse_changed(device.type)
     Unfilled.register()
     options: dict[str, Any] = {"enforce_eager": True}
     if device.type == "cuda":
@@ -359,7 +361,6 @@ def _mended(device: torch.device, packing: Packing) -> Iterator[None]:
     attributes of all modules for objects with a `__dict__`, which llvmlite's library claims to have, as it
     claims all.
     """
-    warnings.simplefilter("ignore")
     if device.type != "cpu":
         yield
         return
@@ -370,7 +371,7 @@ def _mended(device: torch.device, packing: Packing) -> Iterator[None]:
         dispatcher = importlib.import_module("vllm.triton_utils.dispatcher")
 
     experts: Any = SimpleNamespace()
-    with contextlib.suppress(ImportError, AttributeError):  # elsewhere before 0.32: their answers are refused
+    with contextlib.suppress(ImportError, AttributeError):  # insides.py tells what is gone
         name = "vllm.model_executor.layers.fused_moe.experts.cpu_moe"
         experts = importlib.import_module(name).CPUUnquantizedExperts
 

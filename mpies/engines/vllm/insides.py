@@ -1,7 +1,9 @@
 """What mpies uses of vLLM's insides, which any release may change: one table, compared at every start.
 
 A name that is gone, or that takes other arguments, is told by name before anything is computed. That what is
-there computes what it did is for the tests at start to see (engine.py, selftest.py). Imports vLLM.
+there computes what it did is for the tests at start to see (engine.py, selftest.py). Attributes of layers
+(`skip_bias_add`, `output_partition_sizes`) are not in it: a start reads them, and is refused without. Imports
+vLLM.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ def _of(module: str, names: Iterable[str]) -> Iterator[Inside]:
 
 
 NORM = ("x", "residual")
+EXPERTS = "model_executor.layers.fused_moe.experts.cpu_moe"
 INSIDES = (
     # plugins.py: how a model is loaded, where it is computed, how tokens are chosen.
     *_of("model_executor.model_loader", ["get_model_loader", "register_model_loader"]),
@@ -72,10 +75,17 @@ INSIDES = (
         "GPUModelRunner._prepare_inputs",
         ("scheduler_output", "num_scheduled_tokens"),
     ),
+    # Within it, members are copied to the GPU: before, it waits for the copies of the step before.
+    Inside("v1.worker.gpu_model_runner", "GPUModelRunner.synchronize_input_prep", ()),
     Inside("v1.worker.gpu_input_batch", "InputBatch.req_ids"),
     Inside("v1.worker.gpu_input_batch", "CachedRequestState"),
     # layers.py: what is replaced.
     Inside("model_executor.layers.linear", "UnquantizedLinearMethod.apply", ("layer", "x", "bias")),
+    Inside(
+        "model_executor.layers.linear",
+        "UnquantizedLinearMethod.create_weights",
+        ("layer", "input_size_per_partition", "output_partition_sizes"),
+    ),
     *_of(
         "model_executor.layers.linear",
         [
@@ -99,6 +109,7 @@ INSIDES = (
     ),
     Inside("model_executor.layers.layernorm", "RMSNorm.forward_native", NORM),
     Inside("model_executor.layers.layernorm", "GemmaRMSNorm.forward_native", NORM),
+    Inside("model_executor.layers.layernorm", "LayerNorm.forward"),
     # host.py, packing.py: what vLLM does to weights on CPUs, and its products.
     Inside(
         "model_executor.layers.utils", "dispatch_cpu_unquantized_gemm", ("layer", "remove_weight"), on="cpu"
@@ -106,6 +117,20 @@ INSIDES = (
     Inside("_custom_ops", "_supports_onednn", on="cpu"),
     Inside("_custom_ops", "create_onednn_mm", ("weight", "primitive_cache_size"), on="cpu"),
     Inside("_custom_ops", "onednn_mm", ("dnnl_handler", "x", "bias"), on="cpu"),
+    Inside(EXPERTS, "CPUUnquantizedExperts.process_weights_after_loading", ("layer",), on="cpu"),
+    Inside(EXPERTS, "CPUUnquantizedExperts._padded_intermediate_size", ("moe_config",), on="cpu"),
+    Inside(EXPERTS, "CPUUnquantizedExperts.apply", ("output", "hidden_states", "w1", "w2"), on="cpu"),
+    Inside(EXPERTS, "CPUUnquantizedExperts.isa", on="cpu"),
+    Inside("_custom_ops", "cpu_prepack_moe_weight", ("weight", "isa"), on="cpu"),
+)
+
+# Layers of single models, which low rank knows by their names: one that is gone is refused as any other that
+# is not known. Compared by the tests alone, since importing a model's module takes its while.
+OF_MODELS = (
+    Inside("model_executor.models.commandr", "LayerNorm.forward", ("hidden_states", "residuals")),
+    Inside("model_executor.models.commandr", "RMSNorm.forward", ("hidden_states", "residuals")),
+    Inside("model_executor.models.nemotron", "NemotronLayerNorm1P.forward"),
+    Inside("model_executor.models.opt", "OPTLearnedPositionalEmbedding.forward", ("positions",)),
 )
 
 # Read by vLLM from the environment: what it does not know would be set in vain.
