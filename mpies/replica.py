@@ -269,8 +269,8 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     perturbed: Perturbation = blocks or perturbation.make(settings.es, model, weights)
     engine = _engine(settings, setup.task, model, text, weights, perturbed, host)
     selftest.check(model, weights, perturbed, engine, two_with_images(setup.task.prompts, text.encode))
-    if blocks:
-        _check_members_in_vllm(model, weights, blocks, engine)
+    if host:
+        _check_vllm(model, weights, blocks, engine)
     return Replica(
         model=model,
         tokenizer=tokenizer,
@@ -303,10 +303,13 @@ def two_with_images(prompts: Iterable[Prompt], encode: Callable[[Prompt], list[i
     return [shown[0], next((prompt for prompt in shown if len(encode(prompt)) != first), shown[-1])]
 
 
-def _check_members_in_vllm(model: Any, weights: Weights, perturbed: Any, engine: Any) -> None:
-    from mpies.engines.vllm.selftest import check_members
+def _check_vllm(model: Any, weights: Weights, blocks: Any, engine: Any) -> None:
+    from mpies.engines.vllm.selftest import check_live_weights, check_members
 
-    check_members(model, weights, perturbed, engine)
+    if blocks:
+        check_members(model, weights, blocks, engine)
+    else:
+        check_live_weights(model, weights, engine)
 
 
 def _refuse_unfit(path: str, weights: Weights) -> None:

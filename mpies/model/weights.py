@@ -23,7 +23,7 @@ An engine may hold the live weights in a model of its own; the transformers mode
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -203,11 +203,15 @@ class Weights:
 
     def perturb(self, seed: int, scale: float) -> None:
         """live <- cast(base + scale * noise(seed)), scale being sigma * sign."""
+        self.perturb_each(seed, dict.fromkeys(self.live, scale))
+
+    def perturb_each(self, seed: int, scales: Mapping[str, float]) -> None:
+        """The same with a scale for each of these parameters, by name; the others stay as they are."""
         self._rewrite()
-        for name, base in self.storage.bring(self.live):
+        for name, base in self.storage.bring(scales):
             for part, start in _parts_of(base):
                 target = self.live[name].view(-1)[start : start + part.numel()]
-                self.kernels.perturb(part.float().view(-1), target, seed, self.ids[name], scale, start)
+                self.kernels.perturb(part.float().view(-1), target, seed, self.ids[name], scales[name], start)
 
     def show_base(self) -> None:
         """live <- cast(base): the unperturbed model. Costs nothing if live shows the base already."""

@@ -39,6 +39,14 @@ class Both:
         return self.vllm, self.hf
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache_that_a_user_has_set():
+    """As vLLM's documentation for CPUs has it, in GB: it would be taken in place of what is reckoned."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        yield
+
+
 def build(world, folder, engine: str, *overrides: str) -> Replica:
     torch.set_num_threads(1)
     given = [f"model.path={folder}", "model.device=cpu", "model.dtype=float32", "run.directory=none"]
@@ -164,6 +172,12 @@ def test_live_weights_are_not_there_twice(both):
         assert {tensor.untyped_storage().data_ptr() for tensor in tensors} == own
 
 
+def test_the_cache_is_what_was_reckoned(both):
+    cache = both.vllm.engine.llm.llm_engine.vllm_config.cache_config.kv_cache_memory_bytes
+    room = Room.of(both.vllm.engine.text, PROMPTS, ROWS, NEW)
+    assert cache == room.bytes(both.vllm.model.config, torch.float32)
+
+
 def test_answers_end_as_with_hf(both):
     """At a stop token, which counts; some rows early, others not at all."""
     said = both.hf.engine.generate(PROMPTS).ids
@@ -243,6 +257,28 @@ def test_a_model_that_transformers_computes_otherwise_is_refused(both, monkeypat
         InputError, match=r"^engine.name: vllm computes this model otherwise .*engine.name=hf"
     ):
         VllmEngine(*given, max_new_tokens=NEW)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_vllm_keeps_to_itself_are_found_at_start(world, tiny_model, monkeypatch, dtype):
+    """A copy that a layer makes when it first computes with weights, as of norms: the base's for ever."""
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    plain = RMSNorm.forward
+
+    def forward(self, *given):
+        own = self.weight.data
+        if own.any():  # vLLM computes once before they are written
+            vars(self).setdefault("kept", own.clone())
+            self.weight.data = self.kept
+        try:
+            return plain(self, *given)
+        finally:
+            self.weight.data = own
+
+    monkeypatch.setattr(RMSNorm, "forward", forward)
+    with pytest.raises(InputError, match=r"^engine\.name: vllm computes Llama.* once its weights are p"):
+        build(world, tiny_model(kind="llama", hidden=HIDDEN), "vllm", f"model.dtype={dtype}")
 
 
 def test_answers_longer_than_the_model_knows_are_refused(world, tiny_model):

@@ -9,7 +9,7 @@ well, and is given copies in it in place of the parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -34,9 +34,9 @@ class WatchedWeights(Weights):
 
     writes = 0
 
-    def perturb(self, seed: int, scale: float) -> None:
+    def perturb_each(self, seed: int, scales: Mapping[str, float]) -> None:
         self.writes += 1
-        super().perturb(seed, scale)
+        super().perturb_each(seed, scales)
 
     def show(self, values: Iterable[tuple[str, torch.Tensor]]) -> None:
         self.writes += 1
