@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mpies.engines.tools import DEPTH, is_shallow
+from mpies.engines.calls import DEPTH, is_shallow
 from mpies.tasks.environments.limits import CHARACTERS
 
 MODEL = "mpies"  # the only one that there is, under any name
