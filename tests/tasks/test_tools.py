@@ -45,8 +45,8 @@ def tokenizer():
 def qwen():
     """A tokenizer with Qwen3's chat template and TRL's way to read it."""
     utils = pytest.importorskip("trl.chat_template_utils")
-    made = tiny.tokenizer()
-    made.chat_template = (Path(utils.__file__).parent / "chat_templates" / "qwen3.jinja").read_text()
+    template = Path(utils.__file__).parent / "chat_templates" / "qwen3.jinja"
+    made = tiny.byte_tokenizer(template.read_text())
     return utils.add_response_schema(made)
 
 
@@ -255,6 +255,11 @@ def runs_of(alone, tiny_model, tmp_path):
         (settings(tools=["missing"], train_size=1, reward={"games:more": 1.0}), "task.tools: "),
         (settings(tools=["more"], train_size=1, reward={"games:more": 1.0}), "task.tools: describe raised "),
         (settings(tools=["multiply"], train_size=1), "task.reward: missing"),
+        (settings("IncrementEnv", ["multiply", "multiply"], train_size=1), "task.tools: two of them have"),
+        (
+            settings("Patient", ["note"], train_size=1),
+            "task.environment_factory: 'note' is a method of the environment's, and one of task.tools",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(given, said):
