@@ -154,7 +154,7 @@ class Tools:
         """The messages, each of a kind that the template knows. Results that become the user's are one with
         what else the user says there: many templates want roles to alternate."""
         told: list[Message] = []
-        writes = was_result = False
+        writes, was_result = self._told_after_text, False
         for message in chat:
             is_result = message["role"] == "tool" and not writes
             made = _as_users(message) if is_result else self._with_calls_told(message)
