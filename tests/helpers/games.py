@@ -91,7 +91,7 @@ class Wicked:
 
     def _busy(self):
         def compute():
-            while time.process_time() < 4:
+            while time.process_time() < 3:
                 pass
 
         threading.Thread(target=compute, daemon=True).start()
