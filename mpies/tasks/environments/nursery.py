@@ -60,8 +60,8 @@ class Nursery:
             line = self._process.line(patience)
             is_late = time.monotonic() - began >= patience
         if not line:
-            ended = self._how_it_ended()
-            how = f"has not answered for {patience:g} s" if is_late else ended
+            by_itself = self._how_it_ended()
+            how = f"has not answered for {patience:g} s" if is_late else by_itself
             raise HelperError(f"{self._setting}: the process of its episodes {how}")
         answers = json.loads(line)
         for answer in answers:
