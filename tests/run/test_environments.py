@@ -67,12 +67,12 @@ LOWRANK = {"es__perturbation": "lowrank", "es__block": 2, "engine__batch_size": 
 
 def test_episodes_without_room_for_a_first_answer_are_refused(build):
     said = (
-        r"^task\.environment: an episode's prompt 1 has 34 tokens and its answer up to 4,"
-        r" but an episode has room for 37 \(task\.episode_tokens\)"
+        r"^task\.environment: an episode's prompt 1 has 28 tokens and its answer up to 4,"
+        r" but an episode has room for 31 \(task\.episode_tokens\)"
     )
     with pytest.raises(InputError, match=said):
-        build("Echo", **MADE_UP, task__episode_tokens=37)
-    made = build("Echo", **MADE_UP, task__episode_tokens=38)
+        build("Echo", **MADE_UP, task__episode_tokens=31)
+    made = build("Echo", **MADE_UP, task__episode_tokens=32)
     (played,) = made.task.play(made.engine, made.task.starts(0))
     assert {(one.ended, len(one.turns)) for one in played.episodes} == {("tokens", 1)}
     assert made.facts.turns == "keys and values are kept from one to the next"
