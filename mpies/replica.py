@@ -18,7 +18,7 @@ import torch
 import mpies
 from mpies import config, tasks
 from mpies.config import Settings
-from mpies.engines import selftest, vllm
+from mpies.engines import selftest, turns, vllm
 from mpies.engines.base import Engine, Prompt
 from mpies.engines.image import images_in
 from mpies.engines.text import Text
@@ -285,7 +285,7 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         facts=replace(
             _facts_of(path, setup, weights, digest, master, host),
             left_out=left_out,
-            turns=_turns_of(setup.task, engine),
+            turns=turns.tell(engine) if setup.task.has_turns else "",
         ),
         anchor=Anchor(path, weights, digest) if use.anchored else None,
         initial=_initial(path, weights, digest, use.compared_with),
@@ -336,14 +336,6 @@ def _facts_of(
         base_dtype=str(master).removeprefix("torch."),
         engine=host.tell_room() if host else "",
     )
-
-
-def _turns_of(task: Task, engine: Engine) -> str:
-    """After the engine's test, which may have found that nothing must be kept."""
-    if not task.has_turns:
-        return ""
-    kept = getattr(engine, "keeps", False)
-    return "keys and values are kept from one to the next" if kept else "each reads its conversation anew"
 
 
 def _initial(path: str, weights: Weights, digest: int, compared_with: str | None) -> InitialWeights | None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Call = dict[str, Any]
+ToolCall = dict[str, Any]
 Schema = dict[str, Any]
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -34,9 +34,9 @@ class Format:
     """How calls are written. `find`: where each begins in a text, and what it is, unchecked."""
 
     find: Callable[[str, int, Sequence[Schema]], Iterator[tuple[int, Any]]]
-    write: Callable[[Call], str]
+    write: Callable[[ToolCall], str]
 
-    def read(self, text: str, tools: Sequence[Schema] = ()) -> tuple[list[Call], str]:
+    def read(self, text: str, tools: Sequence[Schema] = ()) -> tuple[list[ToolCall], str]:
         """The calls of an answer, in transformers' form, and what is said before them.
 
         `tools`: whose schemas say of what type arguments are that have no marks of their own. Raises
@@ -50,7 +50,7 @@ class Format:
         return calls, text[:begin].strip() if calls else text
 
 
-def checked_call(call: Any) -> Call:
+def checked_call(call: Any) -> ToolCall:
     """A call in transformers' form. Raises UnreadableCallError."""
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise UnreadableCallError('a call needs a "name"')
@@ -184,11 +184,11 @@ def _types(schema: Any) -> set[str]:
     return found | ({"null"} if schema.get("nullable") else set())
 
 
-def _write_tagged(call: Call) -> str:
+def _write_tagged(call: ToolCall) -> str:
     return f"{OPEN}{json.dumps(call['function'])}{CLOSE}"
 
 
-def _write_bare(call: Call) -> str:
+def _write_bare(call: ToolCall) -> str:
     return json.dumps({"name": call["function"]["name"], "parameters": call["function"]["arguments"]})
 
 

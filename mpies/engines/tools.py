@@ -19,8 +19,8 @@ from mpies.engines.calls import (
     FORMATS,
     OPEN,
     PLAIN,
-    Call,
     Format,
+    ToolCall,
     UnreadableCallError,
     checked_call,
     refuse_many,
@@ -146,7 +146,7 @@ class Tools:
         tools = [TRIED] if self.shows else None
         return _writes(self.tokenizer, [ASKED, answer, *RESULTS[:many]], tools, *RESULT_MARKS[:many])
 
-    def _tells(self, calls: list[Call]) -> bool:
+    def _tells(self, calls: list[ToolCall]) -> bool:
         """Can the template write them in a message?"""
         return not calls or (self.tells_several if len(calls) > 1 else self.tells_calls)
 
