@@ -24,11 +24,6 @@ def more(prompts, completions, **columns):
     return [None if i == 1 else 1.0 for i in range(len(prompts))]
 
 
-def worth(completions, **columns):
-    """A reward function that differs between almost any two answers."""
-    return [sum(i * ord(c) for i, c in enumerate(one[-1]["content"], 1)) % 101 / 7 for one in completions]
-
-
 class Echo:
     """Ends after row["turns"] answers; rewards differ between almost any two; says what it has drawn."""
 
