@@ -128,6 +128,15 @@ def scratch_bytes(sizes: Sequence[int], dtype: torch.dtype, streamed: bool) -> i
     return buffers + (one if dtype.itemsize < torch.float32.itemsize else 0)
 
 
+def copies_bytes(base: Tensors, device: torch.device) -> int:
+    """Bytes on the device of copies that a base's parameters are worked on in: 0 if that is in their place."""
+    kept = next(iter(base.values()))
+    streamed = kept.device.type != device.type
+    if not streamed and kept.dtype == torch.float32:
+        return 0
+    return scratch_bytes([tensor.numel() for tensor in base.values()], kept.dtype, streamed)
+
+
 def room_on(device: torch.device, shapes: dict[str, torch.Size], dtype: torch.dtype) -> Tensors:
     """Memory for a base on a device, by name; not yet written."""
     return {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}

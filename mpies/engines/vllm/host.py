@@ -25,7 +25,7 @@ from mpies.engines.vllm import INSTEAD, mapping
 from mpies.engines.vllm.packing import Packing, WatchedWeights
 from mpies.errors import InputError, reason
 from mpies.model.lowrank import count_noise
-from mpies.model.storage import scratch_bytes
+from mpies.model.storage import copies_bytes
 from mpies.model.weights import Tensors, Weights
 from mpies.noise import Kernels
 from mpies.text import size
@@ -131,15 +131,6 @@ def cache_bytes(
     return min(most, left)
 
 
-def _scratch(base: Tensors, device: torch.device) -> int:
-    """Bytes of it that RESERVE does not hold: where the base is streamed, or widened to be worked on."""
-    kept = next(iter(base.values()))
-    streamed = kept.device.type != device.type
-    if not streamed and kept.dtype == torch.float32:
-        return 0
-    return scratch_bytes([tensor.numel() for tensor in base.values()], kept.dtype, streamed)
-
-
 class Host:
     """A rank's vLLM, once `hold` was called: it holds the live weights.
 
@@ -181,7 +172,7 @@ class Host:
         parameters = sum(tensor.numel() for tensor in base.values())
         left = free - sum(tensor.nbytes for tensor in base.values() if tensor.device.type == device.type)
         noise = self.noise.bytes(base, dtype) if self.noise else 0
-        scratch = _scratch(base, device)
+        scratch = copies_bytes(base, device)
         self.cache = cache_bytes(self.room, config, dtype, device.type, parameters, left, noise, scratch)
         # Set whatever the user has set, since the run file tells the setting.
         os.environ["VLLM_BATCH_INVARIANT"] = str(int(self.invariant))
