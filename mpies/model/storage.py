@@ -129,7 +129,7 @@ def scratch_bytes(sizes: Sequence[int], dtype: torch.dtype, streamed: bool) -> i
 
 
 def copies_bytes(base: Tensors, device: torch.device) -> int:
-    """Bytes on the device of copies that a base's parameters are worked on in: 0 if that is in their place."""
+    """Bytes on the device of copies that a base is worked on in: 0 if that is done in its place."""
     kept = next(iter(base.values()))
     streamed = kept.device.type != device.type
     if not streamed and kept.dtype == torch.float32:
