@@ -5,7 +5,8 @@
 A step of ES climbs the reward averaged over the noise, whose gradient is E[g(theta + sigma z)]. Here g is
 that of the probability of the right count after the worked answer. Four groups of rows, each with a z of
 its own, have a mean gradient each; products of two groups' gradients estimate |E g|^2 without the bias that
-a square has. Prints it with its standard error over the six pairs, and which parameters and layers it lies in.
+a square has. Prints it with its standard error over the six pairs, and which parameters and layers it lies
+in.
 """
 
 import argparse
