@@ -76,11 +76,11 @@ class RoomyLayer(DynamicLayer):
         self.lazy_initialization(
             *(one.new_empty(len(pieces), one.shape[0], 0, one.shape[2]) for one in pieces[0])
         )
-        for row, piece in enumerate(pieces):
-            for mine, theirs in zip((self._keys, self._values), piece, strict=True):
-                start = seen - theirs.shape[1]
-                mine[row, :, :start] = 0  # as in `take`
-                mine[row, :, start:seen] = theirs
+        padding = seen - min(keys.shape[1] for keys, _ in pieces)
+        for mine, kept in zip((self._keys, self._values), zip(*pieces, strict=True), strict=True):
+            mine[:, :, :padding].zero_()  # as in `take`; all rows at once, which a GPU has one launch for
+            for row, piece in enumerate(kept):
+                mine[row, :, seen - piece.shape[1] : seen] = piece
         self._show(seen)
 
     def _show(self, tokens: int) -> None:
