@@ -92,14 +92,21 @@ def keeps_all(cache: DynamicCache) -> bool:
     return bool(cache.layers) and all(isinstance(layer, RoomyLayer) for layer in cache.layers)
 
 
-# What models call it; the second those of states alone, as Mamba.
-ARGUMENTS = ("past_key_values", "cache_params")
+# What models call it: transformers from 5.24 on; before, and before those of states alone, as Mamba.
+ARGUMENTS = ("cache", "past_key_values", "cache_params")
 
 
 def cache_argument(model: PreTrainedModel) -> str | None:
     """The name of the cache among the arguments of a model's forward; None if it takes none."""
     knows = inspect.signature(model.forward).parameters
     return next((name for name in ARGUMENTS if name in knows), None)
+
+
+def has_keys(argument: str, cache: DynamicCache) -> bool:
+    """Does a model that calls its cache so attend to keys, and not only go on from states?"""
+    if argument == "cache":
+        return any(isinstance(layer, DynamicLayer) for layer in cache.layers)
+    return argument == "past_key_values"
 
 
 def cache_for(model: PreTrainedModel, room: int) -> DynamicCache:
