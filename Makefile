@@ -234,6 +234,8 @@ gpu-wheels: $(INSTALLED) ## what test-gpu needs, for a machine with Python GPU_P
 	  $(foreach n,$(shell seq 17 39),--platform manylinux_2_$(n)_x86_64) \
 	  --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -r requirements-gpu.txt
 	@cd $(GPU_WHEELS) && ls -s --block-size=M *.whl | tee wheels.txt
+	@echo "besides, on that machine: a driver for CUDA 13 (580 or newer), gcc and Python.h (python3-dev) for Triton, make" \
+	  | tee -a $(GPU_WHEELS)/wheels.txt
 
 torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one left alone; or flip FLIPS bits of its file
 	PYTHONPATH=tests/helpers $(RUN) $(if $(FLIPS),tests/flips.py --flips $(FLIPS),tests/torture.py --kills $(KILLS))

@@ -56,8 +56,8 @@ class StuckError(OrderlyError):
 
 def reason(error: BaseException) -> str:
     """What went wrong, in a few words: 'No space left on device'."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    lines = [line.strip() for line in text.strip().splitlines()]
+    text = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    lines = [line.strip() for line in text.splitlines()]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 

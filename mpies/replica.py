@@ -18,7 +18,7 @@ import torch
 import mpies
 from mpies import config, tasks
 from mpies.config import Settings
-from mpies.engines import selftest, vllm
+from mpies.engines import selftest, turns, vllm
 from mpies.engines.base import Engine, Prompt
 from mpies.engines.image import images_in
 from mpies.engines.membertest import MEMBERS
@@ -108,6 +108,8 @@ class Facts:
     base_dtype: str
     engine: str = ""
     """What is to be known of it, in words."""
+    turns: str = ""
+    """What is done with keys and values from turn to turn, in words, where episodes have several."""
     left_out: tuple[str, ...] = ()
     """Modules whose parameters are not tuned."""
 
@@ -166,9 +168,11 @@ def load(comm: Comm, settings: Settings, setup: Setup, use: InitialUse) -> Repli
 
     def make() -> Brought[Replica]:
         made = _make(settings, setup, local_rank(comm), use)
-        return Brought(made, {"digest": f"{made.facts.model_digest:016x}"})
+        digest = f"{made.facts.model_digest:016x}"
+        # A rank that reads turns anew computes other last bits, and which members it has is a matter of time.
+        return Brought(made, {"digest": digest, "keys and values from turn to turn": made.facts.turns})
 
-    made, _ = agree(comm, "model.path: the loaded weights", make)
+    made, _ = agree(comm, "model.path: the loaded models", make)
     return made
 
 
@@ -251,7 +255,7 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         model, tokenizer, settings.task.chat_template, _vision(settings, setup.task, model, tokenizer)
     )
     new = settings.engine.max_new_tokens
-    tasks.refuse_prompts_of_wrong_length(setup.task, text.encode, text.positions, new)
+    tasks.refuse_prompts_of_wrong_length(setup.task, text, new)
     host = _host(settings, setup, model, text, local) if settings.engine.name == "vllm" else None
     master = loading.base_dtype(settings.model.master, dtype)
     kernels = kernels_for(device, settings.run.threads)
@@ -279,7 +283,11 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         perturbation=perturbed,
         engine=engine,
         device=device,
-        facts=replace(_facts_of(path, setup, weights, digest, master, host), left_out=left_out),
+        facts=replace(
+            _facts_of(path, setup, weights, digest, master, host),
+            left_out=left_out,
+            turns=turns.tell(engine) if setup.task.has_turns else "",
+        ),
         anchor=Anchor(path, weights, digest) if use.anchored else None,
         initial=_initial(path, weights, digest, use.compared_with),
     )

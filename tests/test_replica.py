@@ -9,8 +9,10 @@ import platform
 import shutil
 import sys
 import threading
+from dataclasses import replace
 from importlib.metadata import version
 
+import games
 import pytest
 import small
 import threads
@@ -219,8 +221,24 @@ def test_ranks_that_load_other_weights_are_refused(runs, tiny_model, alone, load
     said = refusals(2, lambda comm: load(comm, settings[comm.rank], setup, InitialUse()))
     digests = [f"{build(alone, one).facts.model_digest:016x}" for one in settings]
     assert said == (
-        f"model.path: the loaded weights differ between ranks: digest is '{digests[0]}' on rank 0 on alpha"
+        f"model.path: the loaded models differ between ranks: digest is '{digests[0]}' on rank 0 on alpha"
         f" and '{digests[1]}' on rank 1 on beta"
+    )
+
+
+def test_ranks_that_go_from_turn_to_turn_in_different_ways_are_refused(runs, alone, loads):
+    """Which members such a rank has is a matter of time, and their last bits would be."""
+    own = {"task__name": "custom", "task__reward": {}, "task__train_data": "", "task__eval_data": ""}
+    own |= {"task__environment": f"{games.__file__}:Echo", "task__train_size": 2}
+    settings = settings_of(runs, **own)
+    setup = settle(alone, settings)
+    limits = replace(setup.task.environments.limits, turns=1)
+    single = replace(setup.task, environments=replace(setup.task.environments, limits=limits))
+    setups = [setup, replace(setup, task=single)]
+    said = refusals(2, lambda comm: load(comm, settings, setups[comm.rank], InitialUse()))
+    assert said.startswith(
+        "model.path: the loaded models differ between ranks: keys and values from turn to turn is"
+        " 'keys and values are kept from one to the next' on rank 0"
     )
 
 

@@ -19,6 +19,7 @@ from mpies.model import loading
 from mpies.model.beside import beside_decoder
 from mpies.model.lowrank import count_noise
 from mpies.model.lowrank_ways import count_in_turn
+from mpies.model.storage import scratch_bytes
 from mpies.ranks.agreement import on_root, together
 from mpies.ranks.collectives import allgather_objects, host, named
 from mpies.ranks.devices import shares
@@ -200,14 +201,7 @@ def _count(parameters: Parameters) -> int:
 
 
 def _scratch(parameters: Parameters, base: torch.dtype, streamed: bool) -> int:
-    """Bytes of a tensor in float32, or of the buffers that parameters are streamed through."""
-    sizes = [parameter.numel() for parameter in parameters.values()]
-    one = FLOAT32 * max(sizes, default=0)
-    if not streamed:
-        return one
-    # storage.py; in another dtype, a parameter is widened besides
-    buffers = base.itemsize * sum(max(sizes[first::2], default=0) for first in (0, 1))
-    return buffers + (one if base.itemsize < FLOAT32 else 0)
+    return scratch_bytes([parameter.numel() for parameter in parameters.values()], base, streamed)
 
 
 def _test_takes(

@@ -25,7 +25,9 @@ def _about_the_model(settings: Settings) -> Iterator[str]:
 
 def _about_the_task(settings: Settings) -> Iterator[str]:
     task = settings.task
-    if task.image_column and task.name != "custom":
+    if task.image_column and task.in_environments:
+        yield "task.image_column: has no effect with an environment, tools or an agent, which see text only"
+    elif task.image_column and task.name != "custom":
         yield f"task.image_column: has no effect with task.name={task.name}, only with custom"
 
 

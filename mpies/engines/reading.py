@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from mpies.engines.cache import ARGUMENTS, RoomyLayer, cache_argument, cache_for
+from mpies.engines.cache import ARGUMENTS, RoomyLayer, cache_argument, cache_for, has_keys
 from mpies.engines.turns import Part, Past, resume
 from mpies.engines.vision import Inputs, for_rows, of_same_prompt
 
@@ -44,7 +44,6 @@ class Reading:
         self.pasts = pasts if any(pasts) else [None] * len(prompts)
         self.knows = inspect.signature(model.forward).parameters
         self.argument = cache_argument(model) or ARGUMENTS[0]
-        self.has_keys = self.argument == ARGUMENTS[0]
         self.ids, self.starts = left_padded(prompts, model.device)
         self.width = self.ids.shape[1]
         self.padded = any(len(prompt) < self.width for prompt in prompts)
@@ -53,6 +52,7 @@ class Reading:
         self.shifts = torch.zeros_like(self.starts)
         self.rows = torch.arange(len(prompts), device=model.device)
         self.cache = cache_for(model, self.width + room)
+        self.has_keys = has_keys(self.argument, self.cache)
         self.seen = 0
 
     def begin(self) -> torch.Tensor:

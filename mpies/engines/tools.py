@@ -5,6 +5,9 @@ of role `tool` has a result. What a model's chat template or tokenizer does not 
 
     <tool_call>{"name": "...", "arguments": {...}}</tool_call>
     <tool_response>...</tool_response>, as the user's message
+
+A template that asks for calls in a format of its own is left to tell of tools only if what it writes of a
+call is read back as that call; else a model would call, and nobody would hear it.
 """
 
 from __future__ import annotations
@@ -12,18 +15,27 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from mpies.engines.calls import (
+    FORMATS,
+    OPEN,
+    PLAIN,
+    Format,
+    ToolCall,
+    UnreadableCallError,
+    checked_call,
+    refuse_many,
+)
+
 Message = dict[str, Any]
 Tokenizer = Any
 """Of transformers, which this module does without: run files are read where it is not."""
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
-MOST_CALLS = 16  # of a turn
-DEPTH = 64  # of a call's arguments: who copies and writes them goes as deep; a parser may do a thousand
 EXPLAINED = (
     "You can call tools. To call one, write\n"
     '<tool_call>{"name": "NAME", "arguments": {"ARGUMENT": VALUE}}</tool_call>\n'
     "and you are given what it returns. The tools, as JSON:\n"
 )
+PLAIN_PARTS = OPEN, '"name"', '"arguments"'  # of what a template says that asks for this format
 
 
 class Chat(list):
@@ -41,124 +53,141 @@ class Chat(list):
         return Chat([*self, *messages], self.tools)
 
 
-class UnreadableCallError(Exception):
-    """What a model wrote is no call of a tool."""
-
-
 class Tools:
     """What a tokenizer and its chat template know of tools, found out by trying."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.reads = getattr(tokenizer, "response_template", None) is not None
-        self.shows, self.tells_calls, self.tells_results = _tried(tokenizer)
+        self.format: Format | None = PLAIN
+        """In which calls are read; None: by the tokenizer's own response parsing."""
+        self.shows = self.tells_calls = self.tells_several = False
+        """Does the template write tools, a call in a message, more than one?"""
+        if _writes(tokenizer, [ASKED], [TRIED], MARK):
+            self._find_format()
+        self._told_after_text = self._writes_results({"role": "assistant", "content": "b"}, 2)
+        many = 2 if self.tells_several else 1
+        self._told_after_calls = self.tells_calls and self._writes_results(_calling(many), many)
 
     def written(self, chat: Chat) -> str:
         """A conversation as the chat template writes it, with what it does not know as text."""
-        messages = [self._as_text(message) for message in chat]
+        messages = self._told(chat)
         if self.shows or not chat.tools:
             return _rendered(self.tokenizer, messages, chat.tools or None)
         schemas = "\n".join(json.dumps(tool.get("function", tool)) for tool in chat.tools)
         return _rendered(self.tokenizer, _explained(messages, EXPLAINED + schemas), None)
 
-    def read(self, ids: list[int], text: str, prompt: Any) -> tuple[Message, list[str]]:
+    def read(self, ids: list[int], text: str, prompt: Chat) -> tuple[Message, list[str]]:
         """An answer as a message, with the calls in it, and what of it could not be read as a call.
 
         `text`: the answer without special tokens; `prompt`: what it answers.
         """
-        message: Message = {"role": "assistant", "content": text}
         try:
-            if self.reads and isinstance(prompt, Chat):
-                return self._parsed(ids, text, prompt), []
-            calls = calls_in(text)
+            message = self._read(self.format, ids, text, prompt)
         except UnreadableCallError as error:
-            return message, [str(error)]
-        if calls:
-            message["tool_calls"] = calls
-            if self.tells_calls:
-                message["content"] = text[: text.index(OPEN)].strip()
+            return {"role": "assistant", "content": text}, [str(error)]
+        if not self._tells(message.get("tool_calls", [])):
+            message["content"] = text
         return message, []
 
-    def _parsed(self, ids: list[int], text: str, prompt: Chat) -> Message:
+    def _read(self, format: Format | None, ids: list[int], text: str, prompt: Chat) -> Message:
+        """Raises UnreadableCallError."""
+        if format is None:
+            return self._parsed(ids, self.written(prompt), prompt.tools)
+        calls, before = format.read(text, prompt.tools)
+        return {"role": "assistant", "content": before} | ({"tool_calls": calls} if calls else {})
+
+    def _parsed(self, ids: list[int], prefix: str, tools: list[dict[str, Any]]) -> Message:
         """By transformers' response parsing. Raises UnreadableCallError."""
         given = self.tokenizer.decode(ids)
         try:
-            found = self.tokenizer.parse_response(given, prefix=self.written(prompt), tools=[*prompt.tools])
+            found = self.tokenizer.parse_response(given, prefix=prefix, tools=[*tools])
             calls = [checked_call(call.get("function", call)) for call in found.get("tool_calls") or []]
         except UnreadableCallError:
             raise
         except Exception as error:  # of the template's own parsers, which find all that can be wrong
             raise UnreadableCallError(f"the answer cannot be read: {str(error)[:200]}") from None
-        if len(calls) > MOST_CALLS:
-            raise UnreadableCallError(f"{len(calls)} calls in one answer; allowed are {MOST_CALLS}")
+        refuse_many(len(calls))
         stop = self.tokenizer.eos_token or ""
         content = str(found.get("content") or "").removesuffix(stop)
         kept = {k: v for k, v in found.items() if k not in ("role", "content", "tool_calls")}
         return {"role": "assistant", "content": content, **kept} | ({"tool_calls": calls} if calls else {})
 
-    def _as_text(self, message: Message) -> Message:
-        """A message of a kind that the template knows."""
-        if message["role"] == "tool" and not self.tells_results:
-            content = f"<tool_response>\n{message['content']}\n</tool_response>"
-            return {"role": "user", "content": content}
-        if message.get("tool_calls") and not self.tells_calls:
-            return _with_calls_as_text(message)
-        return message
+    def _find_format(self) -> None:
+        """That in which the template writes calls, if it is known."""
+        has_own = getattr(self.tokenizer, "response_template", None) is not None
+        for format in (*([None] if has_own else []), *FORMATS):
+            if self._reads_back(format, 1):
+                self.format, self.shows, self.tells_calls = format, True, True
+                self.tells_several = self._reads_back(format, 2)
+                return
+        # Some ask for the plain format, but write no calls: these stay the model's own text.
+        if not _writes(self.tokenizer, [ASKED, _calling(1)], None, MARK):
+            self.shows = all(part in _rendered(self.tokenizer, [ASKED], [TRIED]) for part in PLAIN_PARTS)
 
-
-def calls_in(text: str) -> list[dict[str, Any]]:
-    """The calls that an answer makes in the plain format. Raises UnreadableCallError."""
-    calls = []
-    _, *pieces = text.split(OPEN)
-    if len(pieces) > MOST_CALLS:
-        raise UnreadableCallError(f"{len(pieces)} calls in one answer; allowed are {MOST_CALLS}")
-    for piece in pieces:
-        body, closed, _ = piece.partition(CLOSE)
-        if not closed:
-            raise UnreadableCallError(f"{OPEN} without {CLOSE}")
+    def _reads_back(self, format: Format | None, calls: int) -> bool:
+        """Are a message's calls found in what the template writes of it?"""
+        called = _calling(calls)
         try:
-            call = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise UnreadableCallError(f"a call is no JSON ({str(error)[:100]})") from None
-        calls.append(checked_call(call))
-    return calls
-
-
-def checked_call(call: Any) -> dict[str, Any]:
-    """A call in transformers' form. Raises UnreadableCallError."""
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        raise UnreadableCallError('a call needs a "name"')
-    arguments = call.get("arguments", {})
-    if not isinstance(arguments, dict) or not all(isinstance(name, str) for name in arguments):
-        raise UnreadableCallError('the "arguments" of a call have to be an object')
-    if not is_shallow(arguments):
-        raise UnreadableCallError(f'the "arguments" of a call are nested more than {DEPTH} times')
-    try:  # JSON can name half of a character, which no tokenizer takes back
-        json.dumps([call["name"], arguments], ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise UnreadableCallError(f"a call is no text ({error.reason})") from None
-    return {"type": "function", "function": {"name": call["name"], "arguments": arguments}}
-
-
-def is_shallow(value: Any) -> bool:
-    """Are a JSON value's lists and objects in one another no more than DEPTH times?"""
-    level, depth = [value], 0
-    while level:
-        inner = [list(one.values()) if isinstance(one, dict) else one for one in level]
-        level = [each for one in inner if isinstance(one, list) for each in one]
-        depth += 1
-        if depth > DEPTH:
+            asked = [_rendered(self.tokenizer, [ASKED], [TRIED], begun) for begun in (True, False)]
+            whole = _rendered(self.tokenizer, [ASKED, called], [TRIED], False)
+            prefix = next(one for one in asked if whole.startswith(one))
+            ids = self.tokenizer(whole[len(prefix) :], add_special_tokens=False)["input_ids"]
+            if format is None:
+                found = self._parsed(ids, prefix, [TRIED]).get("tool_calls")
+            else:
+                text = self.tokenizer.decode(ids, skip_special_tokens=True)
+                found, _ = format.read(text, [TRIED])
+        except Exception:  # the template is a program of the model's makers, which may refuse anything
             return False
-    return True
+        return found == called["tool_calls"]
+
+    def _writes_results(self, answer: Message, many: int) -> bool:
+        """Does the template write so many, after this answer?"""
+        tools = [TRIED] if self.shows else None
+        return _writes(self.tokenizer, [ASKED, answer, *RESULTS[:many]], tools, *RESULT_MARKS[:many])
+
+    def _tells(self, calls: list[ToolCall]) -> bool:
+        """Can the template write them in a message?"""
+        return not calls or (self.tells_several if len(calls) > 1 else self.tells_calls)
+
+    def _told(self, chat: Chat) -> list[Message]:
+        """The messages, each of a kind that the template knows. Results that become the user's are one with
+        what else the user says there: many templates want roles to alternate."""
+        told: list[Message] = []
+        writes, was_result = self._told_after_text, False
+        for message in chat:
+            is_result = message["role"] == "tool" and not writes
+            made = _as_users(message) if is_result else self._with_calls_told(message)
+            if made["role"] == "assistant":
+                writes = self._told_after_calls if made.get("tool_calls") else self._told_after_text
+            if (is_result or was_result) and told and told[-1]["role"] == made["role"]:
+                told[-1] = {**told[-1], "content": f"{told[-1]['content']}\n{made['content']}"}
+            else:
+                told.append(made)
+            was_result = is_result
+        return told
+
+    def _with_calls_told(self, message: Message) -> Message:
+        """A message, with its calls as text where the template cannot write them: as the model wrote them,
+        where its own text has them."""
+        calls = message.get("tool_calls") or []
+        if self._tells(calls):
+            return message
+        format, content = self.format or PLAIN, message["content"]
+        if not _has_calls(format, content):
+            content = "\n".join(filter(None, [content, *map(format.write, calls)]))
+        return {"role": message["role"], "content": content}
 
 
-def _with_calls_as_text(message: Message) -> Message:
-    """As the model wrote it, where its own text has the calls; else, with them in the plain format."""
-    content = message["content"]
-    if OPEN not in content:
-        calls = (json.dumps(call["function"]) for call in message["tool_calls"])
-        content = "\n".join(filter(None, [content, *(f"{OPEN}{call}{CLOSE}" for call in calls)]))
-    return {"role": message["role"], "content": content}
+def _has_calls(format: Format, content: str) -> bool:
+    try:
+        return bool(format.read(content)[0])
+    except UnreadableCallError:
+        return False
+
+
+def _as_users(result: Message) -> Message:
+    return {"role": "user", "content": f"<tool_response>\n{result['content']}\n</tool_response>"}
 
 
 def _explained(messages: list[Message], explanation: str) -> list[Message]:
@@ -169,12 +198,16 @@ def _explained(messages: list[Message], explanation: str) -> list[Message]:
     return [{**first, "content": f"{explanation}\n\n{first['content']}"}, *messages[1:]]
 
 
-def _rendered(tokenizer: Tokenizer, messages: list[Message], tools: Any) -> str:
-    made = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False)
+def _rendered(tokenizer: Tokenizer, messages: list[Message], tools: Any, begun: bool = True) -> str:
+    """`begun`: with what the model's answer goes on from."""
+    made = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=begun, tokenize=False)
     return str(made)
 
 
 MARK = "zyxwvut"
+RESULT_MARKS = "xwvutsr", "vutsrqp"
+ASKED = {"role": "user", "content": "a"}
+RESULTS = [{"role": "tool", "name": MARK, "content": mark} for mark in RESULT_MARKS]
 TRIED = {
     "type": "function",
     "function": {
@@ -182,30 +215,26 @@ TRIED = {
         "description": "A tool.",
         "parameters": {
             "type": "object",
-            "properties": {"a": {"type": "integer", "description": "A number."}},
+            "properties": {
+                "a": {"type": "integer", "description": "A number."},
+                "b": {"type": "string", "description": "A text."},
+            },
         },
     },
 }
 
 
-def _tried(tokenizer: Tokenizer) -> tuple[bool, bool, bool]:
-    """Does the template write tools, calls, results?"""
-    asked = {"role": "user", "content": "a"}
-    shows = _writes(tokenizer, [asked], [TRIED])
-    tells_calls = shows and _writes(tokenizer, [asked, _calling(MARK)], None)
-    before = _calling("a") if tells_calls else {"role": "assistant", "content": "b"}
-    result = {"role": "tool", "name": "a", "content": MARK}
-    return shows, tells_calls, _writes(tokenizer, [asked, before, result], None)
+def _calling(calls: int) -> Message:
+    """A message that calls so many times, with a text that may be taken for a number."""
+    made = [{"name": MARK, "arguments": {"a": number, "b": "2"}} for number in range(calls)]
+    called = [{"type": "function", "function": one} for one in made]
+    return {"role": "assistant", "content": "", "tool_calls": called}
 
 
-def _calling(name: str) -> Message:
-    call = {"type": "function", "function": {"name": name, "arguments": {"a": 1}}}
-    return {"role": "assistant", "content": "", "tool_calls": [call]}
-
-
-def _writes(tokenizer: Tokenizer, messages: list[Message], tools: Any) -> bool:
-    """Is the mark in what the template makes of it?"""
+def _writes(tokenizer: Tokenizer, messages: list[Message], tools: Any, *marks: str) -> bool:
+    """Are the marks in what the template makes of it?"""
     try:
-        return MARK in _rendered(tokenizer, messages, tools)
+        written = _rendered(tokenizer, messages, tools)
     except Exception:  # it is a program of the model's makers, which may refuse anything
         return False
+    return all(mark in written for mark in marks)

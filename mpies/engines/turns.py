@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -124,3 +125,9 @@ def resume(layers: Sequence[RoomyLayer], pasts: Sequence[Past], tokens: Sequence
         layer.resume([past.layer(number, some) for past, some in zip(pasts, tokens, strict=True)], seen)
         for past in pasts:
             past.part.layers[number] = None
+
+
+def tell(engine: Any) -> str:
+    """What it does from turn to turn, in words; after its test, which may find that it must keep nothing."""
+    kept = getattr(engine, "keeps", False)
+    return "keys and values are kept from one to the next" if kept else "each reads its conversation anew"

@@ -5,6 +5,9 @@ members at once, each layer's noise takes three of them, and a bias one more; he
 computes with its own member's numbers only. A norm with each row's own vector is one operation instead of
 eight. Sums are in float32, and y is rounded once. As with any matrix product, the last bits depend on the
 GPU, but on nothing else.
+
+Tokens are along a grid's first axis, the only one that CUDA lets grow beyond 65535: a mixture of experts has
+a row for each expert that each goes to.
 """
 
 from __future__ import annotations
@@ -22,10 +25,10 @@ TILE, SPAN = 1024, 4096
 
 
 @triton.jit
-def _row(members):
-    """This program's token among all rows' tokens, and its row's member; int64."""
-    row = tl.program_id(1).to(tl.int64)
-    return row * tl.num_programs(0) + tl.program_id(0), tl.load(members + row)
+def _token(members, tokens):
+    """This program's token among all rows' tokens, of which each row has so many; its row's member. int64."""
+    token = tl.program_id(0)
+    return token.to(tl.int64), tl.load(members + token // tokens)
 
 
 @triton.jit
@@ -61,16 +64,16 @@ def _spread(
         tl.store(y + first + place, value.to(y.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _add(
-    y, x, members, a, b, bias, inputs, outputs, rank: tl.constexpr, terms: tl.constexpr,
+    y, x, members, a, b, bias, tokens: tl.int32, inputs, outputs, rank: tl.constexpr, terms: tl.constexpr,
     width: tl.constexpr, span: tl.constexpr, biased: tl.constexpr,
 ):  # fmt: skip
-    row, member = _row(members)
-    dots = _dots(x + row * inputs, b + member * rank * inputs, inputs, rank, terms, width)
-    begin = tl.program_id(2) * span
+    token, member = _token(members, tokens)
+    dots = _dots(x + token * inputs, b + member * rank * inputs, inputs, rank, terms, width)
+    begin = tl.program_id(1) * span
     _spread(
-        y + row * outputs, a + member * rank * outputs, bias + member * outputs, dots,
+        y + token * outputs, a + member * rank * outputs, bias + member * outputs, dots,
         begin, min(begin + span, outputs), outputs, rank, terms, width, biased,
     )  # fmt: skip
 
@@ -80,9 +83,9 @@ def _add_parts(
     y, x, members, a, b, bias, spans, inputs, outputs, parts, rank: tl.constexpr, terms: tl.constexpr,
     width: tl.constexpr, biased: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64)
     member = tl.load(members + row)
-    mine = spans + 3 * tl.program_id(0)
+    mine = spans + 3 * tl.program_id(1)
     part, begin, end = tl.load(mine), tl.load(mine + 1).to(tl.int32), tl.load(mine + 2).to(tl.int32)
     b += (member * parts + part) * rank * inputs
     dots = _dots(x + row * inputs, b, inputs, rank, terms, width)
@@ -111,18 +114,18 @@ def _add_looked_up(
         tl.store(y + first + place, value.to(y.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _rms_norm(
-    y, x, residual, members, vectors, epsilon, size, count, width: tl.constexpr, summed: tl.constexpr,
-    plus_one: tl.constexpr,
+    y, x, residual, members, vectors, tokens: tl.int32, epsilon, size, count, width: tl.constexpr,
+    summed: tl.constexpr, plus_one: tl.constexpr,
 ):  # fmt: skip
-    row, member = _row(members)
+    token, member = _token(members, tokens)
     place = tl.arange(0, width)
     inside = place < size
-    given = tl.load(x + row * size + place, inside, other=0).to(tl.float32)
+    given = tl.load(x + token * size + place, inside, other=0).to(tl.float32)
     if summed:
-        given += tl.load(residual + row * size + place, inside, other=0).to(tl.float32)
-        tl.store(residual + row * size + place, given.to(y.dtype.element_ty), inside)
+        given += tl.load(residual + token * size + place, inside, other=0).to(tl.float32)
+        tl.store(residual + token * size + place, given.to(y.dtype.element_ty), inside)
     mean = tl.div_rn(tl.sum(given * given, axis=0), count)
     normal = tl.div_rn(given, tl.sqrt_rn(mean + epsilon))
     vector = tl.load(vectors + member * size + place, inside).to(tl.float32)
@@ -130,7 +133,7 @@ def _rms_norm(
         vector += 1.0
     else:  # rounded before it is multiplied, as in transformers
         normal = normal.to(y.dtype.element_ty).to(tl.float32)
-    tl.store(y + row * size + place, (vector * normal).to(y.dtype.element_ty), inside)
+    tl.store(y + token * size + place, (vector * normal).to(y.dtype.element_ty), inside)
 
 
 def add(
@@ -152,8 +155,8 @@ def add(
         return
     tokens, terms = y.numel() // outputs // len(members), triton.next_power_of_2(rank)
     launch(
-        _add, (tokens, len(members), triton.cdiv(outputs, SPAN)),
-        y, x, members, a, b, y if bias is None else bias, inputs, outputs, rank, terms,
+        _add, (tokens * len(members), triton.cdiv(outputs, SPAN)),
+        y, x, members, a, b, y if bias is None else bias, tokens, inputs, outputs, rank, terms,
         max(TILE // terms, 32), SPAN, bias is not None,
     )  # fmt: skip
 
@@ -186,7 +189,7 @@ def add_parts(
         return
     terms = triton.next_power_of_2(rank)
     launch(
-        _add_parts, (len(spans), len(members)),
+        _add_parts, (len(members), len(spans)),
         y, x, members, a, b, y if bias is None else bias, spans, inputs, a.shape[2], parts, rank, terms,
         max(TILE // terms, 32), bias is not None,
     )  # fmt: skip
@@ -225,8 +228,8 @@ def rms_norm(
     if x.numel():
         tokens, width = x.numel() // size // len(members), triton.next_power_of_2(size)
         launch(
-            _rms_norm, (tokens, len(members)), y, x, y if residual is None else residual, members, vectors,
-            epsilon, size, float(size), width, residual is not None, plus_one,
+            _rms_norm, (tokens * len(members),), y, x, y if residual is None else residual, members, vectors,
+            tokens, epsilon, size, float(size), width, residual is not None, plus_one,
             num_warps=4 if width <= 4096 else 16,
         )  # fmt: skip
     return y

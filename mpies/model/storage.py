@@ -7,7 +7,7 @@ the order of the work. The copies are exact, so no bit depends on where the base
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -113,6 +113,28 @@ def storage_for(base: Tensors, device: torch.device) -> Storage:
     """For a base that is on the device, or on the host while the device is a GPU."""
     kept = next(iter(base.values())).device
     return OnDevice(base) if kept.type == device.type else OnHost(base, device)
+
+
+def scratch_bytes(sizes: Sequence[int], dtype: torch.dtype, streamed: bool) -> int:
+    """Bytes on the device beside base and live weights, at most: what a base's parameters are worked on in.
+
+    `sizes`: their elements, in order; `dtype`: the base's. A parameter in float32; or the two buffers that
+    parameters are streamed through, and, of a base in another dtype, a parameter in float32 besides.
+    """
+    one = torch.float32.itemsize * max(sizes, default=0)
+    if not streamed:
+        return one
+    buffers = dtype.itemsize * sum(max(sizes[turn::2], default=0) for turn in (0, 1))
+    return buffers + (one if dtype.itemsize < torch.float32.itemsize else 0)
+
+
+def copies_bytes(base: Tensors, device: torch.device) -> int:
+    """Bytes on the device of copies that a base is worked on in: 0 if that is done in its place."""
+    kept = next(iter(base.values()))
+    streamed = kept.device.type != device.type
+    if not streamed and kept.dtype == torch.float32:
+        return 0
+    return scratch_bytes([tensor.numel() for tensor in base.values()], kept.dtype, streamed)
 
 
 def room_on(device: torch.device, shapes: dict[str, torch.Size], dtype: torch.dtype) -> Tensors:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from mpies.run.telemetry import Diagnosis
 
 
+MOSTLY = 0.9  # of a generation's episodes
+
+
 class Advisor:
     """Looks at every generation of this job; `say` is given a line where something is wrong.
 
@@ -90,8 +93,15 @@ class Advisor:
             if name not in self._said and (text := rule(course)):
                 self._once(name, f"generation {generation + 1}: {text}")
 
-    def hear(self, generation: int, complaints: list[str]) -> None:
-        """What environments of this generation have failed with."""
+    def hear(self, generation: int, complaints: list[str], cut: float) -> None:
+        """What environments of this generation have failed with; the share of episodes that a limit ended."""
+        if cut > MOSTLY:
+            self._once(
+                "cut",
+                f"generation {generation + 1}: a limit has ended {cut:.0%} of the episodes, whose rewards are"
+                " what they had by then: if they are to come to an end of their own, set a larger"
+                " task.max_turns or task.episode_tokens, or a smaller engine.max_new_tokens",
+            )
         for complaint in complaints[:1]:
             self._once(
                 "environments",

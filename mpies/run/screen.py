@@ -71,6 +71,7 @@ class Screen:
             else "full, one member at a time",
             "ranks": f"{len(places)} on {_places(places)}, {settings.run.threads} CPU thread(s) each",
             **({"engine": facts.engine} if facts.engine else {}),
+            **({"turns": facts.turns} if facts.turns else {}),
             **({"note": differing} if (differing := tell_differing_gpus(places)) else {}),
             "run file": run_file,
         }

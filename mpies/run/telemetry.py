@@ -84,7 +84,8 @@ def record(job: Job, outcome: Outcome, mine: list[Evaluated]) -> None:
     job.screen.generation(row)
     job.advisor.look(outcome.generation, outcome.rewards, outcome.coefficients, findings)
     complaints = [text.decode(errors="replace") for text in costs.members["complaint"] if text]
-    job.advisor.hear(outcome.generation, complaints)
+    episodes = sum(len(one.marks) for one in answers)
+    job.advisor.hear(outcome.generation, complaints, costs.members["cut"].sum() / episodes)
 
 
 def gather(
@@ -140,7 +141,7 @@ def find(outcome: Outcome, costs: Costs, answers: list[Answers], fitness: str) -
 def _cost(one: Evaluated) -> tuple:
     tally = one.tally
     counts = (getattr(tally, name) for name in COUNTS)
-    return one.tokens, one.seconds, *counts, tally.complaint.encode()
+    return one.tokens, one.seconds, *counts, tally.complaint.encode(errors="replace")
 
 
 def make_rows(

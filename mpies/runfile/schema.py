@@ -140,7 +140,7 @@ TABLES: dict[str, list[Column]] = {
         Column("bad_calls", "i8", "calls", "those of them that came to an error", 0),
         Column("cut", "i8", "episodes", "that a limit of turns or tokens ended", 0),
         Column("failed", "i8", "episodes", "whose environment failed: raised, died, took too long", 0),
-        Column("replies", "u8", "1", "digest of all that environments answered it; 0: there are none", 0),
+        Column("replies", "u8", "1", "digest of what its episodes said and gave; 0: no environment", 0),
     ],
     "evaluation": [
         Column("generation", "i8", "1", "updates in the evaluated weights"),

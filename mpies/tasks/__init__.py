@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from mpies import config
-from mpies.engines.base import Prompt
+from mpies.engines.base import Encoder, Prompt
 from mpies.engines.image import images_in
 from mpies.errors import InputError
 from mpies.tasks import rewards
@@ -43,17 +43,19 @@ def refuse_messages_without_template(task: Task, tokenizer) -> None:
         )
 
 
-def refuse_prompts_of_wrong_length(
-    task: Task, tokens_of: Callable[[Prompt], list[int]], most: int | None, new: int
-) -> None:
+def refuse_prompts_of_wrong_length(task: Task, text: Encoder, new: int) -> None:
     """Raise InputError for a prompt without tokens, or without room for an answer of `new` tokens.
 
-    `most`: positions that the model knows, if it says so.
-    A model computes on beyond what it was trained on, and its answers are nonsense; or it fails then.
+    A model computes on beyond what it was trained on, and its answers are nonsense; or it fails then. An
+    episode that has no room for an answer would end before its first turn.
     """
+    episode = task.most_tokens(text)
+    most, limit = text.positions, f"the model knows {text.positions} positions"
+    if episode and (most is None or episode < most):
+        most, limit = episode, f"an episode has room for {episode} (task.episode_tokens)"
     for setting, name, number, prompt in _numbered_prompts(task):
         try:
-            tokens = len(tokens_of(prompt))
+            tokens = len(text.encode(prompt))
         except InputError as error:
             if not images_in(prompt):
                 raise
@@ -68,7 +70,7 @@ def refuse_prompts_of_wrong_length(
             )
             raise InputError(
                 f"{setting}: {name} prompt {number} has {tokens} tokens and its answer up to {new},"
-                f" but the model knows {most} positions; {room}"
+                f" but {limit}; {room}"
             )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mpies.engines.base import Completions, Conversations, Draws, Encoder, Engine, Prompt
+from mpies.errors import InputError
 
 Row = dict[str, Any]
 Tokens = Callable[[Prompt], list[int]]
@@ -264,11 +265,15 @@ def play(
 
 
 def _goes_on(episode: Episode, limits: EpisodeLimits, tokens_of: Tokens) -> bool:
-    """Is there another turn? If not, it is noted why."""
+    """Is there another turn? If not, it is noted why. A conversation that cannot be written has failed."""
     if not episode.ended and limits.turns and len(episode.turns) >= limits.turns:
         episode.ended = TURNS
-    if not episode.ended and limits.tokens and _is_full(episode, limits, tokens_of):
-        episode.ended = TOKENS
+    if not episode.ended and limits.tokens:
+        try:
+            if _is_full(episode, limits, tokens_of):
+                episode.ended = TOKENS
+        except InputError as error:  # the model's template may refuse what its own answer led to
+            episode.take(Reply(episode.conversation, error=str(error)))
     return not episode.ended
 
 

@@ -17,6 +17,7 @@ from mpies import config
         (["es.generations=10", "es.alpha_warmup=20"], "es.alpha_warmup"),
         (["model.base=host", "model.device=cpu"], "model.base"),
         (["task.image_column=image"], "task.image_column"),
+        (["task.name=custom", "task.environment=a.py:A", "task.image_column=image"], "task.image_column"),
         (["es.sigma_end=0.5"], "es.sigma_end"),
         (["es.alpha_end=0"], "es.alpha_end"),
     ],

@@ -61,6 +61,30 @@ def test_what_vllm_does_not_know_is_refused_before_it_starts():
         Host("folder", config, Room(1, 600), torch.bfloat16, torch.device("cpu"), GB, 0)
 
 
+@pytest.mark.skipif(bool(find_spec("vllm")), reason="vLLM is installed")
+@pytest.mark.parametrize(
+    "device, master, scratch",
+    [
+        ("cuda", torch.float32, 4 * (3000 + 2000)),  # model.base=host: two buffers
+        ("cuda", torch.bfloat16, 2 * (3000 + 2000) + 4 * 3000),  # and a parameter in float32
+        ("cpu", torch.bfloat16, 4 * 3000),  # where it was read before
+        ("cpu", torch.float32, 0),  # it is worked on in its place
+    ],
+)
+def test_what_the_base_is_worked_on_in_is_no_room_for_the_cache(device, master, scratch):
+    """Where memory is short, the cache takes all that is left."""
+    config = LlamaConfig(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=64)
+    base = {str(size): torch.zeros(size, dtype=master) for size in (1000, 2000, 3000, 500)}
+    kept = 6500 * master.itemsize if device == "cpu" else 0
+    live = 6500 * 2 * (2 if device == "cpu" else 1)
+    left = Room(9, 500).bytes(config, torch.bfloat16)
+    free = kept + live + host.RESERVE[device] + left
+    made = Host("folder", config, Room(100, 500), torch.bfloat16, torch.device(device), free, 0)
+    with pytest.raises(InputError, match="vllm does not start"):
+        made.hold(base)
+    assert made.cache == left - scratch
+
+
 def test_a_cache_that_is_small_is_told():
     config = LlamaConfig(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=64)
     made = Host("folder", config, Room(32, 500), torch.bfloat16, torch.device("cuda"), GB, 0)

@@ -10,8 +10,10 @@ from typing import Any
 
 import tiny
 import torch
+from launching import REPOSITORY
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, Qwen2Config
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 # hidden, intermediate, layers, heads, heads of keys and values, vocabulary, tied: Qwen2.5's config.json.
 QWEN = {
@@ -21,6 +23,7 @@ QWEN = {
 }
 SHARD = 2**31  # bytes of a file
 SPREAD = 0.02  # standard deviation of the weights
+LEARNT = 8192  # tokens, of this project's documents; there are no others that a bare machine has
 
 
 def make(folder: Path, name: str) -> Path:
@@ -75,8 +78,39 @@ def _write(path: Path, config: Qwen2Config) -> None:
     _save(path, shard, places)
     index: dict[str, Any] = {"metadata": {}, "weight_map": places}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
-    tiny.tokenizer().save_pretrained(path)
+    tokenizer(config.vocab_size).save_pretrained(path)
     config.save_pretrained(path)
+
+
+def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """So many tokens, at least 512, each of which is some text: a token that is none is left out of answers.
+
+    Those of a random model would then be empty, and its rewards equal. The first are learnt, so that a
+    prompt has about as many as a known model's tokenizer makes of it; the others are made up.
+    """
+    learnt = Tokenizer(models.BPE())
+    learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learnt.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=min(LEARNT, vocabulary),
+        special_tokens=tiny.SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    learnt.train([str(file) for file in sorted((REPOSITORY / "docs").glob("*.md"))], trainer)
+    plain = json.loads(learnt.to_str())
+    tokens = plain["model"]["vocab"]
+    # Of lengths that differ: rewards of conciseness are lengths.
+    tokens |= {f"\u0120q{number}{'x' * (number % 7)}": number for number in range(len(tokens), vocabulary)}
+    assert len(tokens) == vocabulary
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(plain)),
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        chat_template=tiny.CHAT_TEMPLATE,
+    )
 
 
 def _save(path: Path, shard: dict[str, torch.Tensor], places: dict[str, str]) -> None:

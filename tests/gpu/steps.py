@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from math import inf
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 from typing import Any
@@ -25,10 +26,15 @@ import launching
 import shapes
 
 END = 5.0  # seconds of a part that are kept for its report
+HANGS = 3.0  # times what a step takes, about: then it hangs
 
 
 class LeftOutError(Exception):
     """A step that cannot be done here, and why."""
+
+
+class WaitsError(LeftOutError):
+    """It can be done here, by another call: there is no time."""
 
 
 class WrongError(Exception):
@@ -54,6 +60,8 @@ class Outcome:
     state: str = "left out"
     """right, wrong, or left out."""
     why: str = ""
+    waits: bool = False
+    """Is it left out for want of time only?"""
     seconds: float = 0.0
     commands: list[str] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
@@ -70,6 +78,8 @@ class Bench:
     gpus: int = 1
     commands: list[str] = field(default_factory=list)
     """Of the step that is being done."""
+    hangs: float = inf
+    """When that step hangs, on the clock of `deadline`."""
 
     @property
     def left(self) -> float:
@@ -102,7 +112,8 @@ class Bench:
         env = {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
         env |= {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "0"} if cpu else {}
         try:
-            done = start(*before, *command, env=env, timeout=max(1.0, self.left - END))
+            until = min(self.deadline - END, self.hangs)
+            done = start(*before, *command, env=env, timeout=max(1.0, until - time.monotonic()))
         except TimeoutExpired as error:
             raise WrongError(f"not done after {error.timeout:.0f} s: {self.commands[-1]}") from None
         if done.returncode:
@@ -135,23 +146,34 @@ def do(step: Step, part: str, bench: Bench) -> Outcome:
     made = Outcome(part, step.name, step.what)
     bench.commands = made.commands
     begin = time.monotonic()
+    bench.hangs = inf if bench.pretended else begin + HANGS * step.seconds
     try:
         if bench.pretended and step.pretended:
             raise LeftOutError(step.pretended)
         if not bench.pretended and bench.left < step.seconds:
-            raise LeftOutError(f"{max(0.0, bench.left):.0f} s are left, and it takes {step.seconds:.0f}")
+            raise WaitsError(f"{max(0.0, bench.left):.0f} s are left, and it takes {step.seconds:.0f}")
         for figure in step.call(bench):
             made.figures.append(figure)
         missed = [figure.name for figure in made.figures if figure.verdict == "wrong"]
         made.state, made.why = ("wrong" if missed else "right"), ", ".join(missed)
     except LeftOutError as error:
-        made.why = str(error)
+        made.why, made.waits = str(error), isinstance(error, WaitsError)
     except WrongError as error:
         made.state, made.why = "wrong", str(error)
     except Exception as error:  # of this test itself: the others are done all the same
         made.state, made.why = "wrong", f"{type(error).__name__}: {error}"
     made.seconds = round(time.monotonic() - begin, 1)
     return made
+
+
+def calls(steps: Iterable[Step], seconds: float) -> int:
+    """How many calls of so many seconds these steps take, in their order."""
+    number, left = 0, 0.0
+    for step in steps:
+        if step.seconds > left:
+            number, left = number + 1, seconds
+        left -= step.seconds
+    return number
 
 
 def tail(text: str, lines: int = 12) -> str:

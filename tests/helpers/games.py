@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 
 seen: list[str] = []
@@ -49,6 +50,22 @@ class Single(Echo):
         return prompt
 
 
+def leave_behind():
+    """Processes in one's own group, in a session of their own, and one whose parent has gone."""
+    sleep = ["sleep", "1000"]
+    subprocess.Popen(sleep)
+    subprocess.Popen(sleep, start_new_session=True)
+    subprocess.run(["sh", "-c", "setsid sleep 1000 &"])
+
+
+class Silent(Echo):
+    """Says nothing between two answers, so that the assistant speaks twice."""
+
+    def step(self, answer: str):
+        _, reward, done = super().step(answer)
+        return None, reward, done
+
+
 class Wicked:
     """Does what the row says."""
 
@@ -66,6 +83,29 @@ class Wicked:
 
     def _nothing(self):
         return None
+
+    def _busy(self):
+        def compute():
+            while time.process_time() < 3:
+                pass
+
+        threading.Thread(target=compute, daemon=True).start()
+
+    def _stopped(self):
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGSTOP]).start()
+
+    def _half(self):
+        raise ValueError("no \ud800")
+
+    def _blank(self):
+        raise ValueError(" \n ")
+
+    def _huge(self):
+        return "fine", 1e308, True
+
+    def _orphans(self):
+        leave_behind()
+        os._exit(3)
 
     def _raise(self):
         raise ValueError("no such\nmove")
@@ -85,7 +125,7 @@ class Wicked:
 
     def _sleep(self):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        subprocess.Popen(["sleep", "1000"])
+        leave_behind()
         time.sleep(1000)
 
     def _memory(self):
@@ -187,6 +227,16 @@ def multiply(a: int, b: int) -> int:
         The product of the two integers.
     """
     return a * b
+
+
+def note(text: str) -> str:
+    """
+    Notes a text, too.
+
+    Args:
+        text: The text.
+    """
+    return text
 
 
 def hang(seconds: int) -> str:

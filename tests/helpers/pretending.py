@@ -56,7 +56,7 @@ ANSWERS = {
 
 def install() -> None:
     """From now on, this process has GPUs."""
-    stand_in_gpu.StandIn(TARGET).activate()
+    stand_in_gpu.StandIn(TARGET).activate().takes_cpu = False
     pretended_gpu.install()
     for name, answer in ANSWERS.items():
         setattr(torch.cuda, name, answer)

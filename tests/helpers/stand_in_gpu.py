@@ -7,6 +7,7 @@ specialisations and grids included. What AMD's compiler makes is compiled only.
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from triton.runtime.cache import get_cache_manager
 
 # As on an H100, where nothing depends on it.
 PROPERTIES = {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32}
+NO_RESERVE = 0x4000  # of mmap: memory that is there once it is written to
 LIMITS = 2**31 - 1, 2**16 - 1, 2**16 - 1  # of a grid
 
 
@@ -56,6 +58,8 @@ class StandIn(DriverBase):
         self.target = target_named(target)
         self.current = 0
         """Which of several GPUs is the current one."""
+        self.takes_cpu = True
+        """Are tensors on the CPU as good as those on the GPU? Triton refuses them."""
         self.only: dict[str, slice] = {}
         """Of a kernel's grids, the programs that are run: all, but for kernels that it names."""
         self.launches: list[Launch] = []
@@ -114,7 +118,8 @@ class StandIn(DriverBase):
         program = self.programs.get(str(file)) or ptx.Program(file.read_text())
         self.programs[str(file)] = program
         tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
-        if len({hasattr(tensor, "held") for tensor in tensors}) > 1:  # as Triton does
+        places = {hasattr(tensor, "held") for tensor in tensors}
+        if len(places) > 1 or (False in places and not self.takes_cpu):  # as Triton does
             raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
         memory = ptx.Memory([getattr(tensor, "held", tensor) for tensor in tensors])  # of a pretended GPU
         raw = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
@@ -125,3 +130,9 @@ def compiled_files(metadata) -> list[str]:
     """What Triton's cache holds of a kernel."""
     group = get_cache_manager(metadata.hash).get_group(f"{metadata.name}.json")
     return [file for file in group.values() if not file.endswith(".json")]
+
+
+def room(count: int, dtype: torch.dtype) -> torch.Tensor:
+    """Zeros (count,), of which only those that are touched take memory."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize, flags=flags), dtype=dtype)

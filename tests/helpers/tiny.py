@@ -38,6 +38,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def byte_tokenizer(chat_template: str) -> PreTrainedTokenizerFast:
+    """One token per byte, so that nothing is lost of what a chat template writes."""
+    vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    fast = Tokenizer(models.BPE(vocabulary, []))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    return PreTrainedTokenizerFast(tokenizer_object=fast, chat_template=chat_template, **special)
+
+
 def save_model(
     folder: Path,
     kind: str = "llama",

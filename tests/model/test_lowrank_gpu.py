@@ -1,4 +1,4 @@
-"""Low-rank products on GPUs: what the kernels compute, in Triton's interpreter, or compiled and emulated."""
+"""Low-rank products on GPUs: what the kernels compute, there, or in Triton's interpreter, or emulated."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ import torch
 pytest.importorskip("triton")
 
 from mpies.model import lowrank_gpu
+from mpies.ranks import gpu
 
 # The result's last place: it may be rounded twice, and Triton's interpreter cuts off what GPUs round.
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+# Where a GPU is, there is no interpreter, and kernels take no other memory than its own.
+DEVICE = torch.device(gpu.KIND if torch.cuda.is_available() else "cpu")
 DTYPES = pytest.mark.parametrize("dtype", CLOSE, ids=str)
 
 
 def numbers(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+    made = torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+    return made.to(DEVICE, dtype)
+
+
+def integers(values: list) -> torch.Tensor:
+    return torch.tensor(values, device=DEVICE)
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -39,7 +47,7 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     ],
 )
 def test_products(rows, tokens, inputs, outputs, rank, biased, dtype):
-    members = torch.tensor([(7 * row + 2) % 3 for row in range(rows)])
+    members = integers([(7 * row + 2) % 3 for row in range(rows)])
     shape = (rows, tokens) if tokens > 1 else (rows,)
     y, x = numbers(*shape, outputs, dtype=dtype), numbers(*shape, inputs, dtype=dtype)
     a, b = numbers(3 * rank, outputs, dtype=dtype), numbers(3 * rank, inputs, dtype=dtype)
@@ -60,7 +68,7 @@ def test_products(rows, tokens, inputs, outputs, rank, biased, dtype):
 )
 def test_products_of_several_parts(bounds, inputs, rank, biased, dtype):
     """As vLLM has queries, keys and values below one another: each part has a b of its own."""
-    members, outputs = torch.tensor([1, 0, 0, 2]), bounds[-1]
+    members, outputs = integers([1, 0, 0, 2]), bounds[-1]
     y, x = numbers(4, outputs, dtype=dtype), numbers(4, inputs, dtype=dtype)
     a = numbers(3, rank, outputs, dtype=dtype)
     b = numbers(3, len(bounds) - 1, rank, inputs, dtype=dtype)
@@ -69,7 +77,7 @@ def test_products_of_several_parts(bounds, inputs, rank, biased, dtype):
     for part, (first, last) in enumerate(itertools.pairwise(bounds)):
         dots = torch.einsum("tk,trk->tr", x.double(), b.double()[members, part])
         expected[:, first:last] += torch.einsum("tr,trn->tn", dots, a.double()[members][..., first:last])
-    spans = torch.tensor(lowrank_gpu.spans_of(bounds))
+    spans = integers(lowrank_gpu.spans_of(bounds))
     lowrank_gpu.add_parts(y, x, members, a, b, spans, bias if biased else None)
     assert_close(y, expected)
 
@@ -77,7 +85,7 @@ def test_products_of_several_parts(bounds, inputs, rank, biased, dtype):
 @DTYPES
 @pytest.mark.parametrize("columns, rank", [(33, 1), (1500, 3)])
 def test_looked_up(columns, rank, dtype):
-    members, ids = torch.tensor([2, 0, 1, 2]), torch.tensor([6, 0, 3, 3])
+    members, ids = integers([2, 0, 1, 2]), integers([6, 0, 3, 3])
     y, a, b = (numbers(*shape, dtype=dtype) for shape in ((4, columns), (3, rank, 7), (3, 2, rank, columns)))
     mine = a.double()[members, :, ids]
     expected = y.double() + torch.einsum("tr,trk->tk", mine, b.double()[members, 0])
@@ -94,7 +102,7 @@ def test_norms_of_sums(dtype, plus_one):
         numbers(5, 34, dtype=dtype)[:, 1:],
         numbers(3, 33, dtype=dtype),
     )
-    residual, members = residual.contiguous(), torch.tensor([1, 0, 2, 2, 1])
+    residual, members = residual.contiguous(), integers([1, 0, 2, 2, 1])
     total = x.double() + residual.double()
     exact = total * (total.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
     expected = exact * (vectors.double()[members] + (1 if plus_one else 0))
@@ -107,21 +115,14 @@ def test_norms_of_sums(dtype, plus_one):
 @pytest.mark.parametrize("shape", [(1, 1), (5, 1, 33), (3, 2, 4, 64), (2, 1, 1500)])
 def test_norms(shape, dtype):
     x, vectors = numbers(*shape, dtype=dtype), numbers(3, shape[-1], dtype=dtype)
-    members = torch.tensor([(5 * row + 1) % 3 for row in range(shape[0])])
+    members = integers([(5 * row + 1) % 3 for row in range(shape[0])])
     mine = vectors.double()[members].view(-1, *[1] * (len(shape) - 2), shape[-1])
     exact = x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-6).rsqrt()
     assert_close(lowrank_gpu.rms_norm(x, members, vectors, 1e-6) / 2, exact * mine / 2)
 
 
 def test_nothing_is_nothing():
-    lowrank_gpu.add(
-        torch.empty(0, 4),
-        torch.empty(0, 3),
-        torch.empty(0, dtype=torch.int64),
-        *[torch.empty(1, 4)] * 2,
-        1,
-        None,
-    )
-    assert lowrank_gpu.rms_norm(
-        torch.empty(0, 4), torch.empty(0, dtype=torch.int64), torch.empty(1, 4), 0
-    ).shape == (0, 4)
+    nothing, members = torch.empty(0, 4, device=DEVICE), torch.empty(0, dtype=torch.int64, device=DEVICE)
+    vectors = torch.empty(1, 4, device=DEVICE)
+    lowrank_gpu.add(nothing, torch.empty(0, 3, device=DEVICE), members, vectors, vectors, 1, None)
+    assert lowrank_gpu.rms_norm(nothing, members, vectors, 0).shape == (0, 4)

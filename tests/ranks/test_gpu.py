@@ -8,11 +8,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mpies import config
+from mpies import config, replay
 from mpies.bench.__main__ import parse
 from mpies.bench.measuring import prepare
 from mpies.check.ranks import check_places
 from mpies.errors import InputError, RefusedError
+from mpies.evaluate import command as evaluate
+from mpies.probe import command as probe
 from mpies.ranks import devices, gpu
 from mpies.ranks.gpu import make_ready, try_kernels
 from mpies.replica import settle
@@ -69,19 +71,24 @@ def test_a_device_that_does_not_compute(capfd):
 @pytest.mark.parametrize(
     "start",
     [
-        lambda comm: settle(comm, config.load([])),
-        lambda comm: check_places(comm, config.load([]), share_gpus=False),
-        lambda comm: prepare(comm, parse([])),
+        lambda comm, folder: settle(comm, config.load([])),
+        lambda comm, folder: check_places(comm, config.load([]), share_gpus=False),
+        lambda comm, folder: prepare(comm, parse([])),
+        lambda comm, folder: replay.main(["none.h5", "--verify", "--device", "cuda"]),
+        lambda comm, folder: evaluate.main(comm, [folder, "task.name=conciseness"]),
+        lambda comm, folder: probe.main(comm, [f"model.path={folder}", "task.name=conciseness"]),
     ],
-    ids=["train", "check", "bench"],
+    ids=["train", "check", "bench", "replay", "evaluate", "probe"],
 )
-def test_every_command_tries_its_gpu_at_its_start(alone, monkeypatch, start):
+def test_every_command_tries_its_gpu_at_its_start(alone, monkeypatch, tiny_model, start):
     """This machine's torch is taken for one with a GPU, on which no kernel runs."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     try:
-        with pytest.raises(RefusedError, match=r"^model\.device: cuda:0: the kernels do not run"):
-            start(alone)
+        with pytest.raises(
+            (RefusedError, InputError), match=r"^(model\.|--)device: cuda:0: the kernels do not run"
+        ):
+            start(alone, str(tiny_model()))
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)

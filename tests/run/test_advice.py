@@ -35,6 +35,15 @@ def test_a_run_that_learns_is_not_disturbed(advisor):
     assert advisor.see([-4.0, -6.0], [-8.0, -7.0], [-9.0, -6.0], [-5.0, -6.0], [-8.0, -9.0]) == []
 
 
+def test_episodes_that_hardly_ever_come_to_an_end_of_their_own(advisor):
+    advisor.hear(0, [], 0.9)
+    assert advisor.said == []
+    advisor.hear(1, [], 0.96)
+    advisor.hear(2, [], 1.0)
+    (line,) = advisor.said
+    assert line.startswith("warning: generation 2: a limit has ended 96% of the episodes")
+
+
 def test_no_spread(advisor):
     (line,) = advisor.see([-1.0, -2.0], [-3.0] * 4, [-3.0] * 4)
     assert line.startswith("warning: generation 2: all members have the reward -3")

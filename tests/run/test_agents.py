@@ -18,6 +18,7 @@ from mpies.engines.base import Completions
 from mpies.errors import InputError
 from mpies.es.population import Member
 from mpies.replica import Replica
+from mpies.tasks.environments.agent_stage import Heard
 from mpies.tasks.environments.children import Call
 from mpies.tasks.environments.fork_server import Beginning
 from mpies.tasks.environments.limits import Limits
@@ -101,6 +102,15 @@ def test_conversations_that_do_not_go_on_are_told_one_after_another(build):
     assert one.reward == agents.worth("".join(turn.text for turn in one.turns))
 
 
+def test_what_was_thought_and_not_told_an_agent_does_not_make_it_another_conversation():
+    heard = Heard()
+    heard.ask({"messages": ASKED})
+    said = {"role": "assistant", "content": "b"}
+    heard.messages.append({**said, "reasoning_content": "Hm."})
+    heard.ask({"messages": [*ASKED, said, *ASKED]})
+    assert [one["role"] for one in heard.messages] == ["user", "assistant", "user"]
+
+
 DEEP = "[" * 500 + "]" * 500
 DEEPER = "[" * 10**5
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
@@ -141,6 +151,11 @@ REFUSED = [
             ("`stream` is not served", body(stream=True)),
             ("`n` is not served", body(n=2)),
             ("`tool_choice` is not served", body(tool_choice="required")),
+            ("`parallel_tool_calls` is not served", body(parallel_tool_calls=False)),
+            ("`frequency_penalty` is not served", body(frequency_penalty=0.5)),
+            ("`presence_penalty` is not served", body(presence_penalty=-1)),
+            ("the last of `messages` is the assistant's",
+             body(messages=[*ASKED, {"role": "assistant", "content": "So"}])),
             ("`response_format` is not served", body(response_format={"type": "json_object"})),
         ]
     ),
@@ -149,7 +164,7 @@ SERVED = [
     body(max_tokens=2, model="gpt-4o"),
     body(stop=["lo", "l"], stream=False, n=1, user="me"),
     body(messages=[{"role": "developer", "content": [{"type": "text", "text": "\ud800b"}]}, *ASKED]),
-    body(tools=[TOOL]),
+    body(tools=[TOOL], parallel_tool_calls=True, presence_penalty=0),
     body(messages=[*ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]},
                    {"role": "tool", "tool_call_id": "c", "content": "2"}], tools=[TOOL]),
 ]  # fmt: skip

@@ -15,6 +15,7 @@ import small
 import threads
 
 from jobs import Job, arguments, assert_same_run, committed, train
+from mpies.errors import InputError
 from mpies.measure.evaluation import FIRST_HELD_OUT, Sampling, evaluate_rows, first_of
 from mpies.measure.kl import estimate_kl
 from mpies.replica import Replica
@@ -61,6 +62,41 @@ def members_of(replica: Replica, count: int) -> None:
 
 
 LOWRANK = {"es__perturbation": "lowrank", "es__block": 2, "engine__batch_size": 64}
+
+
+def test_episodes_without_room_for_a_first_answer_are_refused(build):
+    said = (
+        r"^task\.environment: an episode's prompt 1 has 28 tokens and its answer up to 4,"
+        r" but an episode has room for 31 \(task\.episode_tokens\)"
+    )
+    with pytest.raises(InputError, match=said):
+        build("Echo", **MADE_UP, task__episode_tokens=31)
+    made = build("Echo", **MADE_UP, task__episode_tokens=32)
+    (played,) = made.task.play(made.engine, made.task.starts(0))
+    assert {(one.ended, len(one.turns)) for one in played.episodes} == {("tokens", 1)}
+    assert made.facts.turns == "keys and values are kept from one to the next"
+
+
+STRICT = (
+    "{% for m in messages %}{% if m.role != ['user', 'assistant'][loop.index0 % 2] %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant: {% endif %}"
+)
+
+
+def test_a_conversation_that_the_template_refuses_costs_its_episode_and_no_more(build):
+    """As Gemma's refuses two answers in a row."""
+    made = build("Silent", **MADE_UP)
+    made.tokenizer.chat_template = STRICT
+    starts = made.task.starts(0)
+    starts[1].row["turns"] = 1
+    (played,) = made.task.play(made.engine, starts)
+    ended = [(one.ended, len(one.turns)) for one in played.episodes]
+    assert ended == [("failed", 2), ("done", 1), ("failed", 2)]
+    assert "roles must alternate" in played.episodes[0].error
+    rewards = played.scores.rewards.tolist()
+    assert rewards[0] == rewards[2] == 0.0
 
 
 def test_members_play_in_step_and_the_same_as_alone(build):

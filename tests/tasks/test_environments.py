@@ -56,6 +56,10 @@ def step(nursery: Nursery, answers: dict[int, str]) -> list[dict]:
 # What an environment does wrong -> what is said of it.
 WRONG = {
     "raise": "step raised ValueError: no such (",
+    "half": "step raised ValueError: no ? (",
+    "blank": "step raised ValueError: ValueError (",
+    "huge": "step's reward is 1e+308 (float); needed is a number of 1e+100 at most",
+    "orphans": "step ended its process with exit status 3",
     "leave": "step raised SystemExit: 3 (",
     "exit": "step ended its process with exit status 3",
     "crash": "step ended its process by SIGSEGV",
@@ -78,7 +82,7 @@ def test_what_goes_wrong_in_one_environment_costs_its_own_episode(nursery, capfd
         assert found[what]["error"].startswith(said)
     assert [found[what]["reward"] for what in RIGHT] == [1.0] * 3
     assert found["halves"]["text"] == "?\0"
-    died = {"exit", "crash", "flood"}
+    died = {"exit", "crash", "flood", "orphans"}
     left = {p.pid for p in family.children()}
     assert len(left) == len(kinds) - len(died)
     assert "noise" not in "".join(capfd.readouterr())
@@ -98,6 +102,28 @@ def test_a_call_that_does_not_return_is_ended_with_all_that_it_has_started(nurse
     family = psutil.Process(made._process.process.pid)
     assert step(made, {0: "a"}) == [{"error": "step has not returned after 2 s"}]
     assert family.children(recursive=True) == []
+
+
+def test_what_is_computed_while_the_model_answers_is_not_the_next_calls(nursery):
+    made = nursery("Wicked", Limits(1, 120.0))
+    begin(made, [{"what": "busy", "when": "reset"}])
+    (child,) = psutil.Process(made._process.process.pid).children()
+    while child.status() != psutil.STATUS_ZOMBIE and sum(child.cpu_times()[:2]) < 2.5:
+        time.sleep(0.1)
+    assert step(made, {0: "a"})[0]["reward"] == 1.0
+
+
+def test_calls_that_are_not_taken_are_waited_for_together(nursery):
+    made = nursery("Wicked", Limits(1, 4.0))
+    begin(made, [{"what": "stopped", "when": "reset"}] * 4 + [{"what": "nothing"}])
+    children = sorted(psutil.Process(made._process.process.pid).children(), key=lambda one: one.pid)
+    for child in children[:4]:
+        while child.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.05)
+    start = time.monotonic()
+    found = step(made, dict.fromkeys(range(5), "a" * 2**22))
+    assert found[:4] == [{"error": "step has not returned after 4 s"}] * 4 and found[4]["reward"] == 1.0
+    assert time.monotonic() - start < 12
 
 
 def test_an_environment_that_fails_at_reset(nursery):

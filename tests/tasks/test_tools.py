@@ -45,8 +45,8 @@ def tokenizer():
 def qwen():
     """A tokenizer with Qwen3's chat template and TRL's way to read it."""
     utils = pytest.importorskip("trl.chat_template_utils")
-    made = tiny.tokenizer()
-    made.chat_template = (Path(utils.__file__).parent / "chat_templates" / "qwen3.jinja").read_text()
+    template = Path(utils.__file__).parent / "chat_templates" / "qwen3.jinja"
+    made = tiny.byte_tokenizer(template.read_text())
     return utils.add_response_schema(made)
 
 
@@ -142,7 +142,8 @@ def nested(depth: int) -> list:
         (call("increment", step=nested(200)), "nested more than 64 times"),
         ("<tool_call>" * 100_000, "100000 calls in one answer; allowed are 16"),
         ('<tool_call>{"name": "increment"', "<tool_call> without </tool_call>"),
-        ('<tool_call>{"name": "increment", "arguments": {"step": 1e999}}</tool_call>', None),
+        ('<tool_call>{"name": "increment", "arguments": {"step": 1e999}}</tool_call>', "is not finite"),
+        ('<tool_call>{"name": "increment", "arguments": {"step": NaN}}</tool_call>', "is not finite"),
         ('<tool_call>{"name": "reset", "arguments": {}}</tool_call>', "Tool reset not found."),
         ('<tool_call>{"name": "__class__", "arguments": {}}</tool_call>', "Tool __class__ not found."),
     ],
@@ -151,15 +152,15 @@ def test_what_is_no_call_goes_back_to_the_model(increment, tokenizer, answer, sa
     start = time.process_time()
     (one,) = dialogue(increment, tokenizer, [[answer, "Sorry."]])
     assert time.process_time() - start < 10
-    assert (one.ended, sum(r.bad_calls for r in one.replies)) == ("done", int(said is not None))
-    assert said is None or said in results(one)[0]
+    assert (one.ended, sum(r.bad_calls for r in one.replies)) == ("done", 1)
+    assert said in results(one)[0]
     assert all(len(text) < 1200 for text in results(one))
 
 
 def test_answers_are_read_as_trl_reads_them(increment, qwen):
     utils = pytest.importorskip("trl.chat_template_utils")
     tools = Tools(qwen)
-    assert (tools.reads, tools.shows, tools.tells_calls, tools.tells_results) == (True,) * 4
+    assert tools.format is None and tools.shows and tools.tells_several
     (one,) = dialogue(increment, qwen, [[]])
     prompt = one.prompt
     good = call("increment", step=3)
@@ -254,6 +255,11 @@ def runs_of(alone, tiny_model, tmp_path):
         (settings(tools=["missing"], train_size=1, reward={"games:more": 1.0}), "task.tools: "),
         (settings(tools=["more"], train_size=1, reward={"games:more": 1.0}), "task.tools: describe raised "),
         (settings(tools=["multiply"], train_size=1), "task.reward: missing"),
+        (settings("IncrementEnv", ["multiply", "multiply"], train_size=1), "task.tools: two of them have"),
+        (
+            settings("Patient", ["note"], train_size=1),
+            "task.environment_factory: 'note' is a method of the environment's, and one of task.tools",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(given, said):

@@ -26,6 +26,7 @@ from mpies.engines.vllm.insides import refuse_changed
 from mpies.engines.vllm.packing import Packing, WatchedWeights
 from mpies.errors import InputError, reason
 from mpies.model.lowrank import count_noise
+from mpies.model.storage import copies_bytes
 from mpies.model.weights import Tensors, Weights
 from mpies.noise import Kernels
 from mpies.text import size
@@ -115,22 +116,24 @@ def cache_bytes(
     parameters: int,
     free: int,
     noise: int = 0,
+    scratch: int = 0,
 ) -> int:
     """Bytes for the cache, of `free` bytes: what the run needs, or less, so that fewer answers run at once.
 
-    `noise`: bytes of a block's. Raises InputError, with the numbers, if one answer does not fit beside that
-    and the live weights.
+    `noise`: bytes of a block's; `scratch`: those that the base is worked on in, beyond what is reserved.
+    Raises InputError, with the numbers, if one answer does not fit beside these and the live weights.
     """
     live = parameters * dtype.itemsize * (2 if device == "cpu" else 1)  # see packing.py
     most, least = room.bytes(config, dtype), room.bytes(config, dtype, 1)
-    left = free - live - noise - RESERVE[device]
+    rest = RESERVE[device] + scratch
+    left = free - live - noise - rest
     if left < least:
         block = f", the noise of a block {size(noise)}" if noise else ""
         smaller = "es.block, engine.max_new_tokens" if noise else "engine.max_new_tokens"
         raise InputError(
             f"engine.name: vllm does not fit: the base weights leave {size(free)}, but live weights take"
             f" {size(live)}{block}, the cache of one answer of {room.tokens} tokens {size(least)}, and the"
-            f" rest {size(RESERVE[device])}; use a smaller {smaller} or model, or a larger device"
+            f" rest {size(rest)}; use a smaller {smaller} or model, or a larger device"
         )
     return min(most, left)
 
@@ -176,7 +179,8 @@ class Host:
         parameters = sum(tensor.numel() for tensor in base.values())
         left = free - sum(tensor.nbytes for tensor in base.values() if tensor.device.type == device.type)
         noise = self.noise.bytes(base, dtype) if self.noise else 0
-        self.cache = cache_bytes(self.room, config, dtype, device.type, parameters, left, noise)
+        scratch = copies_bytes(base, device)
+        self.cache = cache_bytes(self.room, config, dtype, device.type, parameters, left, noise, scratch)
         # Set whatever the user has set, since the run file tells the setting.
         os.environ["VLLM_BATCH_INVARIANT"] = str(int(self.invariant))
         self.turns = self.turns and not has_states(folder)

@@ -14,6 +14,7 @@ from mpies.tasks.environments.nursery import Nursery
 from mpies.tasks.environments.stage import ProcessStage
 from mpies.tasks.episodes import TOKENS, TURNS, Episode, Reply, Turn
 
+TOLD = ("role", "content", "tool_calls", "name")  # of a message; its agent is not told what was thought
 REFUSED = 16  # requests of an episode that no prompt can be made of
 OVER = {
     TURNS: "this episode has had all its answers (task.max_turns)",
@@ -43,7 +44,7 @@ class Heard:
     _first: int = 0  # of the messages, where the conversation begins that goes on
 
     def ask(self, asked: Said) -> None:
-        known = self.messages[self._first :]
+        known = [{k: v for k, v in one.items() if k in TOLD} for one in self.messages[self._first :]]
         if asked["messages"][: len(known)] == known:
             self.messages += asked["messages"][len(known) :]
         else:

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mpies.engines.tools import DEPTH, is_shallow
+from mpies.engines.calls import DEPTH, is_shallow
 from mpies.tasks.environments.limits import CHARACTERS
 
 MODEL = "mpies"  # the only one that there is, under any name
@@ -31,6 +31,9 @@ ELSEWHERE: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
+    "parallel_tool_calls": (True,),
+    "frequency_penalty": (0,),  # both change greedy answers, too
+    "presence_penalty": (0,),
 }
 
 Json = dict[str, Any]
@@ -66,6 +69,8 @@ def read(body: bytes) -> Question:
     if stops and tools:
         raise NotServedError("`stop` together with `tools` is not served here")
     messages = _messages(_list_in(given, "messages"))
+    if messages[-1]["role"] == "assistant":
+        raise NotServedError("the last of `messages` is the assistant's: to go on with it is not served here")
     return Question(messages, tools, _most(given), stops, _text(given.get("model") or MODEL, "`model`"))
 
 

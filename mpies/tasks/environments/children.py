@@ -10,12 +10,13 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from mpies.tasks.environments import episode_process
 from mpies.tasks.environments.contract import Said, UsersEpisode
+from mpies.tasks.environments.descendants import children_of, kill_children, kill_descendants, wait
 from mpies.tasks.environments.limits import AT_ONCE, REPLY, Limits
 
 
@@ -40,6 +41,8 @@ class Children:
         self._requests = requests
         self._pipes = requests, answers  # which are not for the children
         self._children: dict[int, Child] = {}
+        self._others = children_of(os.getpid())
+        """Processes that the user's module has started when it was imported, and what cannot be killed."""
 
     def carry(self, calls: list[Call]) -> list[Said]:
         """Make the calls, some at a time. Each one's answer, in their order; its `machine` says that no
@@ -54,15 +57,15 @@ class Children:
                 self._collect(under_way, found)
         return [found[call.key] for call in calls]
 
-    def end(self, key: int) -> None:
-        """End the episode's process, if it has not ended."""
-        child = self._children.pop(key, None)
-        if child:
-            child.end()
+    def end(self, keys: Iterable[int]) -> None:
+        """End those episodes' processes, and what is left of others that have ended by themselves."""
+        for key in keys:
+            if child := self._children.pop(key, None):
+                child.end()
+        self._others |= kill_children(self._others | {child.pid for child in self._children.values()})
 
     def end_all(self) -> None:
-        for key in list(self._children):
-            self.end(key)
+        self.end(list(self._children))
 
     def _send(self, call: Call, under_way: selectors.BaseSelector, found: dict[int, Said]) -> None:
         try:
@@ -72,14 +75,8 @@ class Children:
             found[call.key] = {"machine": f"no process for an episode ({error.strerror})"}
             return
         child = self._children[call.key]
-        try:
-            child.send(call, self._limits.of_call(call.name).clock)
-        except OSError as error:
-            child.late = isinstance(error, TimeoutError)
-            child.ended = not child.late
-            found[call.key] = {"error": self._why(call, child)}
-            return
-        under_way.register(child.socket, selectors.EVENT_READ, call)
+        child.begin(call, self._limits.of_call(call.name).clock)
+        under_way.register(child.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, call)
 
     def _collect(self, under_way: selectors.BaseSelector, found: dict[int, Said]) -> None:
         """Wait for the next answer, death or deadline of the calls that are under way."""
@@ -87,11 +84,13 @@ class Children:
         if not calls:
             return
         first = min(self._children[call.key].deadline for call in calls)
-        for key, _ in under_way.select(max(0.0, first - time.monotonic())):
+        for key, events in under_way.select(max(0.0, first - time.monotonic())):
             if key.data is None:  # while it waits, the rank says nothing but that it has ended
                 raise EOFError
             call, child = key.data, self._children[key.data.key]
-            answer = child.receive()
+            if events & selectors.EVENT_WRITE and not child.send():
+                under_way.modify(child.socket, selectors.EVENT_READ, call)
+            answer = child.receive() if events & selectors.EVENT_READ else None
             if answer is not None or child.ended:
                 under_way.unregister(child.socket)
                 found[call.key] = {"error": self._why(call, child)} if answer is None else answer
@@ -142,16 +141,27 @@ class Child:
     def __init__(self, pid: int, connection: socket.socket):
         self.pid = pid
         self.socket = connection
+        self.socket.setblocking(False)
         self.deadline = 0.0
         self.late = self.excessive = self.ended = False
         self._status: int | None = None
         self._found = bytearray()
+        self._unsent = memoryview(b"")
 
-    def send(self, call: Call, seconds: float) -> None:
-        """Raises OSError if it does not take the call."""
+    def begin(self, call: Call, seconds: float) -> None:
+        """Have a call to send, and so long for it."""
         self.deadline = time.monotonic() + seconds
-        self.socket.settimeout(seconds)
-        self.socket.sendall(episode_process.packed(call.name, call.arguments))
+        self._unsent = memoryview(episode_process.packed(call.name, call.arguments))
+
+    def send(self) -> bool:
+        """As much as it takes now. Is there more?"""
+        try:
+            self._unsent = self._unsent[self.socket.send(self._unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:  # that it has ended is found when its answer is read
+            self._unsent = self._unsent[:0]
+        return bool(self._unsent)
 
     def receive(self) -> Said | None:
         """Its answer, if it is complete now; else None: more will come, unless it has `ended`."""
@@ -175,21 +185,19 @@ class Child:
     def end(self) -> int:
         """Kill what is left of it and of what it has started; its exit status, or minus a signal."""
         if self._status is None:
-            done, status = self._wait() if self.ended else (0, 0)
-            for kill in (os.killpg, os.kill) if not done else (os.killpg,):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    kill(self.pid, signal.SIGKILL)
+            # One whose socket is closed ends now, unless its code has closed it.
+            done, status = wait(self.pid) if self.ended else (False, 0)
+            if not done:
+                self._signal(os.kill, signal.SIGSTOP)
+                kill_descendants(self.pid)
+                self._signal(os.kill, signal.SIGKILL)
+            self._signal(os.killpg, signal.SIGKILL)
             if not done:
                 _, status = os.waitpid(self.pid, 0)
             self._status = os.waitstatus_to_exitcode(status)
             self.socket.close()
         return self._status
 
-    def _wait(self) -> tuple[int, int]:
-        """For a process whose socket is closed: it ends now, unless its code has closed it."""
-        for _ in range(1000):
-            done, status = os.waitpid(self.pid, os.WNOHANG)
-            if done:
-                return done, status
-            time.sleep(0.001)
-        return 0, 0
+    def _signal(self, kill: Callable[[int, int], None], number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(self.pid, number)

@@ -25,6 +25,7 @@ from mpies.tasks import users_code
 from mpies.tasks.environments.limits import CHARACTERS
 
 SETTING = "task.environment"
+LARGEST = 1e100  # of the numbers that are added up
 STEP = "needed is (observation, reward, done)"
 
 Said = dict[str, Any]
@@ -147,13 +148,14 @@ def checked_text(found: Any, what: str) -> str:
 
 
 def checked_number(found: Any, what: str) -> float:
-    """A finite number. Raises NonsenseError."""
+    """A number, of which any sum is finite. Raises NonsenseError."""
     try:
         number = float(found)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if isinstance(found, str | bytes) or not math.isfinite(number):
-        raise NonsenseError(f"{what} is {shown(found)}; needed is a number")
+    if isinstance(found, str | bytes) or not abs(number) <= LARGEST:
+        largest = f" of {LARGEST:g} at most" if math.isfinite(number) else ""
+        raise NonsenseError(f"{what} is {shown(found)}; needed is a number{largest}")
     return number
 
 

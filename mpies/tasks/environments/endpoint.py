@@ -83,7 +83,11 @@ class Endpoint(ThreadingMixIn, TCPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
+            try:
+                super().process_request(request, client_address)
+            except BaseException:  # no thread can be had
+                self._room.release()
+                raise
         else:
             self.shutdown_request(request)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mpies.tasks.environments.contract import Said, UsersEpisode
+from mpies.tasks.environments.descendants import adopt
 from mpies.tasks.environments.limits import FILE, MEMORY, Limits
 
 LENGTH = struct.Struct("<Q")
@@ -36,21 +37,24 @@ def serve(connection: socket.socket, start: Callable[[], UsersEpisode], limits: 
     while head := requests.read(LENGTH.size):
         name, arguments = pickle.loads(requests.read(*LENGTH.unpack(head)))
         _allow_seconds(limits.of_call(name).cpu)
-        line = _as_json(episode.answer(name, arguments)).encode() + b"\n"
+        line = _as_json(episode.answer(name, arguments)) + b"\n"
+        _allow_seconds(None)  # until the next call, the time is the model's
         connection.settimeout(None)
         connection.sendall(line)
 
 
-def _as_json(said: Said) -> str:
+def _as_json(said: Said) -> bytes:
+    """A line, of text that can be written everywhere: the user's may have half of a character."""
     try:
-        return json.dumps(said)
+        return json.dumps(said, ensure_ascii=False).encode(errors="replace")
     except (TypeError, ValueError, RecursionError) as error:  # a value that a reward function asked for
-        return json.dumps({"error": f"it cannot be written as JSON ({str(error)[:200]})"})
+        return json.dumps({"error": f"it cannot be written as JSON ({str(error)[:200]})"}).encode()
 
 
 def _enclose() -> None:
     """A process group of its own, which ends with the one that forked it; less to take, nothing to print."""
     os.setsid()
+    adopt()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     nothing = os.open(os.devnull, os.O_WRONLY)
@@ -70,8 +74,12 @@ def _address_space() -> int:
         return 2 * 2**30
 
 
-def _allow_seconds(seconds: int) -> None:
-    """So many more of CPU time, from now on; then the kernel ends the process."""
+def _allow_seconds(seconds: int | None) -> None:
+    """So many more of CPU time, from now on; then the kernel ends the process. None: any number."""
+    if seconds is None:
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
+        return
     spent = resource.getrusage(resource.RUSAGE_SELF)
     _limit(resource.RLIMIT_CPU, math.ceil(spent.ru_utime + spent.ru_stime) + seconds)
 

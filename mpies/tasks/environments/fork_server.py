@@ -23,6 +23,7 @@ from mpies.errors import InputError
 from mpies.signals import SIGNALS, ignore
 from mpies.tasks.environments import agent_contract, contract, tool_contract
 from mpies.tasks.environments.children import Call, Children
+from mpies.tasks.environments.descendants import adopt
 from mpies.tasks.environments.limits import Limits
 
 LENGTH = struct.Struct("<Q")
@@ -95,13 +96,13 @@ def main() -> None:
     contract.seed_generators(0)  # loads NumPy's, so that no episode has to
     gc.collect()
     gc.freeze()  # pages that the collector does not touch stay common to all episodes
+    adopt()
     children = Children(environment.start, beginning.limits, requests, answers)
     _say(answers, {})
     try:
         while (batch := _request(requests)) is not None:
             found = children.carry(batch.calls)
-            for key in batch.ended:
-                children.end(key)
+            children.end(batch.ended)
             _say(answers, found)
     except (EOFError, BrokenPipeError):  # the rank has gone
         pass

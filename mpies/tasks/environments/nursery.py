@@ -6,6 +6,7 @@ import itertools
 import json
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 
@@ -54,9 +55,14 @@ class Nursery:
         rounds = -(-len(calls) // AT_ONCE) + 1
         with self._lock:
             self._process.tell(packed(Batch(list(calls), list(ended))))
-            line = self._process.line(rounds * (self._limits.clock + GRACE) + STARTING)
+            patience = rounds * (self._limits.clock + GRACE) + STARTING
+            began = time.monotonic()
+            line = self._process.line(patience)
+            is_late = time.monotonic() - began >= patience
         if not line:
-            raise HelperError(f"{self._setting}: the process of its episodes {self._how_it_ended()}")
+            by_itself = self._how_it_ended()
+            how = f"has not answered for {patience:g} s" if is_late else by_itself
+            raise HelperError(f"{self._setting}: the process of its episodes {how}")
         answers = json.loads(line)
         for answer in answers:
             if "machine" in answer:

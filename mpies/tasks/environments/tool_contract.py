@@ -47,7 +47,12 @@ class ToolKit:
             if inspect.isclass(made) and not callable(getattr(made, "reset", None)):
                 raise InputError(f"{FACTORY}: {factories[name]} has no method 'reset', which it needs")
         self.factories: dict[str, Callable[[], Any]] = classes
-        self.tools = {name.rpartition(":")[2]: users_code.load(name, TOOLS) for name in tools}
+        self.tools: dict[str, Callable[..., Any]] = {}
+        for place in tools:
+            name = place.rpartition(":")[2]
+            if name in self.tools:
+                raise InputError(f"{TOOLS}: two of them have the name {name!r}")
+            self.tools[name] = users_code.load(place, TOOLS)
 
     def start(self) -> ToolEpisode:
         return ToolEpisode(self)
@@ -97,6 +102,8 @@ class ToolEpisode(UsersEpisode):
         self.environment = self.kit.factories[name]()
         methods = inspect.getmembers(type(self.environment), predicate=inspect.isfunction)
         public = [n for n, _ in methods if n not in RESERVED and not n.startswith("_")]
+        if twice := self.kit.tools.keys() & set(public):
+            raise NonsenseError(f"{sorted(twice)[0]!r} is a method of the environment's, and one of {TOOLS}")
         self.tools = self.kit.tools | {n: getattr(self.environment, n) for n in public}
 
     def _rewards(self) -> bool:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpies.engines.base import Prompt
+from mpies.engines.calls import Schema
 from mpies.engines.tools import Chat, Message, Tools
 from mpies.tasks.environments.nursery import Nursery
 from mpies.tasks.environments.stage import EnvironmentStage
 from mpies.tasks.environments.tool_contract import ONLY, ROUTE
 from mpies.tasks.episodes import Episode, Reply, Turn
-
-Schema = dict[str, Any]
 
 
 @dataclass(frozen=True)

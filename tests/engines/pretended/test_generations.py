@@ -14,7 +14,7 @@ from pretended_gpu import DEVICE, counting
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from triton.runtime import driver
 
-from mpies.engines.base import Draws
+from mpies.engines.base import Conversations, Draws
 from mpies.engines.hf import HfEngine
 from mpies.engines.text import Text
 from mpies.es.population import Population
@@ -49,8 +49,10 @@ class Rank:
         weights = take_over(model, model.dtype, device, kernels, 1, master, where)
         return cls(str(folder), weights, model, text)
 
-    def engine(self, tokens: int, on_rows=lambda rows: None) -> HfEngine:
-        return HfEngine(self.model, self.text, max_new_tokens=tokens, batch_size=64, on_rows=on_rows)
+    def engine(self, tokens: int, on_rows=lambda rows: None, version=None) -> HfEngine:
+        return HfEngine(
+            self.model, self.text, max_new_tokens=tokens, batch_size=64, on_rows=on_rows, version=version
+        )
 
 
 def compute(rank: Rank) -> dict:
@@ -185,6 +187,36 @@ def cost(rank: Rank, work) -> pretended_gpu.Counted:
     with counting() as counted:
         work(rank)
     return counted
+
+
+def converse(rank: Rank, turns: int, times: int = 1) -> list[list[list[int]]]:
+    """A turn goes on with what is kept of the one before."""
+    engine, prompts = rank.engine(3, version=lambda: rank.weights.version), PADDED * times
+    kept, said = engine.keep(), []
+    for _ in range(turns):
+        made = engine.generate(prompts, Conversations(kept, list(range(len(prompts)))))
+        said.append(made.ids)
+        prompts = [f"{prompt}{text} and" for prompt, text in zip(prompts, made.texts, strict=True)]
+    return said
+
+
+def test_turns_are_the_same(tiny_model):
+    folder = tiny_model(kind="qwen2", tied=False)
+    expected = converse(Rank.load(folder, CPU), 3)
+    with counting():
+        assert converse(Rank.load(folder, DEVICE), 3) == expected
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_what_is_kept_costs_two_operations_a_row_and_layer(ranks, layers):
+    """Keys and values: of two rows, and of four."""
+    turn = []
+    for times in (1, 2):
+        counts = [cost(ranks[layers], lambda rank, n=n: converse(rank, n, times)) for n in (1, 2)]  # noqa: B023
+        turn.append([sum(getattr(one, kind).values()) for kind in ("operations", "waits") for one in counts])
+    (first, second, waited, waits), (more, most, *others) = turn
+    assert (most - more) - (second - first) <= 2 * len(PADDED) * layers
+    assert others == [waited, waits], "a row waits for nothing"
 
 
 def update(rank: Rank) -> None:

@@ -1,4 +1,4 @@
-"""Far away from the base and back: other answers by a member with a large sigma, then the same as before."""
+"""Far away from the base and back: other answers by members with a large sigma, then the same as before."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from steps import Figure
 
 from mpies import config
 from mpies.bench.generation import Work, prompts_of, task_of
-from mpies.es.population import Population
+from mpies.es.population import Member, Population
 from mpies.replica import Replica, build
 from probes import parser, verdict, write
 
 SIGMAS = 0.001, 0.3
+MEMBERS = 2  # of a block of low rank
 
 
 def main() -> None:
     options = parser("sway")
     options.add_argument("model")
     options.add_argument("--engine", required=True)
+    options.add_argument("--perturbation", default="full")
     options.add_argument("--short", action="store_true")
     given = options.parse_args()
     prompts, tokens = (2, 3) if given.short else (16, 64)
@@ -26,35 +28,35 @@ def main() -> None:
         "model.device": "cuda",
         "model.dtype": "bfloat16",
         "task.chat_template": "false",
-        "es.perturbation": "full",
+        "es.perturbation": given.perturbation,
+        "es.population": MEMBERS,
+        "es.block": MEMBERS,
         "engine.name": given.engine,
-        "engine.batch_size": prompts,
+        "engine.batch_size": prompts * MEMBERS,
         "engine.max_new_tokens": tokens,
     }
-    replica = build(
-        MPI.COMM_SELF,
-        config.load([f"{key}={value}" for key, value in settings.items()]),
-        task_of(Work(1, prompts, tokens)),
-    )
+    loaded = config.load([f"{key}={value}" for key, value in settings.items()])
+    replica = build(MPI.COMM_SELF, loaded, task_of(Work(1, prompts, tokens)))
+    members = Population(MEMBERS, seed=1).members(0)[: loaded.es.block_size]
     write(
         given.json,
-        [*sway(replica, prompts), *compare_engines(replica, prompts, tokens), *tell_graphs(replica)],
+        [*sway(replica, members, prompts), *compare_engines(replica, prompts, tokens), *tell_graphs(replica)],
     )
 
 
-def sway(replica: Replica, prompts: int) -> list[Figure]:
+def sway(replica: Replica, members: list[Member], prompts: int) -> list[Figure]:
     asked, digest = prompts_of(prompts), replica.weights.digest()
-    (member,) = Population(1, seed=1).members(0)
     replica.perturbation.clear()
     before = replica.engine.generate(asked).ids
     figures = []
     for sigma in SIGMAS:
         answers = []
         for _ in range(2):
-            replica.perturbation.set([member], sigma)
-            answers.append(replica.engine.generate(asked).ids)
-        moved = sum(one != other for one, other in zip(before, answers[0], strict=True))
-        name = f"answers that sigma={sigma} changes, of {len(asked)}"
+            replica.perturbation.set(members, sigma)
+            made = replica.engine.generate_block(asked, len(members))
+            answers.append([ids for member in made for ids in member.ids])
+        moved = sum(one != other for one, other in zip(before * len(members), answers[0], strict=True))
+        name = f"answers that sigma={sigma} changes, of {len(answers[0])}"
         figures.append(Figure(name, moved, "", verdict(moved > 0) if sigma == SIGMAS[-1] else ""))
         figures.append(
             Figure(f"the same answers again, sigma={sigma}", "", "", verdict(answers[0] == answers[1]))

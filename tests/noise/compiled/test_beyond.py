@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
-
 import numpy as np
 import pytest
 import torch
+from stand_in_gpu import room
 from triton.runtime import driver
 
 from mpies.noise import definition
@@ -19,13 +18,6 @@ SEED, PARAMETER = 0xF123456789ABCDEF, 0xFFFFFFF9
 SIZE = 3_000_000_001
 SEEDS = np.array([3, SEED], np.uint64)
 FACTORS = np.array([0.1, -0.3], np.float32)
-NO_RESERVE = 0x4000  # of mmap: memory that is there once it is written to
-
-
-def room(count: int, dtype: torch.dtype) -> torch.Tensor:
-    """Zeros, of which only those that are touched take memory."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
-    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize, flags=flags), dtype=dtype)
 
 
 def values(count: int) -> torch.Tensor:

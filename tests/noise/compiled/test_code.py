@@ -185,6 +185,9 @@ def test_code_for_amd(codes):
         text = file.read_text()
         found = set(re.findall(r"^\s+(v_\w*(?:f16|f32|f64)\w*?)(?:_e32|_e64)?\s", text, re.M))
         assert found <= AMD or kernel not in DEFINED, kernel
+        assert "s_endpgm" in text, "it can be read"
+        if kernel in DEFINED:
+            assert any("mul_f32" in name for name in found) == (kernel in WITH_PRODUCTS), (kernel, found)
         # Scalars that have no place go into vector registers; those must not go to memory.
         assert re.findall(r"vgpr_spill_count: (\d+)", text) == ["0"], kernel
         assert re.findall(r"private_segment_fixed_size:? (\d+)", text) == ["0"] * 2, kernel
