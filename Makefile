@@ -39,7 +39,7 @@ GPU_PYTHON ?= 3.12
 # The environment of the oldest versions that are allowed.
 OLDEST_VENV ?= .venv-oldest
 # Of all architectures: slow tests that no other target runs.
-ZOO := tests/model/test_zoo.py tests/model/test_vision.py tests/model/test_names.py tests/docs/test_models.py
+ZOO := tests/model/test_zoo.py tests/model/test_export.py tests/model/test_vision.py tests/model/test_names.py tests/docs/test_models.py
 # All Slurm tests together; they take 4 minutes on two cores.
 SLURM_TEST_SECONDS ?= 1200
 # How many tests may be skipped, because a machine lacks what they need (root, a Chromium, wandb, the model); with more

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from mpies.errors import InputError, reason
 from mpies.model.folder import absence, locate, refuse_unusable
+from mpies.model.tensor_files import TensorFiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -79,11 +80,31 @@ def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTo
         raise InputError(
             f"model.path: {path} lacks {len(absent)} weights that fit its config.json, {absent[0]} among them"
         )
+    attempt(path, "the embeddings of ", _restore_padding, model, path)
     if not tokenizer.chat_template:
         tokenizer.chat_template = _template_of_processor(Path(place))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
+
+
+@torch.no_grad()
+def _restore_padding(model: PreTrainedModel, path: str) -> None:
+    """Embeddings of padding become as they are in the files.
+
+    transformers 5.23 makes some of them zero whenever it has loaded a model (Youtu's), which are tuned as all
+    others are: a tuned model would be read as another.
+    """
+    padding = {
+        f"{name}.weight": (module.weight, module.padding_idx)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None
+    }
+    emptied = {name: place for name, place in padding.items() if not place[0][place[1]].any()}
+    files = TensorFiles(path) if emptied else None
+    for name, (weight, row) in emptied.items():
+        if files and name in files:
+            weight[row] = files.read_row(name, row)
 
 
 def outline(path: str, allow_download: bool) -> torch.nn.Module:
