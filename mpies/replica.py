@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mpies.engines.vllm.host import Host
+    from mpies.runfile import History
 
 # Software that takes part in the arithmetic: it has to be the same on every rank.
 SOFTWARE = ("torch", "transformers", "tokenizers", "numpy", "numba")
@@ -67,6 +68,12 @@ class Setup:
     """Of all ranks."""
     left_out: tuple[str, ...] | None = None
     """Modules that are not tuned, where a run file says so; None: as es.leave_out says."""
+    model_class: str | None = None
+    """transformers' class of the model, where a run file says so: see `loading.load`."""
+
+    def of_run(self, history: History) -> Setup:
+        """The same, for going on with a run: what is tuned of which model stays."""
+        return replace(self, left_out=history.left_out, model_class=history.model_class)
 
     @property
     def memory(self) -> int:
@@ -109,6 +116,8 @@ class Facts:
     """What is to be known of it, in words."""
     left_out: tuple[str, ...] = ()
     """Modules whose parameters are not tuned."""
+    model_class: str = ""
+    """transformers' name for it."""
 
 
 @dataclass(frozen=True)
@@ -186,14 +195,14 @@ def load_model(
     threads: int,
     allow_download: bool = False,
     left_out: tuple[str, ...] = (),
+    model_class: str | None = None,
 ) -> LoadedModel:
     """A model with live weights of `dtype` over a base of `master`; noise of matrices of rank `rank`.
 
-    `left_out`: modules whose parameters are not tuned.
-
+    `left_out`: modules whose parameters are not tuned. `model_class`: as `loading.load` has it.
     Raises InputError when it cannot be loaded, or not computed with.
     """
-    model, tokenizer = loading.load(path, allow_download)
+    model, tokenizer = loading.load(path, allow_download, model_class)
     weights = take_over(model, dtype, device, kernels_for(device, threads), rank, master)
     _refuse_unfit(path, weights)
     weights.leave_out(left_out)
@@ -244,7 +253,7 @@ def _openings(task: Task, settings: Settings) -> list[Prompt]:
 def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Replica:
     """Load and assemble everything on this rank. Raises InputError."""
     path, device, dtype = settings.model.path, setup.device, setup.dtype
-    model, tokenizer = loading.load(path, settings.model.allow_download)
+    model, tokenizer = loading.load(path, settings.model.allow_download, setup.model_class)
     tasks.refuse_messages_without_template(setup.task, tokenizer)
     text = Text(
         model, tokenizer, settings.task.chat_template, _vision(settings, setup.task, model, tokenizer)
@@ -278,9 +287,13 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         perturbation=perturbed,
         engine=engine,
         device=device,
-        facts=replace(_facts_of(path, setup, weights, digest, master, host), left_out=left_out),
+        facts=replace(
+            _facts_of(path, setup, weights, digest, master, host),
+            left_out=left_out,
+            model_class=type(model).__name__,
+        ),
         anchor=Anchor(path, weights, digest) if use.anchored else None,
-        initial=_initial(path, weights, digest, use.compared_with),
+        initial=_initial(path, model, weights, digest, use.compared_with),
     )
 
 
@@ -330,11 +343,14 @@ def _facts_of(
     )
 
 
-def _initial(path: str, weights: Weights, digest: int, compared_with: str | None) -> InitialWeights | None:
+def _initial(
+    path: str, model: PreTrainedModel, weights: Weights, digest: int, compared_with: str | None
+) -> InitialWeights | None:
     """The weights at `compared_with`: if that is the model's own path, those with its digest."""
     if compared_with is None:
         return None
-    return initial.find_initial(compared_with, weights, digest if compared_with == path else None)
+    known = digest if compared_with == path else None
+    return initial.find_initial(compared_with, weights, known, type(model).__name__)
 
 
 def _host(settings: Settings, setup: Setup, model: Any, text: Text, local: int) -> Host:

@@ -75,14 +75,14 @@ class InitialFromLoading:
     While it is iterated over, a second copy of the model in its checkpoint's dtype is in memory.
     """
 
-    def __init__(self, path: str, digest: int | None):
-        self._path, self._digest = path, digest
+    def __init__(self, path: str, digest: int | None, model_class: str):
+        self._path, self._digest, self._model_class = path, digest, model_class
 
     def items(
         self, weights: Weights, names: Container[str] | None = None
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """As `InitialFromFiles.items`. Raises InputError if another model is there meanwhile."""
-        model, _ = loading.load(self._path, allow_download=False)
+        model, _ = loading.load(self._path, False, self._model_class)
         values = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=True)}
         shapes = {name: value.shape for name, value in values.items()}
         if shapes != weights.shapes:
@@ -100,12 +100,14 @@ class InitialFromLoading:
         )
 
 
-def find_initial(path: str, weights: Weights, digest: int | None) -> InitialWeights:
+def find_initial(path: str, weights: Weights, digest: int | None, model_class: str) -> InitialWeights:
     """Where to read the initial weights with the digest `digest` (None: any) from.
+
+    `model_class`: transformers' name for the class of the model that the weights are of.
 
     Raises InputError, now and not when they are needed, if they cannot be had.
     """
-    loaded = InitialFromLoading(path, digest)
+    loaded = InitialFromLoading(path, digest, model_class)
     if digest is None:  # it might be another kind of model, with weights of the same names among others
         next(loaded.items(weights))
     try:

@@ -42,8 +42,13 @@ def base_dtype(master: str, live: torch.dtype) -> torch.dtype:
     return live if master == "live" else torch.float32
 
 
-def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(
+    path: str, allow_download: bool, model_class: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model on the CPU, in its checkpoint's dtype, for inference, and its tokenizer.
+
+    `model_class`: transformers' name for the class that it had when a run began, where there may be several;
+    empty: in versions that did not note it. None: no run has begun.
 
     Raises InputError when it is not there or cannot be read.
     """
@@ -59,6 +64,7 @@ def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTo
     place = locate(path)
     options = {"trust_remote_code": False, "local_files_only": not allow_download}
     config = _configuration(path, **options)
+    kind = _kind_of(config, model_class)
     if (Path(place) / "generation_config.json").is_file():
         # transformers would go on without it, and so without its stop tokens.
         attempt(path, "the generation_config.json of ", GenerationConfig.from_pretrained, place)
@@ -66,7 +72,7 @@ def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTo
     model, info = attempt(
         path,
         "",
-        _kind_of(config).from_pretrained,
+        kind.from_pretrained,
         place,
         dtype="auto",
         use_safetensors=True,
@@ -107,7 +113,7 @@ def _restore_padding(model: PreTrainedModel, path: str) -> None:
             weight[row] = files.read_row(name, row)
 
 
-def outline(path: str, allow_download: bool) -> torch.nn.Module:
+def outline(path: str, allow_download: bool, model_class: str | None = None) -> torch.nn.Module:
     """The model without its weights: parameters have shapes, but no values and no memory.
 
     Raises InputError when its configuration is not there or cannot be read.
@@ -117,7 +123,7 @@ def outline(path: str, allow_download: bool) -> torch.nn.Module:
     options = {"trust_remote_code": False, "local_files_only": not allow_download}
     config = _configuration(path, **options)
     with torch.device("meta"):
-        return attempt(path, "", _kind_of(config).from_config, config, trust_remote_code=False)
+        return attempt(path, "", _kind_of(config, model_class).from_config, config, trust_remote_code=False)
 
 
 def _configuration(path: str, **options: Any) -> Any:
@@ -137,8 +143,12 @@ def _configuration(path: str, **options: Any) -> Any:
     )
 
 
-def _kind_of(config: Any) -> Any:
-    """transformers' class that makes models of a configuration; None if they are none that write text."""
+def _kind_of(config: Any, model_class: str | None = None) -> Any:
+    """transformers' loader for models of a configuration; None if they are none that write text.
+
+    Of models that read images and text, the whole; transformers has a class for the decoder alone of some
+    (Qwen3.5, Llama 4), which earlier versions took.
+    """
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -146,9 +156,16 @@ def _kind_of(config: Any) -> Any:
         AutoModelForImageTextToText,
     )
 
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        whole = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        return AutoModelForImageTextToText if whole else None
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForCausalLM
-    return AutoModelForImageTextToText if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else None
+    decoder: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    is_part = decoder.config_class is not type(config)
+    if is_part and model_class not in ("", decoder.__name__):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def _template_of_processor(folder: Path) -> str | None:
