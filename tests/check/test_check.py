@@ -125,7 +125,7 @@ def test_models_that_cannot_be_loaded(tmp_path, tiny_model):
 
 @pytest.mark.parametrize("kind", ["llama", "olmoe", "gpt_oss"])
 def test_the_noise_of_a_block_is_reckoned_as_it_is_drawn(tmp_path, tiny_model, kind):
-    """A thousand members of rank 4 need more memory for their noise than for the model; experts have their own."""
+    """A thousand members of rank 4 need more memory for their noise than for the model; experts too."""
     folder = tmp_path / kind
     if kind == "llama":
         folder = tiny_model()
