@@ -113,7 +113,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "glm4": {},
     "glm4_moe": EXPERTS,
     "glm4_moe_lite": EXPERTS | LATENT,
-    "glm_moe_dsa": EXPERTS | LATENT | {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 8},
+    # Of few heads, many scores are 0, and which keys are looked at of those is up to padding.
+    "glm_moe_dsa": EXPERTS | LATENT | {"index_n_heads": 16, "index_head_dim": 8, "index_topk": 8},
     "gpt2": {},
     "gpt_bigcode": {},
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 8}
