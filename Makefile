@@ -84,7 +84,7 @@ SITE_INSTALLED := $(SITE_VENV)/.installed
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 
 .DEFAULT_GOAL := help
-.PHONY: help install model quickstart test-quick test-mpi test-launch test-long test-zoo test test-slurm test-vllm site test-site test-oldest test-aot test-gpu \
+.PHONY: help install model quickstart test-quick test-mpi test-launch test-long test-zoo test test-slurm test-vllm site test-site test-oldest test-aot test-gpu speed-of-kinds \
   gpu-wheels torture \
   models lint check dist test-dist smoke-dist
 
@@ -239,6 +239,9 @@ torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one 
 
 models: $(INSTALLED) ## write docs/models.md: which of transformers' architectures can be tuned, from a start with each
 	PYTHONPATH=tests/helpers HF_HUB_OFFLINE=1 $(RUN) docs/models.py
+
+speed-of-kinds: $(INSTALLED) ## low rank on a small mixture and a small hybrid, against plain inference; ARGS='--repeats 9'
+	PYTHONPATH=tests/helpers HF_HUB_OFFLINE=1 $(RUN) tests/speed_of_kinds.py $(ARGS)
 
 dist: $(INSTALLED) ## an sdist and a wheel, in dist/
 	rm -rf dist

@@ -135,7 +135,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": EXPERTS,
     "hy_v3": EXPERTS,
     "hyperclovax": {},
-    "inkling_text": EXPERTS,
+    "inkling_text": EXPERTS | {"logits_mup_width_multiplier": 1.0},
     "internlm3": {},
     "iquestcoder": {},
     "jais2": {},
