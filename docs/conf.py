@@ -20,9 +20,11 @@ include_patterns = ["*.md", "docs/*.md", "configs/*.md", "examples/**/*.md", "pa
 exclude_patterns = [".*", "build", "dist", "runs", "**/*.egg-info", "mpies", "tests", "docs/results"]
 
 CONTENTS = {
-    "Training": "docs/settings docs/tasks docs/models docs/engines docs/probe configs/README docs/clusters",
+    "Training": "docs/settings docs/tasks docs/environments docs/models docs/engines docs/probe"
+    " configs/README docs/clusters",
     "After training": "docs/run-file docs/analysis docs/evaluation",
-    "How good it is": "docs/results examples/char_count/README docs/exactness docs/performance docs/gpu",
+    "How good it is": "docs/results examples/char_count/README examples/environments/README"
+    " docs/exactness docs/performance docs/gpu",
     "At a site": "packaging/README",
     "The project": "docs/architecture CONTRIBUTING CHANGELOG SECURITY",
 }

@@ -372,6 +372,7 @@ def _host(settings: Settings, setup: Setup, model: Any, text: Text, local: int) 
         local,
         noise,
         invariant=settings.engine.batch_invariant,
+        turns=setup.task.has_turns,
     )
 
 

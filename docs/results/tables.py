@@ -192,7 +192,32 @@ def countdown(frame: pd.DataFrame) -> str:
     )
 
 
-TABLES = {"grid": grid, "others": others, "paper": paper, "anchor": anchor, "countdown": countdown}
+def char_count(frame: pd.DataFrame) -> str:
+    """Of char_count.csv, which has its own runs."""
+    rows = []
+    for _, run in pd.read_csv(HERE / "char_count.csv").groupby("run", sort=False):
+        for answers, group in run[run["answers"] > 0].groupby("answers"):
+            by_split = group.set_index("split")
+            first = group.iloc[0]
+            cells = [
+                f"{by_split.right[split]:.3f} ± {by_split.error[split]:.3f}"
+                if split in by_split.index
+                else ""
+                for split in ("train", "held_out")
+            ]
+            told = [f"{first[key]:g}" for key in ("sigma", "alpha", "seed")]
+            rows.append([*told, f"{answers:,}", *cells, str(first["weights"])])
+    return markdown(["sigma", "alpha", "seed", "answers", "right, train", "right, held out", "weights"], rows)
+
+
+TABLES = {
+    "grid": grid,
+    "others": others,
+    "paper": paper,
+    "anchor": anchor,
+    "char_count": char_count,
+    "countdown": countdown,
+}
 
 
 def draw(frame: pd.DataFrame):

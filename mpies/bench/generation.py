@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SIGMA = 0.01
 SAMPLE = 4  # members that ways which evaluate one by one are timed on
+MANY = 512  # directions, as of 1024 members in pairs: each takes less time than one of a few does
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,9 @@ def compare(
     cases = {
         "plain": Case(lambda: engine.generate(prompts * work.members), before=rig.plain),
         "low rank": Case(lowrank, before=rig.stale),
+        "low rank: a direction's update": Case(
+            lambda: rig.update(np.arange(1, MANY + 1, dtype=np.uint64), rank=1), MANY
+        ),
         "full: a member": Case(full, len(few), before=rig.plain),
         "full: update": Case(lambda: rig.update(seeds, rank=0)),
         "paper: a member": Case(papers, len(few)),
@@ -207,6 +211,8 @@ def settings_of(given: argparse.Namespace, dtype: str, work: Work, chosen: dict[
         "model.dtype": dtype,
         "model.device": given.device,
         "task.chat_template": False,
+        "es.population": work.members,
+        "es.antithetic": False,
         "engine.batch_size": work.prompts,
         "engine.max_new_tokens": work.tokens,
         "run.threads": given.threads,

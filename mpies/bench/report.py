@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from mpies.bench.forecast import Constants, table
-from mpies.bench.generation import SAMPLE, Work
+from mpies.bench.generation import MANY, SAMPLE, Work
 from mpies.bench.timing import Timings
 from mpies.phases import Phases
 
@@ -61,6 +61,8 @@ def generations(t: Timings, phases: Phases, work: Work, rounds: int) -> Iterator
     yield Result(group, "low rank", t["low rank"], "s")
     for phase in ("perturb", "generate", "update"):
         yield Result(group, f"low rank: {phase}", phases.seconds[phase] / rounds, "s")
+    many = MANY * t["low rank: a direction's update"]
+    yield Result(group, f"low rank: update with {MANY} directions", many, "s")
     yield Result(group, f"full ({n} x a member's time, of {SAMPLE}, + update)", median(full), "s")
     yield Result(group, f"paper ({n} x a member's time, of {SAMPLE}, with its update)", median(paper), "s")
     against = [p / o for p, o in zip(paper, s["low rank"], strict=True)]
@@ -84,7 +86,7 @@ def forecast(
     full = t["full: a member"]
     ways = {
         "full": Constants(full, full, 1, t["full: update"] / n),
-        "low rank": Constants(full, lowrank, n, phases.seconds["update"] / rounds / n),
+        "low rank": Constants(full, lowrank, n, t["low rank: a direction's update"]),
     }
     group = f"forecast: {population} members x {work.prompts} prompts x {work.tokens} tokens"
     if whole:

@@ -26,6 +26,9 @@ from mpies.es.symptoms import FAR, IDENTICAL
 from mpies.measure.statistics import Figure, mean
 from mpies.probe.rung import Base, Rung, Signal, jackknife, signal
 
+# Standard errors above nothing, from which on a net is more than chance.
+SURE = 2
+
 # Generations that alpha is spread over at least: a single step is no larger than sigma sqrt(N) / 2.
 FEWEST = 4
 
@@ -159,6 +162,8 @@ def _why(best: Tried, beyond: Tried | None, last: bool) -> str:
     if best.signal.gain > 0:
         error = f" +- {best.net.error:.1g}" if math.isfinite(best.net.error) else ""
         why = f"a run nets most there ({best.net.mean:.2g}{error}, if the reward were linear)"
+        if not best.net.mean > SURE * best.net.error:
+            why += ", which may be chance: a smaller one may be better, more --pairs and --prompts tell"
     else:
         why = (
             "no signal is seen above the noise of so few pairs and prompts; there, most rewards of pairs"

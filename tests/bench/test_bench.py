@@ -58,6 +58,7 @@ def test_all_parts_run_on_two_ranks(tmp_path, tiny_model):
         "update",
         "digest",
         "low rank",
+        "low rank: update with 512 directions",
         "2 ranks against 1",
         "share that is not inference",
     ):

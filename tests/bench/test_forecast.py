@@ -57,7 +57,8 @@ launch.run(main, sys.argv[1:])
 
 @pytest.mark.launch
 @pytest.mark.timed
-@pytest.mark.parametrize("ranks", [1, 2, 16])
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [1, 2, 16, 64])
 def test_ranks_wait_as_the_model_says(tmp_path, ranks):
     """With blocks that sleep, so that there may be more ranks than cores."""
     script = tmp_path / "measure.py"

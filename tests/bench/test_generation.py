@@ -31,8 +31,14 @@ def test_settings_are_those_of_the_work(given):
     )
     assert (settings.model.path, settings.model.dtype) == (given.model, "bfloat16")
     assert (settings.engine.max_new_tokens, settings.engine.batch_size) == (3, 2)
-    assert (settings.es.rank, settings.es.block, settings.run.threads) == (3, 5, 1)
+    assert (settings.es.rank, settings.es.block_size, settings.run.threads) == (3, 5, 1)
     assert not settings.task.chat_template
+
+
+def test_a_block_is_as_large_as_the_work(given):
+    """Not as large as a run's population is by default."""
+    lowrank = {"es.perturbation": "lowrank", "es.block": 129}
+    assert settings_of(given, "bfloat16", Work(129, 4, 64), lowrank).es.block_size == 129
 
 
 @pytest.mark.parametrize("count", [1, 8, 25])
@@ -98,6 +104,7 @@ def test_all_ways_are_timed_alike(rig):
     ways = [
         "plain",
         "low rank",
+        "low rank: a direction's update",
         "full: a member",
         "full: update",
         "paper: a member",

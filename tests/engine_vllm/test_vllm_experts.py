@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import tiny
 import torch
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from mpies import config, replica
+from mpies.errors import InputError
 from mpies.replica import Replica
 from mpies.tasks.base import Task
 
@@ -38,11 +40,11 @@ def save(folder):
     return folder
 
 
-def build(world, folder, engine: str) -> Replica:
+def build(world, folder, engine: str, perturbation: str = "full") -> Replica:
     torch.set_num_threads(1)
     given = [f"model.path={folder}", "model.device=cpu", "model.dtype=float32", "run.directory=none"]
     given += ["task.chat_template=false", "engine.max_new_tokens=10", "engine.batch_size=3"]
-    given += [f"engine.name={engine}", "es.perturbation=full", "task.name=conciseness"]
+    given += [f"engine.name={engine}", f"es.perturbation={perturbation}", "task.name=conciseness"]
     task = Task("test", [{"prompt": prompt} for prompt in PROMPTS], [], lambda *_, **__: [])
     return replica.build(world, config.load(given), task)
 
@@ -59,3 +61,9 @@ def test_a_member_is_the_same_mixture_in_both_engines(world, tmp_path):
         answers.append(mine.ids)
     assert answers[0] != answers[1]
     assert both[0].weights.digest() == both[1].weights.digest()
+
+
+def test_low_rank_is_refused_by_name(world, tmp_path):
+    """Here, since vLLM makes groups of experts when the first model of a process has some."""
+    with pytest.raises(InputError, match=r"does not know vLLM's GateLinear at model\.layers\.0"):
+        build(world, save(tmp_path), "vllm", "lowrank")

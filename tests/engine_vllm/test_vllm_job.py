@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import games
 import h5py
 import launching
 import pytest
@@ -52,6 +54,16 @@ def test_runs_are_the_same_on_any_number_of_ranks_resumed_and_replayed(model, tm
     replayed = launching.python("-m", "mpies.replay", tmp_path / "two" / "run.h5", "--verify", timeout=200)
     assert replayed.returncode == 0, replayed.stderr
     assert "3 of 3 generations' digests agree" in replayed.stdout
+
+
+def test_an_environment_is_played_as_with_hf_on_any_number_of_ranks(model, tmp_path):
+    """Conversations of some turns, of which vLLM keeps what it has read."""
+    file = Path(games.__file__)
+    given = ["task.name=custom", f"task.environment={file}:Echo", "task.train_size=2", "task.eval_size=1"]
+    given += [*LOW_RANK, "task.episode_tokens=400", "engine.max_new_tokens=40", "engine.batch_size=2"]
+    digests, rewards, _ = train(2, model, tmp_path / "vllm", 2, *given)
+    assert train(1, model, tmp_path / "hf", 2, *given, "engine.name=hf")[:2] == (digests, rewards)
+    assert len({*rewards[0]}) > 1
 
 
 def test_evaluation_and_check(model, tmp_path):

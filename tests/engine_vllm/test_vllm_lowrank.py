@@ -377,7 +377,6 @@ def test_a_layer_given_other_rows_than_tokens_is_refused(llama):
 @pytest.mark.parametrize(
     "architecture, changes, why",
     [
-        ("Mixtral", {"num_local_experts": 4}, r"does not know vLLM's GateLinear at model\.layers\.0"),
         (
             "GPT2",
             {"n_embd": 128, "n_layer": 2, "n_head": 4},

@@ -114,6 +114,13 @@ def test_all_rewards_are_zero():
     assert stiff.sigma == LADDER[-1] and "try larger ones" in stiff.reason
 
 
+def test_a_net_that_may_be_chance_is_told():
+    (best,) = World().outcomes(LADDER[-1:])
+    for error, told in ((best.net.mean / 3, False), (best.net.mean, True)):
+        found = recommend(ES, [replace(best, net=replace(best.net, error=error))])
+        assert ("may be chance" in found.reason) == told
+
+
 def test_nothing_but_noise():
     outcomes = [replace(o, signal=replace(o.signal, step=-0.1)) for o in World().outcomes()]
     found = recommend(ES, outcomes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from mpies.engines import likelihood
 from mpies.engines.base import Completions, Conversations, Draws, Engine, Prompt, owners
 from mpies.engines.hf import HfEngine
 from mpies.engines.text import Text
+from mpies.engines.vllm import INSTEAD
 from mpies.engines.vllm.members import of_member
 from mpies.errors import InputError, reason
 
@@ -35,9 +37,10 @@ class VllmEngine(Engine):
     """Decodes with vLLM; `log_probabilities` are computed by `hf`, whose model has the same memory.
 
     Nothing that was computed from weights is used with others: they are packed anew once they were written,
-    there is no prefix cache, and a finished request's keys and values are never read again. So nothing needs
-    clearing when the weights change. Prompts have up to as many tokens, with their answers, as `host` has
-    room for.
+    and a finished request's keys and values are read again in the next turn of its conversation only. vLLM
+    looks for them by tokens and a salt, which each conversation has of its own, and every other request. So
+    nothing needs clearing when the weights change. Prompts have up to as many tokens, with their answers, as
+    `host` has room for.
     """
 
     def __init__(
@@ -56,16 +59,27 @@ class VllmEngine(Engine):
         self.hf = hf
         self.max_new_tokens = max_new_tokens
         self.most_tokens = host.room.tokens
+        self.cached = host.turns
+        """Does vLLM look for what it has read before?"""
+        self._plays, self._alone = itertools.count(1), itertools.count()
+        self._told: set[str] = set()
+        """Salts of the conversations that are played."""
         self._refuse_other_answers()
+        self.keeps = self.cached and self._goes_on()
+
+    def keep(self) -> int | None:
+        """A number that no conversations before have had."""
+        self._told.clear()
+        return next(self._plays) if self.keeps else None
 
     def generate(self, prompts: list[Prompt], turns: Conversations | None = None) -> Completions:
-        return self._answered(prompts, [self.parameters()] * len(prompts))
+        return self._answered(prompts, [self.parameters()] * len(prompts), turns)
 
     def sample(self, prompts: list[Prompt], draws: Draws, turns: Conversations | None = None) -> Completions:
         from mpies.engines.vllm.plugins import CounterBased
 
         each = [self.parameters(CounterBased.parameters(draws, row)) for row in range(len(prompts))]
-        return self._answered(prompts, each)
+        return self._answered(prompts, each, turns)
 
     def log_probabilities(
         self, prompts: list[Prompt], answers: list[list[int]], temperature: float = 1.0
@@ -75,7 +89,7 @@ class VllmEngine(Engine):
     def generate_each(
         self, prompts: list[Prompt], members: list[int], turns: Conversations | None = None
     ) -> Completions:
-        return self._answered(prompts, self._of_members(members))
+        return self._answered(prompts, self._of_members(members), turns)
 
     def tell(self, prompts: list[list[int]], members: int, tokens: int, likeliest: int) -> list[Told]:
         """Each member's answers to token ids, so long, and at each place log-probabilities of tokens, nat.
@@ -91,10 +105,15 @@ class VllmEngine(Engine):
             told.append(Told(prompt, list(answer.token_ids), places))
         return told
 
-    def _answered(self, prompts: list[Prompt], parameters: list[SamplingParams]) -> Completions:
-        return self.text.completions(self._answer([self.text.encode(p) for p in prompts], parameters))
+    def _answered(
+        self, prompts: list[Prompt], parameters: list[SamplingParams], turns: Conversations | None
+    ) -> Completions:
+        salts = [f"{turns.kept} {number}" for number in turns.numbers] if turns else None
+        return self.text.completions(self._answer([self.text.encode(p) for p in prompts], parameters, salts))
 
-    def _answer(self, encoded: list[list[int]], parameters: list[SamplingParams]) -> list[list[int]]:
+    def _answer(
+        self, encoded: list[list[int]], parameters: list[SamplingParams], salts: list[str] | None
+    ) -> list[list[int]]:
         """Tokens of the answers, in the prompts' order, however vLLM mixes them."""
         if not encoded:
             return []
@@ -104,13 +123,28 @@ class VllmEngine(Engine):
                 f"a prompt has {longest} tokens, but vLLM was started for prompts of up to"
                 f" {self.most_tokens - self.max_new_tokens}"
             )
-        outputs = self._run(encoded, parameters)
+        outputs = self._run(encoded, parameters, salts)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
-    def _run(self, encoded: list[list[int]], parameters: list[SamplingParams]) -> list[RequestOutput]:
+    def _run(
+        self,
+        encoded: list[list[int]],
+        parameters: list[SamplingParams],
+        salts: list[str] | None = None,
+    ) -> list[RequestOutput]:
+        """`salts`: of the conversations that the prompts are turns of; without, nothing goes on from them."""
         self.packing.refresh()
-        given = [{"prompt_token_ids": tokens} for tokens in encoded]
-        return self.llm.generate(given, parameters, use_tqdm=False)
+        given: list[dict[str, Any]] = [{"prompt_token_ids": tokens} for tokens in encoded]
+        if not self.cached:
+            return self.llm.generate(given, parameters, use_tqdm=False)
+        salts = salts or [f"alone {next(self._alone)}" for _ in encoded]
+        salted = [one | {"cache_salt": salt} for one, salt in zip(given, salts, strict=True)]
+        outputs = self.llm.generate(salted, parameters, use_tqdm=False)
+        for salt, output in zip(salts, outputs, strict=True):
+            if output.num_cached_tokens and salt not in self._told:
+                raise InputError(f"engine.name: vllm goes on from what was another's prompt; {INSTEAD}")
+        self._told.update(salts)
+        return outputs
 
     def parameters(self, extra: dict | None = None, **others: Any) -> SamplingParams:
         """How every prompt is answered; `others` are vLLM's own words for what is otherwise."""
@@ -156,3 +190,19 @@ class VllmEngine(Engine):
                 "engine.name: vllm computes this model otherwise than transformers does: log-probabilities"
                 f" are {apart:.2g} apart; use engine.name=hf"
             )
+
+    def _goes_on(self) -> bool:
+        """Is what goes on from a prefix that was read before as good as reading it anew?
+
+        It costs nothing but time if not; nor if no conversation fills a block of vLLM's cache.
+        """
+        block = self.llm.llm_engine.vllm_config.cache_config.block_size
+        if block + 2 > self.most_tokens:
+            return False
+        vocabulary = len(next(self.hf.model.get_input_embeddings().parameters()))
+        ids = [vocabulary * (i + 1) // (block + 3) for i in range(block + 1)]
+        asked = self.parameters(max_tokens=1, logprobs=PROBE, stop_token_ids=None)
+        _, again, anew = (self._run([ids], [asked], [salt])[0] for salt in ("first", "first", "other"))
+        found, right = (one.outputs[0].logprobs[0] for one in (again, anew))
+        apart = [abs(found[token].logprob - right[token].logprob) for token in found if token in right]
+        return again.num_cached_tokens > 0 and bool(np.mean(apart) <= ALIKE[self.hf.model.dtype.itemsize])

@@ -132,7 +132,8 @@ class Host:
     """A rank's vLLM, once `hold` was called: it holds the live weights.
 
     `free`: bytes that this rank can have, before the base weights are there. `invariant`: with kernels whose
-    results do not depend on the batch. Raises InputError for prompts that are too long for the model.
+    results do not depend on the batch; `turns`: what was read of a conversation is kept for its next turn.
+    Raises InputError for prompts that are too long for the model.
     """
 
     def __init__(
@@ -146,9 +147,11 @@ class Host:
         local_rank: int,
         noise: Noise | None = None,
         invariant: bool = False,
+        turns: bool = False,
     ):
         refuse_too_long(room, config)
         self.invariant = invariant
+        self.turns = turns
         self.room = room
         self.noise = noise
         self.llm: LLM | None = None
@@ -169,7 +172,11 @@ class Host:
         self.cache = cache_bytes(self.room, config, dtype, device.type, parameters, left, noise)
         # Set whatever the user has set, since the run file tells the setting.
         os.environ["VLLM_BATCH_INVARIANT"] = str(int(self.invariant))
-        self.llm = start(folder, dtype, device, self.room, self.cache, local_rank, self.packing, self.noise)
+        self.turns = self.turns and not has_states(folder)
+        others = {"enable_prefix_caching": self.turns}
+        self.llm = start(
+            folder, dtype, device, self.room, self.cache, local_rank, self.packing, self.noise, others
+        )
         (self.runner,) = self.llm.collective_rpc(lambda worker: worker.model_runner)
         model = self.runner.get_model()
         if ".models.transformers." in type(model).__module__:
@@ -288,7 +295,7 @@ def _make(
         "max_num_seqs": room.rows,
         "max_num_batched_tokens": max(PREFILL, room.rows),
         "kv_cache_memory_bytes": cache,
-        # A cached prefix would be of other weights after the next perturbation.
+        # A cached prefix would be of other weights after the next perturbation; see `VllmEngine.keep`.
         "enable_prefix_caching": False,
         # What the folder suggests for sampling would make fitness depend on more than the weights.
         "generation_config": "vllm",
@@ -297,6 +304,14 @@ def _make(
         "disable_log_stats": True,
     }
     return LLM(folder, **(options | dict(others)))
+
+
+def has_states(folder: str) -> bool:
+    """Has the model layers whose states cannot be cut back to a prefix, as vLLM sees it?"""
+    from vllm import EngineArgs
+
+    config = EngineArgs(folder, skip_tokenizer_init=True, trust_remote_code=False).create_model_config()
+    return bool(config.is_hybrid or config.is_attention_free)
 
 
 def options_on_gpus(free: int, total: int, rows: int) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""Collects the runs of examples/char_count that docs/results.md tells of, into char_count.csv beside it.
+
+    python docs/results/char_count.py runs/char_count/*/run.h5
+
+A row per evaluation; `weights` is the digest of that generation's weights, `error` the standard error of the
+share of right answers, from the number of prompts. Rows of runs that are not given stay.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from mpies.analyze import open_run
+
+FILE = Path(__file__).with_suffix(".csv")
+SETTINGS = ("perturbation", "rank", "population", "sigma", "alpha", "seed")
+COLUMNS = (
+    "run",
+    *SETTINGS,
+    "prompts",
+    "generation",
+    "answers",
+    "split",
+    "right",
+    "error",
+    "tokens",
+    "weights",
+)
+
+
+def main(*files: str) -> None:
+    known = list(csv.DictReader(FILE.read_text().splitlines())) if FILE.exists() else []
+    names = {Path(file).parent.name for file in files}
+    rows = [row for row in known if row["run"] not in names]
+    for file in files:
+        rows += of_run(Path(file))
+    with open(FILE, "w", newline="") as out:
+        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def of_run(file: Path) -> Iterator[dict]:
+    run = open_run(file)
+    es, prompts = run.settings["es"], run.settings["task"]["prompts_per_generation"]
+    digests = [run.attributes["model_digest"], *run.tables["generation"]["digest"]]
+    counts = run.prompts.groupby(["generation", "split"]).size()
+    for row in run.evaluations.to_dict("records"):
+        right, number = row["accuracy"], row["generation"]
+        yield {
+            "run": file.parent.name,
+            **{key: es[key] for key in SETTINGS},
+            "prompts": prompts,
+            "generation": number,
+            "answers": number * es["population"] * prompts,
+            "split": row["split"],
+            "right": round(right, 6),
+            "error": round(math.sqrt(right * (1 - right) / counts[number, row["split"]]), 6),
+            "tokens": round(row["answer_tokens"], 3),
+            "weights": f"{int(digests[number]):016x}",
+        }
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,100 @@
+"""How much of the reward's gradient members share, by sigma.
+
+    python examples/char_count/gradients.py START 0 0.0005 0.001 0.002
+
+A step of ES climbs the reward averaged over the noise, whose gradient is E[g(theta + sigma z)]. Here g is
+that of the probability of the right count after the worked answer. Four groups of rows, each with a z of
+its own, have a mean gradient each; products of two groups' gradients estimate |E g|^2 without the bias that
+a square has. Prints it with its standard error over the six pairs, and which parameters and layers it lies
+in.
+"""
+
+import argparse
+import itertools
+import json
+import re
+import statistics
+from collections import Counter
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ROWS = slice(200, 296)
+GROUPS = 4
+LAYERS = 5  # told of together
+
+Gradient = dict[str, torch.Tensor]
+
+
+def probability(model, tokenizer, row: dict) -> torch.Tensor:
+    """Of the count in the box, and what follows it, after the worked answer."""
+    question = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+    solution = row["solution"]
+    told = question + solution[: solution.rindex("{") + 1]
+    before, ids = (
+        tokenizer(text, add_special_tokens=False).input_ids for text in (told, question + solution)
+    )
+    first = next((i for i, (a, b) in enumerate(zip(before, ids)) if a != b), len(before))
+    chances = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(chances[place - 1, ids[place]] for place in range(first, len(ids))).exp()
+
+
+def gradient_of(model, tokenizer, rows: list[dict]) -> tuple[Gradient, float]:
+    """Of the mean probability, and that."""
+    model.zero_grad()
+    mean = 0.0
+    for row in rows:
+        value = probability(model, tokenizer, row) / len(rows)
+        value.backward()
+        mean += value.item()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}, mean
+
+
+def at(model, tokenizer, rows: list[dict], base: Gradient, sigma: float) -> tuple[list[Gradient], float]:
+    """Each group's gradient at theta + sigma z, z its own; and the mean probability."""
+    gradients, means = [], []
+    for group in range(GROUPS):
+        torch.manual_seed(1000 + group)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(base[name] + sigma * torch.randn_like(parameter))
+        gradient, mean = gradient_of(model, tokenizer, rows[group::GROUPS])
+        gradients.append(gradient)
+        means.append(mean)
+    return gradients, statistics.mean(means)
+
+
+def show(sigma: float, gradients: list[Gradient], mean: float) -> None:
+    products, kinds, layers = [], Counter(), Counter()
+    pairs = list(itertools.combinations(gradients, 2))
+    for a, b in pairs:
+        each = {name: float((a[name] * b[name]).sum()) for name in a}
+        products.append(sum(each.values()))
+        for name, value in each.items():
+            layer = re.search(r"layers\.(\d+)\.(.*)", name)
+            kinds[layer[2] if layer else name] += value / len(pairs)
+            layers[int(layer[1]) // LAYERS * LAYERS if layer else -1] += value / len(pairs)
+    error = statistics.stdev(products) / len(products) ** 0.5
+    print(f"sigma {sigma:g}: P(right) {mean:.3f}, |E g|^2 {statistics.mean(products):.1f} +- {error:.1f}")
+    print("  of it", {name: round(value, 1) for name, value in kinds.most_common()})
+    print("  from layer", {first: round(value, 1) for first, value in sorted(layers.items())}, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("sigmas", nargs="+", type=float)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(given.model)
+    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
+    lines = (Path(__file__).parent / "train.jsonl").read_text().splitlines()[ROWS]
+    rows = [json.loads(line) for line in lines]
+    base = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for sigma in given.sigmas:
+        show(sigma, *at(model, tokenizer, rows, base, sigma))
+
+
+if __name__ == "__main__":
+    main()
