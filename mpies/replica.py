@@ -199,8 +199,8 @@ def load_model(
 ) -> LoadedModel:
     """A model with live weights of `dtype` over a base of `master`; noise of matrices of rank `rank`.
 
-    `left_out`: modules whose parameters are not tuned. `model_class`: as `loading.load` has it.
-    Raises InputError when it cannot be loaded, or not computed with.
+    `left_out`: modules that are not tuned. `model_class`: as `loading.load` has it. Raises InputError when
+    the model cannot be loaded, or not computed with.
     """
     model, tokenizer = loading.load(path, allow_download, model_class)
     weights = take_over(model, dtype, device, kernels_for(device, threads), rank, master)
@@ -279,6 +279,7 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     selftest.check(model, weights, perturbed, engine, two_with_images(setup.task.prompts, text.encode))
     if blocks:
         _check_members_in_vllm(model, weights, blocks, engine)
+    facts = _facts_of(path, setup, weights, digest, master, host)
     return Replica(
         model=model,
         tokenizer=tokenizer,
@@ -287,11 +288,7 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         perturbation=perturbed,
         engine=engine,
         device=device,
-        facts=replace(
-            _facts_of(path, setup, weights, digest, master, host),
-            left_out=left_out,
-            model_class=type(model).__name__,
-        ),
+        facts=replace(facts, left_out=left_out, model_class=type(model).__name__),
         anchor=Anchor(path, weights, digest) if use.anchored else None,
         initial=_initial(path, model, weights, digest, use.compared_with),
     )
@@ -347,7 +344,7 @@ def _initial(
     path: str, model: PreTrainedModel, weights: Weights, digest: int, compared_with: str | None
 ) -> InitialWeights | None:
     """The weights at `compared_with`: if that is the model's own path, those with its digest."""
-    if compared_with is None:
+    if not compared_with:
         return None
     known = digest if compared_with == path else None
     return initial.find_initial(compared_with, weights, known, type(model).__name__)
