@@ -15,7 +15,7 @@ from mpies.measure.drift import measure_drift
 from mpies.measure.evaluation import Sampling
 from mpies.measure.kl import estimate_kl
 from mpies.measure.statistics import Figure
-from mpies.model import initial
+from mpies.model import initial, tensor_files
 from mpies.ranks import collectives
 
 pytestmark = pytest.mark.mpi
@@ -145,7 +145,7 @@ def test_drift_is_the_distance_from_the_files(world, tuned, kind, tied):
 def test_a_model_whose_files_have_other_names_is_loaded(world, tuned, tmp_path, monkeypatch):
     folder, made, files = tuned()
     assert isinstance(files, initial.InitialFromFiles)
-    monkeypatch.setattr(initial, "SINGLE", "elsewhere.safetensors")
+    monkeypatch.setattr(tensor_files, "SINGLE", "elsewhere.safetensors")
     loaded = initial.find_initial(str(folder), made.weights, made.facts.model_digest, made.facts.model_class)
     assert isinstance(loaded, initial.InitialFromLoading)
     assert measure_drift(world, made, loaded) == measure_drift(world, made, files)
