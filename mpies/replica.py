@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mpies.engines.vllm.host import Host
+    from mpies.runfile import History
 
 # Software that takes part in the arithmetic: it has to be the same on every rank.
 SOFTWARE = ("torch", "transformers", "tokenizers", "numpy", "numba")
@@ -67,6 +68,12 @@ class Setup:
     """Of all ranks."""
     left_out: tuple[str, ...] | None = None
     """Modules that are not tuned, where a run file says so; None: as es.leave_out says."""
+    model_class: str | None = None
+    """transformers' class of the model, where a run file says so: see `loading.load`."""
+
+    def of_run(self, history: History) -> Setup:
+        """The same, for going on with a run: what is tuned of which model stays."""
+        return replace(self, left_out=history.left_out, model_class=history.model_class)
 
     @property
     def memory(self) -> int:
@@ -111,6 +118,8 @@ class Facts:
     """What is done with keys and values from turn to turn, in words, where episodes have several."""
     left_out: tuple[str, ...] = ()
     """Modules whose parameters are not tuned."""
+    model_class: str = ""
+    """transformers' name for it."""
 
 
 @dataclass(frozen=True)
@@ -190,14 +199,14 @@ def load_model(
     threads: int,
     allow_download: bool = False,
     left_out: tuple[str, ...] = (),
+    model_class: str | None = None,
 ) -> LoadedModel:
     """A model with live weights of `dtype` over a base of `master`; noise of matrices of rank `rank`.
 
-    `left_out`: modules whose parameters are not tuned.
-
-    Raises InputError when it cannot be loaded, or not computed with.
+    `left_out`: modules that are not tuned. `model_class`: as `loading.load` has it. Raises InputError when
+    the model cannot be loaded, or not computed with.
     """
-    model, tokenizer = loading.load(path, allow_download)
+    model, tokenizer = loading.load(path, allow_download, model_class)
     weights = take_over(model, dtype, device, kernels_for(device, threads), rank, master)
     _refuse_unfit(path, weights)
     weights.leave_out(left_out)
@@ -248,7 +257,7 @@ def _openings(task: Task, settings: Settings) -> list[Prompt]:
 def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Replica:
     """Load and assemble everything on this rank. Raises InputError."""
     path, device, dtype = settings.model.path, setup.device, setup.dtype
-    model, tokenizer = loading.load(path, settings.model.allow_download)
+    model, tokenizer = loading.load(path, settings.model.allow_download, setup.model_class)
     tasks.refuse_messages_without_template(setup.task, tokenizer)
     text = Text(
         model, tokenizer, settings.task.chat_template, _vision(settings, setup.task, model, tokenizer)
@@ -274,6 +283,7 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     selftest.check(model, weights, perturbed, engine, two_with_images(setup.task.prompts, text.encode))
     if blocks:
         _check_members_in_vllm(model, weights, blocks, engine)
+    facts = _facts_of(path, setup, weights, digest, master, host)
     return Replica(
         model=model,
         tokenizer=tokenizer,
@@ -283,12 +293,13 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         engine=engine,
         device=device,
         facts=replace(
-            _facts_of(path, setup, weights, digest, master, host),
+            facts,
             left_out=left_out,
             turns=turns.tell(engine) if setup.task.has_turns else "",
+            model_class=type(model).__name__,
         ),
         anchor=Anchor(path, weights, digest) if use.anchored else None,
-        initial=_initial(path, weights, digest, use.compared_with),
+        initial=_initial(path, model, weights, digest, use.compared_with),
     )
 
 
@@ -338,11 +349,14 @@ def _facts_of(
     )
 
 
-def _initial(path: str, weights: Weights, digest: int, compared_with: str | None) -> InitialWeights | None:
+def _initial(
+    path: str, model: PreTrainedModel, weights: Weights, digest: int, compared_with: str | None
+) -> InitialWeights | None:
     """The weights at `compared_with`: if that is the model's own path, those with its digest."""
-    if compared_with is None:
+    if not compared_with:
         return None
-    return initial.find_initial(compared_with, weights, digest if compared_with == path else None)
+    known = digest if compared_with == path else None
+    return initial.find_initial(compared_with, weights, known, type(model).__name__)
 
 
 def _host(settings: Settings, setup: Setup, model: Any, text: Text, local: int) -> Host:
