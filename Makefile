@@ -41,7 +41,8 @@ GPU_PYTHON ?= 3.12
 # The environment of the oldest versions that are allowed.
 OLDEST_VENV ?= .venv-oldest
 # Of all architectures: slow tests that no other target runs.
-ZOO := tests/model/test_zoo.py tests/model/test_vision.py tests/model/test_names.py tests/docs/test_models.py
+NAMES := tests/model/test_names.py
+ZOO := $(NAMES) $(addprefix tests/,model/test_zoo.py model/test_export.py model/test_vision.py docs/test_models.py)
 # All Slurm tests together; they take 4 minutes on two cores.
 SLURM_TEST_SECONDS ?= 1200
 # How many tests may be skipped, because a machine lacks what they need (root, a Chromium, wandb, the model); with more
@@ -85,7 +86,7 @@ SITE_INSTALLED := $(SITE_VENV)/.installed
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 
 .DEFAULT_GOAL := help
-.PHONY: help install model quickstart test-quick test-mpi test-launch test-long test-zoo test test-slurm test-vllm site test-site test-oldest test-aot test-gpu \
+.PHONY: help install model quickstart test-quick test-mpi test-launch test-long test-zoo test test-slurm test-vllm site test-site test-oldest test-aot test-gpu speed-of-kinds \
   gpu-wheels torture \
   models lint check dist test-dist smoke-dist
 
@@ -202,8 +203,9 @@ $(OLDEST_INSTALLED): pyproject.toml constraints-oldest.txt
 	@touch $@
 
 test-oldest: export PATH := $(abspath $(OLDEST_VENV))/bin:$(PATH)
-test-oldest: $(OLDEST_INSTALLED) ## the quick tests with the oldest versions that are allowed, in an environment of its own
+test-oldest: $(OLDEST_INSTALLED) ## the quick tests with the oldest versions that are allowed, in an environment of its own; all parameters' names
 	$(OLDEST_RUN) -m pytest -r fEs $(PYTEST_ARGS) $(QUICK) --max-skips $(OLDEST_SKIPS)
+	$(OLDEST_RUN) -m pytest -r fEs $(PYTEST_ARGS) $(NAMES)
 
 # Beside the environment's packages, before its own Triton.
 $(TRITON_FOLDER): | $(INSTALLED)
@@ -242,6 +244,9 @@ torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one 
 
 models: $(INSTALLED) ## write docs/models.md: which of transformers' architectures can be tuned, from a start with each
 	PYTHONPATH=tests/helpers HF_HUB_OFFLINE=1 $(RUN) docs/models.py
+
+speed-of-kinds: $(INSTALLED) ## low rank on a small mixture and a small hybrid, against plain inference; ARGS='--repeats 9'
+	PYTHONPATH=tests/helpers HF_HUB_OFFLINE=1 $(RUN) tests/speed_of_kinds.py $(ARGS)
 
 dist: $(INSTALLED) ## an sdist and a wheel, in dist/
 	rm -rf dist

@@ -32,7 +32,9 @@ and in its own dtype.
 
 `model_type` is what config.json calls it. With low rank, *fast* is a block of members in one batch all
 through; *member by member* are the modules named, which cost the time of smaller batches (what is in them is
-fast). What hf refuses, `engine.name=vllm` may compute ([engines.md](engines.md)).
+fast): above all state spaces (the Mamba 1 and 2 mixers of Bamba, Jamba, Falcon-H1, Granite 4's hybrids,
+Nemotron-H, Zamba 2) and the mixture of Llama 4. What hf refuses, `engine.name=vllm` may compute
+([engines.md](engines.md)).
 
 {both} compute with full noise and with low rank, {fast} of them fast; {full} more with full noise alone,
 {none} with neither.
@@ -48,7 +50,11 @@ images, the modules in the last column are not tuned (`es.leave_out`).
 |---|---|---|---|
 """
 TAIL = """
-Not tried, since most of them are no text models or no decoders: {untried}.
+Of forms that read images, the table names the text decoder (`qwen3_5_text` of `qwen3_5`); the whole is
+loaded.
+
+Not tried: {untried}. Most of them are no text models or no decoders; the others are tested as yours is, at
+the start of a run.
 """
 ROW = "| `{}` | {} | {} |\n"
 

@@ -134,6 +134,7 @@ def _load_initial(options: argparse.Namespace, history: History, device: torch.d
             rank=settings.es.noise_rank,
             threads=options.threads,
             left_out=history.left_out,
+            model_class=history.model_class,
         )
     except InputError as error:
         raise InputError(f"{error}; name the initial model with --model") from None

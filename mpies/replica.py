@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mpies.engines.vllm.host import Host
+    from mpies.runfile import History
 
 # Software that takes part in the arithmetic: it has to be the same on every rank.
 SOFTWARE = ("torch", "transformers", "tokenizers", "numpy", "numba")
@@ -68,6 +69,12 @@ class Setup:
     """Of all ranks."""
     left_out: tuple[str, ...] | None = None
     """Modules that are not tuned, where a run file says so; None: as es.leave_out says."""
+    model_class: str | None = None
+    """transformers' class of the model, where a run file says so: see `loading.load`."""
+
+    def of_run(self, history: History) -> Setup:
+        """The same, for going on with a run: what is tuned of which model stays."""
+        return replace(self, left_out=history.left_out, model_class=history.model_class)
 
     @property
     def memory(self) -> int:
@@ -112,6 +119,8 @@ class Facts:
     """What is done with keys and values from turn to turn, in words, where episodes have several."""
     left_out: tuple[str, ...] = ()
     """Modules whose parameters are not tuned."""
+    model_class: str = ""
+    """transformers' name for it."""
 
 
 @dataclass(frozen=True)
@@ -191,14 +200,14 @@ def load_model(
     threads: int,
     allow_download: bool = False,
     left_out: tuple[str, ...] = (),
+    model_class: str | None = None,
 ) -> LoadedModel:
     """A model with live weights of `dtype` over a base of `master`; noise of matrices of rank `rank`.
 
-    `left_out`: modules whose parameters are not tuned.
-
-    Raises InputError when it cannot be loaded, or not computed with.
+    `left_out`: modules that are not tuned. `model_class`: as `loading.load` has it. Raises InputError when
+    the model cannot be loaded, or not computed with.
     """
-    model, tokenizer = loading.load(path, allow_download)
+    model, tokenizer = loading.load(path, allow_download, model_class)
     weights = take_over(model, dtype, device, kernels_for(device, threads), rank, master)
     _refuse_unfit(path, weights)
     weights.leave_out(left_out)
@@ -249,7 +258,7 @@ def _openings(task: Task, settings: Settings) -> list[Prompt]:
 def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Replica:
     """Load and assemble everything on this rank. Raises InputError."""
     path, device, dtype = settings.model.path, setup.device, setup.dtype
-    model, tokenizer = loading.load(path, settings.model.allow_download)
+    model, tokenizer = loading.load(path, settings.model.allow_download, setup.model_class)
     tasks.refuse_messages_without_template(setup.task, tokenizer)
     text = Text(
         model, tokenizer, settings.task.chat_template, _vision(settings, setup.task, model, tokenizer)
@@ -274,7 +283,10 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     engine = _engine(settings, setup.task, model, text, weights, perturbed, host)
     selftest.check(model, weights, perturbed, engine, two_with_images(setup.task.prompts, text.encode))
     if host:
-        _check_vllm(model, weights, blocks, engine)
+        from mpies.engines.vllm.selftest import check_vllm
+
+        check_vllm(model, weights, blocks, engine)
+    facts = _facts_of(path, setup, weights, digest, master, host)
     return Replica(
         model=model,
         tokenizer=tokenizer,
@@ -284,12 +296,13 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
         engine=engine,
         device=device,
         facts=replace(
-            _facts_of(path, setup, weights, digest, master, host),
+            facts,
             left_out=left_out,
             turns=turns.tell(engine) if setup.task.has_turns else "",
+            model_class=type(model).__name__,
         ),
         anchor=Anchor(path, weights, digest) if use.anchored else None,
-        initial=_initial(path, weights, digest, use.compared_with),
+        initial=_initial(path, model, weights, digest, use.compared_with),
     )
 
 
@@ -309,15 +322,6 @@ def two_with_images(prompts: Iterable[Prompt], encode: Callable[[Prompt], list[i
         return []
     first = len(encode(shown[0]))
     return [shown[0], next((prompt for prompt in shown if len(encode(prompt)) != first), shown[-1])]
-
-
-def _check_vllm(model: Any, weights: Weights, blocks: Any, engine: Any) -> None:
-    from mpies.engines.vllm.selftest import check_live_weights, check_members
-
-    if blocks:
-        check_members(model, weights, blocks, engine)
-    else:
-        check_live_weights(model, weights, engine)
 
 
 def _refuse_unfit(path: str, weights: Weights) -> None:
@@ -342,11 +346,14 @@ def _facts_of(
     )
 
 
-def _initial(path: str, weights: Weights, digest: int, compared_with: str | None) -> InitialWeights | None:
+def _initial(
+    path: str, model: PreTrainedModel, weights: Weights, digest: int, compared_with: str | None
+) -> InitialWeights | None:
     """The weights at `compared_with`: if that is the model's own path, those with its digest."""
-    if compared_with is None:
+    if not compared_with:
         return None
-    return initial.find_initial(compared_with, weights, digest if compared_with == path else None)
+    known = digest if compared_with == path else None
+    return initial.find_initial(compared_with, weights, known, type(model).__name__)
 
 
 def _host(settings: Settings, setup: Setup, model: Any, text: Text, local: int) -> Host:
@@ -354,24 +361,13 @@ def _host(settings: Settings, setup: Setup, model: Any, text: Text, local: int) 
     from mpies.engines.vllm.host import Host, Noise, Room
 
     es = settings.es
-    # The test at the start has as many members as it needs, whatever a block has.
-    members = max(es.block_size, len(MEMBERS))
+    members = max(es.block_size, len(MEMBERS))  # those of the test at the start, at least
     noise = Noise(members, es.rank) if es.perturbation == "lowrank" else None
     room = Room.of(text, setup.task.prompts, settings.engine.batch_size, settings.engine.max_new_tokens)
     room = replace(room, tokens=max(room.tokens, setup.task.most_tokens(text) or 0))
     folder = loading.folder_of(settings.model.path)
-    return Host(
-        folder,
-        model.config,
-        room,
-        setup.dtype,
-        setup.device,
-        setup.memory,
-        local,
-        noise,
-        invariant=settings.engine.batch_invariant,
-        turns=setup.task.has_turns,
-    )
+    given = folder, model.config, room, setup.dtype, setup.device, setup.memory, local, noise
+    return Host(*given, invariant=settings.engine.batch_invariant, turns=setup.task.has_turns)
 
 
 def _engine(

@@ -141,10 +141,10 @@ def loads(monkeypatch):
     """Whether each load of a model might have downloaded it. Threads take turns: transformers needs that."""
     load_really, lock, calls = loading.load, threading.Lock(), []
 
-    def in_turns(path, allow_download):
+    def in_turns(path, allow_download, model_class=None):
         with lock:
             calls.append(allow_download)
-            return load_really(path, allow_download)
+            return load_really(path, allow_download, model_class)
 
     monkeypatch.setattr(loading, "load", in_turns)
     return calls

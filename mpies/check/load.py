@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ def check_setup(comm: Comm, settings: Settings, history: History | None) -> tupl
     task = setup.task
     if history:
         refuse_other_run(history, settings, setup)
-        setup = replace(setup, left_out=history.left_out)
+        setup = setup.of_run(history)
     rows = f"{len(task.train)} training, {len(task.held_out)} held-out prompts"
     remarks = "; ".join(remark(settings))
     return setup, [Finding("task", f"{task.name}: {rows}", note=remarks)]

@@ -106,7 +106,7 @@ def check_memory(comm: Comm, settings: Settings, setup: Setup) -> list[Finding]:
 def _reckon(settings: Settings, setup: Setup, gpu: bool) -> tuple[Needed, tuple[str, ...]]:
     """What is needed, and what is not tuned. Raises InputError."""
     left_out = setup.leaves_out(settings)
-    return reckon_weights(settings, setup.dtype, gpu, left_out), left_out
+    return reckon_weights(settings, setup.dtype, gpu, left_out, setup.model_class), left_out
 
 
 def _tell_streaming(needed: Needed) -> str:
@@ -152,13 +152,18 @@ def room_to_load(copy: int, hosts: dict[str, tuple[int, int]]) -> Finding:
 
 
 def reckon_weights(
-    settings: Settings, dtype: torch.dtype, gpu: bool = False, left_out: tuple[str, ...] = ()
+    settings: Settings,
+    dtype: torch.dtype,
+    gpu: bool = False,
+    left_out: tuple[str, ...] = (),
+    model_class: str | None = None,
 ) -> Needed:
     """From the model's configuration alone; `gpu`: for a rank that computes on one.
 
     `left_out`: as `Setup.leaves_out` says. What no answer depends on is all that is beside the decoder.
+    `model_class`: as `loading.load` has it.
     """
-    outline = loading.outline(settings.model.path, settings.model.allow_download)
+    outline = loading.outline(settings.model.path, settings.model.allow_download, model_class)
     lowrank, streamed = settings.es.perturbation == "lowrank", gpu and settings.model.base == "host"
     everything = dict(outline.named_parameters())  # tied ones once
     tuned = _tuned(outline, everything, left_out)

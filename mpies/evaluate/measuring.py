@@ -51,7 +51,7 @@ def assemble(
     setup = settle(comm, settings)
     if run:
         refuse_unasked_changes(run.history, setup, options)
-        setup = replace(setup, left_out=run.history.left_out)
+        setup = setup.of_run(run.history)
     for line in rewards_shown(setup.reward_digests):
         say(f"reward {line}")
     rows = together(comm, _choose_rows, setup.task, options.split)

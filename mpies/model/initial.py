@@ -5,19 +5,16 @@ For decay towards them (anchor.py), the drift from them, and the KL divergence t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Iterator
-from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from mpies.errors import InputError, reason
 from mpies.model import loading
+from mpies.model.tensor_files import TensorFiles
 from mpies.model.weights import Weights
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 class InitialWeights(Protocol):
@@ -44,7 +41,7 @@ class InitialFromFiles:
     """
 
     def __init__(self, path: str, weights: Weights, digest: int | None):
-        self._files = _files(path)
+        self._files = TensorFiles(path)
         try:
             found = weights.whole_digest(
                 weights.digest_of(name, value) for name, value in self.items(weights)
@@ -58,8 +55,7 @@ class InitialFromFiles:
 
     def read(self, name: str, weights: Weights) -> torch.Tensor:
         """The initial value of a parameter: float32, a tensor of its own, on the weights' device."""
-        with safe_open(self._files[name], "pt") as file:
-            value = file.get_tensor(name)
+        value = self._files.read(name)
         if value.shape != weights.base[name].shape:
             raise ValueError(f"{name} has another shape there")
         return weights.as_base(value)
@@ -79,14 +75,14 @@ class InitialFromLoading:
     While it is iterated over, a second copy of the model in its checkpoint's dtype is in memory.
     """
 
-    def __init__(self, path: str, digest: int | None):
-        self._path, self._digest = path, digest
+    def __init__(self, path: str, digest: int | None, model_class: str):
+        self._path, self._digest, self._model_class = path, digest, model_class
 
     def items(
         self, weights: Weights, names: Container[str] | None = None
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """As `InitialFromFiles.items`. Raises InputError if another model is there meanwhile."""
-        model, _ = loading.load(self._path, allow_download=False)
+        model, _ = loading.load(self._path, False, self._model_class)
         values = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=True)}
         shapes = {name: value.shape for name, value in values.items()}
         if shapes != weights.shapes:
@@ -104,12 +100,14 @@ class InitialFromLoading:
         )
 
 
-def find_initial(path: str, weights: Weights, digest: int | None) -> InitialWeights:
+def find_initial(path: str, weights: Weights, digest: int | None, model_class: str) -> InitialWeights:
     """Where to read the initial weights with the digest `digest` (None: any) from.
+
+    `model_class`: transformers' name for the class of the model that the weights are of.
 
     Raises InputError, now and not when they are needed, if they cannot be had.
     """
-    loaded = InitialFromLoading(path, digest)
+    loaded = InitialFromLoading(path, digest, model_class)
     if digest is None:  # it might be another kind of model, with weights of the same names among others
         next(loaded.items(weights))
     try:
@@ -117,30 +115,3 @@ def find_initial(path: str, weights: Weights, digest: int | None) -> InitialWeig
     except InputError:
         next(loaded.items(weights))
         return loaded
-
-
-def _files(path: str) -> dict[str, Path]:
-    """Parameter name -> safetensors file. Raises InputError if there are no such files."""
-    try:
-        index = _file(path, INDEX)
-        if index:
-            shards = json.loads(index.read_text())["weight_map"]
-            return {name: index.with_name(shard) for name, shard in shards.items()}
-        single = _file(path, SINGLE)
-        if single is None:
-            raise OSError(f"there is neither {SINGLE} nor {INDEX}")
-        with safe_open(single, "pt") as file:
-            return dict.fromkeys(file.keys(), single)
-    except (OSError, TypeError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(f"no safetensors files of {path} ({reason(error)})") from None
-
-
-def _file(path: str, name: str) -> Path | None:
-    """A file of a model folder, or of a hub id in the local cache; None if it is not there."""
-    place = Path(loading.locate(path))
-    if place.is_dir():
-        return place / name if (place / name).is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(str(path), name)
-    return Path(found) if isinstance(found, str) else None

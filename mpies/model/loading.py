@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from mpies.errors import InputError, reason
 from mpies.model.folder import absence, locate, refuse_unusable
+from mpies.model.tensor_files import TensorFiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,8 +42,13 @@ def base_dtype(master: str, live: torch.dtype) -> torch.dtype:
     return live if master == "live" else torch.float32
 
 
-def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(
+    path: str, allow_download: bool, model_class: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model on the CPU, in its checkpoint's dtype, for inference, and its tokenizer.
+
+    `model_class`: transformers' name for the class that it had when a run began, where there may be several;
+    empty: in versions that did not note it. None: no run has begun.
 
     Raises InputError when it is not there or cannot be read.
     """
@@ -58,6 +64,7 @@ def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTo
     place = locate(path)
     options = {"trust_remote_code": False, "local_files_only": not allow_download}
     config = _configuration(path, **options)
+    kind = _kind_of(config, model_class)
     if (Path(place) / "generation_config.json").is_file():
         # transformers would go on without it, and so without its stop tokens.
         attempt(path, "the generation_config.json of ", GenerationConfig.from_pretrained, place)
@@ -65,7 +72,7 @@ def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTo
     model, info = attempt(
         path,
         "",
-        _kind_of(config).from_pretrained,
+        kind.from_pretrained,
         place,
         dtype="auto",
         use_safetensors=True,
@@ -79,6 +86,7 @@ def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTo
         raise InputError(
             f"model.path: {path} lacks {len(absent)} weights that fit its config.json, {absent[0]} among them"
         )
+    attempt(path, "the embeddings of ", _restore_padding, model, path)
     if not tokenizer.chat_template:
         tokenizer.chat_template = _template_of_processor(Path(place))
     if tokenizer.pad_token_id is None:
@@ -86,7 +94,29 @@ def load(path: str, allow_download: bool) -> tuple[PreTrainedModel, PreTrainedTo
     return model.eval(), tokenizer
 
 
-def outline(path: str, allow_download: bool) -> torch.nn.Module:
+@torch.no_grad()
+def _restore_padding(model: PreTrainedModel, path: str) -> None:
+    """Embeddings of padding become as they are in the files.
+
+    transformers 5.23 makes some of them zero whenever it has loaded a model (Youtu's), which are tuned as all
+    others are: a tuned model would be read as another.
+    """
+    padding = {
+        f"{name}.weight": (module.weight, module.padding_idx)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None
+    }
+    emptied = {name: place for name, place in padding.items() if not place[0][place[1]].any()}
+    try:
+        files = TensorFiles(path) if emptied else None
+    except InputError:  # transformers finds them in other ways: most such rows are zero there, too
+        return
+    for name, (weight, row) in emptied.items():
+        if files and name in files:
+            weight[row] = files.read_row(name, row)
+
+
+def outline(path: str, allow_download: bool, model_class: str | None = None) -> torch.nn.Module:
     """The model without its weights: parameters have shapes, but no values and no memory.
 
     Raises InputError when its configuration is not there or cannot be read.
@@ -96,7 +126,7 @@ def outline(path: str, allow_download: bool) -> torch.nn.Module:
     options = {"trust_remote_code": False, "local_files_only": not allow_download}
     config = _configuration(path, **options)
     with torch.device("meta"):
-        return attempt(path, "", _kind_of(config).from_config, config, trust_remote_code=False)
+        return attempt(path, "", _kind_of(config, model_class).from_config, config, trust_remote_code=False)
 
 
 def _configuration(path: str, **options: Any) -> Any:
@@ -116,8 +146,12 @@ def _configuration(path: str, **options: Any) -> Any:
     )
 
 
-def _kind_of(config: Any) -> Any:
-    """transformers' class that makes models of a configuration; None if they are none that write text."""
+def _kind_of(config: Any, model_class: str | None = None) -> Any:
+    """transformers' loader for models of a configuration; None if they are none that write text.
+
+    Of models that read images and text, the whole; transformers has a class for the decoder alone of some
+    (Qwen3.5, Llama 4), which earlier versions took.
+    """
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -125,9 +159,16 @@ def _kind_of(config: Any) -> Any:
         AutoModelForImageTextToText,
     )
 
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        whole = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        return AutoModelForImageTextToText if whole else None
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForCausalLM
-    return AutoModelForImageTextToText if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING else None
+    decoder: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    is_part = decoder.config_class is not type(config)
+    if is_part and model_class not in ("", decoder.__name__):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def _template_of_processor(folder: Path) -> str | None:

@@ -170,10 +170,13 @@ class Block:
         return members if len(members) == tokens else members.repeat_interleave(tokens // len(members))
 
     def looked_up(self, ids: torch.Tensor, weight: torch.Tensor, noise: Factors) -> torch.Tensor:
-        """Rows `ids` (rows, tokens) of the weight, each plus its noise: (rows, tokens, columns)."""
-        members = self.rows.members
+        """Rows `ids` (rows, tokens) of the weight, each plus its noise: (rows, tokens, columns).
+
+        Or of patches of all rows, one after another, with some ids each: their positions, interpolated.
+        """
+        members = self.members_of(len(ids))
         a, b = noise.a[members[:, None], :, ids], noise.b[members]
-        return torch.baddbmm(functional.embedding(ids, weight), a, b.expand(len(ids), -1, -1))
+        return torch.baddbmm(functional.embedding(ids, weight), a, b)
 
 
 def fuses(x: torch.Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -212,7 +212,7 @@ def _bring_replica(
     setup = settle(comm, settings)
     if history:
         continuity.refuse_other_run(history, settings, setup)
-        setup = replace(setup, left_out=history.left_out)
+        setup = setup.of_run(history)
     replica = load(comm, settings, setup, InitialUse.of_training(settings))
     screen.banner(settings, replica.facts, setup, folder / RUN_FILE)
     if history:
@@ -280,6 +280,7 @@ def open_log(job: Job, setup: Setup) -> set[tuple[int, str]]:
             model_digest=np.uint64(facts.model_digest),
             parameters=facts.parameters,
             **({"left_out": " ".join(facts.left_out)} if facts.left_out else {}),
+            model_class=facts.model_class,
             dtype=facts.dtype,
             data_digest=job.task.digest,
             fitness=job.settings.es.fitness,

@@ -66,6 +66,8 @@ class History:
     """SHA-256 of the reward functions' files at the latest start, by name; empty in earlier files."""
     left_out: tuple[str, ...] = ()
     """Modules whose parameters are not tuned; none in earlier files."""
+    model_class: str = ""
+    """transformers' name for the class of the model; empty in earlier files."""
     damage: Damage = field(default_factory=Damage)
     """What of the file is not as it was written."""
 
@@ -174,6 +176,7 @@ def history_of(file: h5py.File, evaluations: bool = True) -> History:
         data_digest=str(file.attrs.get("data_digest", "")),
         reward_digests=_reward_digests(file),
         left_out=tuple(str(file.attrs.get("left_out", "")).split()),
+        model_class=str(file.attrs.get("model_class", "")),
         evaluated=_evaluated(file, committed) if evaluations else {},
         **{row: file[f"member/{row}"][:committed] for row in ("seed", "sign", "reward", "coefficient")},
         **{row: file[f"generation/{row}"][:committed] for row in ("alpha", "digest", "seconds")},

@@ -78,6 +78,7 @@ ATTRIBUTES = (
     "fitness",
     "population",
     "left_out",
+    "model_class",
 )
 
 # The dimensions of each table's datasets. A dimension is a dataset of row numbers at the root, an HDF5

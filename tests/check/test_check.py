@@ -14,7 +14,9 @@ import pytest
 import seeing
 import small
 import threads
+import tiny
 import torch
+import zoo
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jobs import Job, arguments, train
@@ -26,7 +28,7 @@ from mpies.check.memory import propose_host, reckon_weights, room_to_load
 from mpies.engines import membertest
 from mpies.errors import RefusedError
 from mpies.es.population import Member
-from mpies.model import loading
+from mpies.model import loading, saving
 from mpies.model.lowrank import LowRank
 from mpies.model.weights import take_over
 from mpies.noise.cpu import CpuKernels
@@ -121,9 +123,14 @@ def test_models_that_cannot_be_loaded(tmp_path, tiny_model):
     assert "model" not in lines(result[1]), "what does not fit is not loaded"
 
 
-def test_the_noise_of_a_block_is_reckoned_as_it_is_drawn(tiny_model):
-    """A thousand members of rank 4 need more memory for their noise than for the model."""
-    folder = str(tiny_model())
+@pytest.mark.parametrize("kind", ["llama", "olmoe", "gpt_oss"])
+def test_the_noise_of_a_block_is_reckoned_as_it_is_drawn(tmp_path, tiny_model, kind):
+    """A thousand members of rank 4 need more memory for their noise than for the model; experts too."""
+    folder = tmp_path / kind
+    if kind == "llama":
+        folder = tiny_model()
+    else:
+        saving.save(zoo.build(kind), tiny.tokenizer(), folder)
     overrides = [
         f"model.path={folder}",
         "es.population=6",
@@ -132,7 +139,7 @@ def test_the_noise_of_a_block_is_reckoned_as_it_is_drawn(tiny_model):
         "es.block=4",
     ]
     settings = config.load([*overrides, "task.name=conciseness"])
-    model, _ = loading.load(folder, allow_download=False)
+    model, _ = loading.load(str(folder), allow_download=False)
     weights = take_over(model, torch.bfloat16, torch.device("cpu"), CpuKernels(1))
     perturbation = LowRank(model, weights, 3)
     perturbation.set([Member(i, i, 1) for i in range(4)], 0.01)

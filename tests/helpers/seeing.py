@@ -47,6 +47,25 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
         {"processor_class": "Qwen2_5_VLProcessor"},
         "<start><image><end>",
     ),
+    # Linear attention; transformers has a class for the decoder alone as well.
+    "qwen3_5": (
+        {
+            "text_config": TEXT
+            | zoo.LINEAR
+            | {"num_hidden_layers": 2}
+            | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
+            "vision_config": {"depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32}
+            | {"out_hidden_size": 32, "patch_size": 4, "num_position_embeddings": 64},
+            "image_token_id": IMAGE,
+            "vision_start_token_id": START,
+            "vision_end_token_id": END,
+            "video_token_id": FIRST + 3,
+        },
+        {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 4, "merge_size": 2}
+        | {"temporal_patch_size": 2, "min_pixels": 64, "max_pixels": 1024},
+        {"processor_class": "Qwen3VLProcessor"},
+        "<start><image><end>",
+    ),
     # Every image token sees all of its image.
     "gemma3": (
         {
@@ -122,6 +141,7 @@ def save_model(folder: Path, kind: str, dtype: torch.dtype = torch.float32) -> P
     settings = configuration | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = AutoConfig.for_model(kind, **settings)
     model = zoo.filled(AutoModelForImageTextToText.from_config, config).to(dtype)
+    model.get_output_embeddings().weight.data[IMAGE] = 0  # what no answer should say
     model.save_pretrained(folder)
     tokenizer(kind).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(images | processor))

@@ -15,7 +15,7 @@ def moved(alone, tiny_model, tmp_path_factory):
     def make(shift: float = 0.15, **model) -> tuple[Replica, InitialWeights]:
         folder = tiny_model(**model)
         made = runs.build(model__path=folder)
-        initial = find_initial(str(folder), made.weights, made.facts.model_digest)
+        initial = find_initial(str(folder), made.weights, made.facts.model_digest, made.facts.model_class)
         if shift:
             made.weights.update(np.array([7], np.uint64), np.array([shift], np.float32))
         made.perturbation.clear()

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 PINNED = json.loads((Path(__file__).parents[1] / "data" / "parameter_names.json").read_text())
 # Between 5.4 and 5.23, these were given other names or shapes: one version does not replay another's runs.
 CHANGED = {"gemma3", "gemma3n_text", "gpt_neox", "granitemoe", "granitemoehybrid", "granitemoeshared"}
-CHANGED |= {"olmo_hybrid", "longcat_flash"}  # the latter's sizes had other names
+CHANGED |= {"aria_text", "glm_moe_dsa", "olmo_hybrid", "longcat_flash"}  # the latter's sizes had other names
 QUICK = {"llama", "qwen2", "qwen3_moe", "qwen3_5_text", "gpt_oss"}
 
 before = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23)

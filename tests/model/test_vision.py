@@ -6,6 +6,7 @@ What is right is what transformers' own generation makes of one prompt, with the
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import h5py
 import numpy as np
 import pytest
 import seeing
+import small
 import torch
 import zoo
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jobs import arguments
 from mpies import replay, train
 from mpies.engines.vision import for_rows
 from mpies.replica import Replica
+from mpies.runfile.checksum import seal
 
 # Earlier versions of transformers have no processors that work by Pillow alone.
 pytest.importorskip("transformers.image_processing_backends")
@@ -179,3 +183,30 @@ def test_what_no_answer_depends_on_is_left_out(job, alone, tmp_path):
     with h5py.File(tmp_path / "all" / "run.h5") as file:
         assert "left_out" not in file.attrs
         assert file.attrs["model_digest"] == digest, "it is the same initial model"
+
+
+def test_a_decoder_that_transformers_has_alone_as_well(alone, tmp_path):
+    """Qwen3.5's: a run tunes the whole model; one that an earlier version began goes on with the decoder."""
+    whole, decoder = seeing.save_model(tmp_path / "whole", "qwen3_5"), tmp_path / "decoder"
+    AutoModelForCausalLM.from_pretrained(whole).save_pretrained(decoder)
+    AutoTokenizer.from_pretrained(whole).save_pretrained(decoder)
+    with small.Runs(alone, whole, tmp_path) as runs:
+        assert runs.train(1) == 0
+        replayed(runs.folder)
+        before, after = (load_file(folder / "model.safetensors") for folder in (whole, runs.folder / "model"))
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert moved == {name for name in before if "visual" not in name} == after.keys() - tower(after)
+        with h5py.File(runs.folder / "run.h5") as file:
+            assert file.attrs["model_class"] == "Qwen3_5ForConditionalGeneration"
+        runs.folder = tmp_path / "earlier"
+        assert runs.train(1, model__path=decoder) == 0
+        with h5py.File(runs.folder / "run.h5", "r+") as file:
+            del file.attrs["model_class"]
+            seal(file, "start")
+        assert runs.train(2, run__measure_drift="true") == 0
+        assert replay.main([str(runs.folder / "run.h5"), "--verify", "--threads=1", f"--model={whole}"]) == 0
+        assert not tower(load_file(runs.folder / "model" / "model.safetensors"))
+
+
+def tower(names: Iterable[str]) -> set[str]:
+    return {name for name in names if "visual" in name}

@@ -15,7 +15,7 @@ from mpies.measure.drift import measure_drift
 from mpies.measure.evaluation import Sampling
 from mpies.measure.kl import estimate_kl
 from mpies.measure.statistics import Figure
-from mpies.model import initial
+from mpies.model import initial, tensor_files
 from mpies.ranks import collectives
 
 pytestmark = pytest.mark.mpi
@@ -35,7 +35,8 @@ def tuned(world, shared_model):
         given += ["task.chat_template=false", f"engine.max_new_tokens={new}", "es.block=2"]
         settings = config.load([*given, f"es.perturbation={perturbation}"])
         made = replica.build(world, settings)
-        source = initial.find_initial(str(folder), made.weights, made.facts.model_digest)
+        facts = made.facts
+        source = initial.find_initial(str(folder), made.weights, facts.model_digest, facts.model_class)
         for seed in (1, 2) if shift else ():
             made.weights.update(np.array([seed], dtype=np.uint64), np.array([shift], dtype=np.float32))
         made.perturbation.clear()
@@ -144,8 +145,8 @@ def test_drift_is_the_distance_from_the_files(world, tuned, kind, tied):
 def test_a_model_whose_files_have_other_names_is_loaded(world, tuned, tmp_path, monkeypatch):
     folder, made, files = tuned()
     assert isinstance(files, initial.InitialFromFiles)
-    monkeypatch.setattr(initial, "SINGLE", "elsewhere.safetensors")
-    loaded = initial.find_initial(str(folder), made.weights, made.facts.model_digest)
+    monkeypatch.setattr(tensor_files, "SINGLE", "elsewhere.safetensors")
+    loaded = initial.find_initial(str(folder), made.weights, made.facts.model_digest, made.facts.model_class)
     assert isinstance(loaded, initial.InitialFromLoading)
     assert measure_drift(world, made, loaded) == measure_drift(world, made, files)
     run = (world, made)
@@ -156,6 +157,7 @@ def test_another_model_to_compare_with_is_refused(world, tuned, shared_model):
     _, made, _ = tuned(kind="llama")
     for path, says in ((shared_model(kind="qwen2"), "has other parameters"), ("./none", "no such folder")):
         with pytest.raises(InputError, match=says):
-            initial.find_initial(str(path), made.weights, None)
+            initial.find_initial(str(path), made.weights, None, made.facts.model_class)
     with pytest.raises(InputError, match="has changed"):
-        initial.find_initial(str(shared_model(kind="llama", seed=1)), made.weights, made.facts.model_digest)
+        other = str(shared_model(kind="llama", seed=1))
+        initial.find_initial(other, made.weights, made.facts.model_digest, made.facts.model_class)

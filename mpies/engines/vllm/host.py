@@ -102,9 +102,8 @@ class Noise:
         """Of all buffers, nobody's among them; a matrix that is several parts of vLLM's has a B for each."""
         numbers = count_noise((tensor.shape for tensor in base.values()), self.rank)
         for name, tensor in base.items():
-            if tensor.dim() == 2:
-                module = name.removesuffix(".weight").rpartition(".")[2]
-                numbers += (PARTS.get(module, 1) - 1) * self.rank * tensor.shape[1]
+            module = name.removesuffix(".weight").rpartition(".")[2]
+            numbers += (PARTS[module] - 1) * self.rank * tensor.shape[-1] if module in PARTS else 0
         return (self.members + 1) * numbers * dtype.itemsize
 
 
