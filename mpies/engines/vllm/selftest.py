@@ -45,7 +45,9 @@ LEAST = 1e-4
 ROUNDING = 3.0
 
 
-def check(model: PreTrainedModel, weights: Weights, blocks: BlocksInVllm | None, engine: VllmEngine) -> None:
+def check_vllm(
+    model: PreTrainedModel, weights: Weights, blocks: BlocksInVllm | None, engine: VllmEngine
+) -> None:
     """Raise InputError if vLLM computes a block's members, or without one live weights, otherwise."""
     if blocks:
         check_members(model, weights, blocks, engine)
