@@ -14,6 +14,7 @@ In 16 bits, where rounding would hide one kind of parameter, one after another i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,9 +46,7 @@ LEAST = 1e-4
 ROUNDING = 3.0
 
 
-def check_vllm(
-    model: PreTrainedModel, weights: Weights, blocks: BlocksInVllm | None, engine: VllmEngine
-) -> None:
+def check_vllm(model: PreTrainedModel, weights: Weights, blocks: BlocksInVllm | None, engine: Any) -> None:
     """Raise InputError if vLLM computes a block's members, or without one live weights, otherwise."""
     if blocks:
         check_members(model, weights, blocks, engine)
