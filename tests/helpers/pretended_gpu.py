@@ -199,10 +199,26 @@ class OnGpu(torch.Tensor):
         given = tree_map(held, args)
         if name == "histc" and not given[0].is_floating_point():  # which GPUs take, and CPUs do not
             return OnGpu(func(given[0].float(), *given[1:]).to(given[0].dtype))
-        made = func(*given, **tree_map(held, kwargs))
+        with launching_on_held(func.namespace):
+            made = func(*given, **tree_map(held, kwargs))
         if func._schema.is_mutable and args and made is held(args[0]):
             return args[0]
         return made if wanted is not None and not on_gpu(wanted) else tree_map(wrapped, made)
+
+
+@contextmanager
+def launching_on_held(namespace: str) -> Iterator[None]:
+    """Operations of our own launch kernels, here on what tensors of the GPU hold."""
+    if namespace != "mpies":
+        yield
+        return
+    from triton.runtime import driver
+
+    before, driver.active.takes_cpu = driver.active.takes_cpu, True
+    try:
+        yield
+    finally:
+        driver.active.takes_cpu = before
 
 
 def wrapped(value: Any) -> Any:

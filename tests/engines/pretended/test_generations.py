@@ -160,6 +160,9 @@ def per_token(rank: Rank, prompts: list[str], lowrank: bool) -> tuple[int, Count
             engine.generate_block(prompts, len(MEMBERS) if lowrank else 1)
             launches = len(driver.active.launches)
         counts.append((sum(counted.operations.values()) + launches, counted.waits, counted.uploads))
+    with counting():
+        if perturbation:
+            perturbation.clear()
     (before, *_), (after, waits, uploads) = counts
     return after - before, waits - counts[0][1], uploads - counts[0][2]
 
