@@ -40,6 +40,8 @@ GPU_WHEELS := build/gpu-wheels
 GPU_PYTHON ?= 3.12
 # The environment of the oldest versions that are allowed.
 OLDEST_VENV ?= .venv-oldest
+# And of the newest, which a plain `pip install` brings.
+NEWEST_VENV ?= .venv-newest
 # Of all architectures: slow tests that no other target runs.
 NAMES := tests/model/test_names.py
 ZOO := $(NAMES) $(addprefix tests/,model/test_zoo.py model/test_export.py model/test_vision.py docs/test_models.py)
@@ -52,6 +54,7 @@ MPI_SKIPS ?= 2
 LAUNCH_SKIPS ?= 15
 # The oldest Triton and torch lack what a stand-in for a GPU is made with.
 OLDEST_SKIPS ?= 9
+NEWEST_SKIPS ?= 9
 SLURM_SKIPS ?= 8
 VLLM_SKIPS ?= 2
 # A machine without root has no Slurm of its own, no module tool, no Chromium.
@@ -79,6 +82,7 @@ SMOKE := tests/packaging tests/config tests/docs tests/analyze/test_docs.py test
   $(WITHIN_THE_PROCESS) --max-skips 0
 VLLM_RUN := $(VLLM_VENV)/bin/python
 OLDEST_RUN := $(OLDEST_VENV)/bin/python
+NEWEST_RUN := $(NEWEST_VENV)/bin/python
 GPU_INSTALLED := $(GPU_VENV)/.installed
 OLDEST_INSTALLED := $(OLDEST_VENV)/.installed
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
@@ -86,7 +90,7 @@ SITE_INSTALLED := $(SITE_VENV)/.installed
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 
 .DEFAULT_GOAL := help
-.PHONY: help install model quickstart test-quick test-mpi test-launch test-long test-zoo test test-slurm test-vllm site test-site test-oldest test-aot test-gpu speed-of-kinds \
+.PHONY: help install model quickstart test-quick test-mpi test-launch test-long test-zoo test test-slurm test-vllm site test-site test-oldest test-newest test-aot test-gpu speed-of-kinds \
   gpu-wheels torture \
   models lint check dist test-dist smoke-dist
 
@@ -206,6 +210,14 @@ test-oldest: export PATH := $(abspath $(OLDEST_VENV))/bin:$(PATH)
 test-oldest: $(OLDEST_INSTALLED) ## the quick tests with the oldest versions that are allowed, in an environment of its own; all parameters' names
 	$(OLDEST_RUN) -m pytest -r fEs $(PYTEST_ARGS) $(QUICK) --max-skips $(OLDEST_SKIPS)
 	$(OLDEST_RUN) -m pytest -r fEs $(PYTEST_ARGS) $(NAMES)
+
+# Anew each time: what is newest today. `--upgrade` alone would keep what still satisfies.
+test-newest: export PATH := $(abspath $(NEWEST_VENV))/bin:$(PATH)
+test-newest: ## the quick tests with the newest versions, as users' pip chooses them, in an environment of its own
+	@test -x $(NEWEST_RUN) || $(PYTHON) -m venv $(NEWEST_VENV)
+	$(NEWEST_RUN) -m pip install --disable-pip-version-check -q --upgrade --upgrade-strategy eager \
+	  -e '.[$(if $(MPI),$(MPI)$(comma))train,quickstart,analyze,test]'
+	$(NEWEST_RUN) -m pytest -r fEs $(PYTEST_ARGS) $(QUICK) --max-skips $(NEWEST_SKIPS)
 
 # Beside the environment's packages, before its own Triton.
 $(TRITON_FOLDER): | $(INSTALLED)
