@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import random
 import signal
@@ -254,3 +255,10 @@ def looks(completions, environments, **columns):
     """A reward function that looks at environments."""
     given.update(columns, completions=completions)
     return [len(one.told) + one._count(more=10) + one.target / 100 for one in environments]
+
+
+class Spacious(IncrementEnv):
+    """Takes more addresses than an episode may have; torch for CUDA does, where it is imported."""
+
+    def __init__(self) -> None:
+        self.room = mmap.mmap(-1, 5 * 2**30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -207,6 +207,12 @@ def test_models_are_told_of_tools_by_their_template_or_in_words(increment, token
     assert plain == "<bos>user: Go.<eos><bos>assistant: "
 
 
+def test_describing_tools_may_take_the_addresses_that_an_episode_may_not():
+    """transformers imports torch for it, and torch for CUDA takes many."""
+    with pytest.raises(InputError, match="reset raised OSError: Cannot allocate memory"):
+        tasks.make(settings("Spacious", train_size=2))
+
+
 def test_a_tool_that_hangs_ends_its_episode(tokenizer):
     task = tasks.make(settings("IncrementEnv", ["hang"], train_size=2, call_seconds=1))
     one, other = dialogue(task, tokenizer, [[call("hang", seconds=1000)], [call("increment", step=1), "a"]])

@@ -17,7 +17,7 @@ from typing import Any
 
 from mpies.tasks.environments.contract import Said, UsersEpisode
 from mpies.tasks.environments.descendants import adopt
-from mpies.tasks.environments.limits import FILE, MEMORY, Limits
+from mpies.tasks.environments.limits import FILE, Limits
 
 LENGTH = struct.Struct("<Q")
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
@@ -32,11 +32,15 @@ def packed(name: str, arguments: dict[str, Any]) -> bytes:
 def serve(connection: socket.socket, start: Callable[[], UsersEpisode], limits: Limits) -> None:
     """Answer calls until there are no more: the body of the process."""
     _enclose()
+    had = _address_space()
+    _limit(resource.RLIMIT_AS, had + limits.memory)
     episode = start()
     requests = connection.makefile("rb")
     while head := requests.read(LENGTH.size):
         name, arguments = pickle.loads(requests.read(*LENGTH.unpack(head)))
-        _allow_seconds(limits.of_call(name).cpu)
+        allowed = limits.of_call(name)
+        _allow_seconds(allowed.cpu)
+        _limit(resource.RLIMIT_AS, had + allowed.memory)
         line = _as_json(episode.answer(name, arguments)) + b"\n"
         _allow_seconds(None)  # until the next call, the time is the model's
         connection.settimeout(None)
@@ -62,7 +66,6 @@ def _enclose() -> None:
     os.close(nothing)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, FILE)
-    _limit(resource.RLIMIT_AS, _address_space() + MEMORY)
 
 
 def _address_space() -> int:
@@ -85,6 +88,6 @@ def _allow_seconds(seconds: int | None) -> None:
 
 
 def _limit(what: int, value: int) -> None:
-    """Lower a soft limit, as far as the hard one allows."""
+    """Set a soft limit, as far as the hard one allows."""
     _, hard = resource.getrlimit(what)
     resource.setrlimit(what, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))

@@ -18,19 +18,25 @@ CHARACTERS = 100_000  # of an observation
 REPLY = 2**22  # bytes of all that an episode's process answers to a call
 
 
-DESCRIBING = 300  # s of CPU time to describe the tools in, once
+# What describing the tools may take, once: s of CPU time, and bytes. It imports transformers, which imports
+# torch, whose build for CUDA has many GB of addresses.
+DESCRIBING, MEMORY_OF_DESCRIBING = 300, 2**40
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of each call: CPU time and time by the clock, s."""
+    """Of each call: CPU time and time by the clock, s; bytes."""
 
     cpu: int
     clock: float
+    memory: int = MEMORY
 
     def of_call(self, name: str) -> Limits:
-        """Of a call by its name: describing tools imports transformers."""
-        return Limits.of(max(self.cpu, DESCRIBING)) if name == "describe" else self
+        """Of a call by its name."""
+        if name != "describe":
+            return self
+        cpu = max(self.cpu, DESCRIBING)
+        return Limits(cpu, PATIENCE * cpu, MEMORY_OF_DESCRIBING)
 
     @classmethod
     def of(cls, seconds: int) -> Limits:
