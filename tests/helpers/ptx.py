@@ -144,6 +144,7 @@ class Program:
         elif found := re.fullmatch(r"(?:@(!?%p\d+)\s+)?([a-z][\w.:]*)\s*(.*)", line):
             guard, name, rest = found.groups()
             operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", rest)
+            name = name.replace("shared::cta", "shared")  # as Triton 3.8 calls it
             self.instructions.append(Instruction(guard, name, [operand.strip() for operand in operands]))
         elif not re.match(r"$|\{|\}|\.(reg|loc|section|file|pragma|shared)", line):
             raise Refused(line)

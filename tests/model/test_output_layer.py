@@ -31,11 +31,13 @@ def products(model, prompts: list[list[int]]) -> tuple[list[list[int]], Counter]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_torchs_own_linear_layer_makes_one_product(tiny_model, dtype):
-    """As on a GPU, where nothing is in its place. Of a tensor with gaps, it makes a batch of products."""
+    """As on a GPU, where nothing is in its place. Of a tensor with gaps, it makes a batch of products up to
+    torch 2.13: the module can go with these."""
     model, _ = loading.load(str(tiny_model()), allow_download=False)
     model.to(dtype).requires_grad_(False)
     with_gaps, found = products(model, PROMPTS)
-    assert found == {"aten::bmm": 1, "aten::mm": 1}, "or torch has learned it: then the module can go"
+    learned = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+    assert found == ({"aten::mm": 2} if learned else {"aten::bmm": 1, "aten::mm": 1})
     close_gaps(model)
     assert products(model, PROMPTS) == (with_gaps, {"aten::mm": 2})
 
