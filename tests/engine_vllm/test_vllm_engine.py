@@ -249,6 +249,7 @@ def test_a_model_that_transformers_computes_otherwise_is_refused(both, monkeypat
         cache=0,
         room=Room(rows=ROWS, tokens=made.most_tokens),
         noise=None,
+        turns=False,
     )
     given = host, made.text, made.hf
     VllmEngine(*given, max_new_tokens=NEW)

@@ -246,6 +246,13 @@ def test_a_parameter_is_not_taken_for_its_neighbour_in_memory(llama):
             parameter.data = old
 
 
+def test_a_smaller_block_leaves_no_member_of_the_larger_one(llama):
+    llama.perturbation.set(MEMBERS, SIGMA)
+    whole = ids_of(llama.engine.generate_block(PROMPTS, 3))
+    llama.perturbation.set(MEMBERS[2:], SIGMA)
+    assert ids_of(llama.engine.generate_block(PROMPTS, 1)) == whole[2:]
+
+
 def test_a_block_of_one_member_leaves_nobody_without_noise(world, tmp_path):
     """The test at the start has two members, however few a block has."""
     made = build(world, save(tmp_path / "model", "Llama"), "es.block=1")
@@ -256,13 +263,6 @@ def test_a_block_of_one_member_leaves_nobody_without_noise(world, tmp_path):
     made.perturbation.set(MEMBERS[1:2], SIGMA)
     expected = answers_by_transformers(made, own_weights(made, MEMBERS[1]))[0]
     assert ids_of(made.engine.generate_block(PROMPTS, 1)) == [expected]
-
-
-def test_a_smaller_block_leaves_no_member_of_the_larger_one(llama):
-    llama.perturbation.set(MEMBERS, SIGMA)
-    whole = ids_of(llama.engine.generate_block(PROMPTS, 3))
-    llama.perturbation.set(MEMBERS[2:], SIGMA)
-    assert ids_of(llama.engine.generate_block(PROMPTS, 1)) == whole[2:]
 
 
 @pytest.mark.parametrize(

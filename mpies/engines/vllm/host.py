@@ -182,6 +182,7 @@ class Host:
         self.cache = cache_bytes(self.room, config, dtype, device.type, parameters, left, noise, scratch)
         # Set whatever the user has set, since the run file tells the setting.
         os.environ["VLLM_BATCH_INVARIANT"] = str(int(self.invariant))
+        set_environment(local_rank)  # vLLM is asked first here
         self.turns = self.turns and not has_states(folder)
         others = {"enable_prefix_caching": self.turns}
         self.llm = start(
@@ -247,7 +248,7 @@ def start(
     block's. `others`: options of vLLM's beside these, or in their place. Raises InputError for models that
     vLLM does not know or keeps in another form.
     """
-    _set_environment(local_rank)
+    set_environment(local_rank)
     threads, preloaded = torch.set_num_threads, os.environ.get("LD_PRELOAD")
     try:
         with warnings.catch_warnings():
@@ -334,7 +335,7 @@ def options_on_gpus(free: int, total: int, rows: int) -> dict[str, Any]:
     return options
 
 
-def _set_environment(local_rank: int) -> None:
+def set_environment(local_rank: int) -> None:
     """What a user has set stays, but for what settings say. Read by vLLM when it is imported, or later."""
     root = os.environ.get("VLLM_CACHE_ROOT") or Path("~/.cache/vllm").expanduser()
     # Compiled code: ranks of a node, and nodes with one file system, would write it at the same time.
