@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -22,6 +20,7 @@ import torch
 from mpies.engines.base import Prompt
 from mpies.engines.text import Text
 from mpies.engines.vllm import INSTEAD, mapping
+from mpies.engines.vllm.environment import set_environment
 from mpies.engines.vllm.insides import refuse_changed
 from mpies.engines.vllm.packing import Packing, WatchedWeights
 from mpies.errors import InputError, reason
@@ -333,27 +332,6 @@ def options_on_gpus(free: int, total: int, rows: int) -> dict[str, Any]:
         most = 16 * -(-min(rows, WORTH_CAPTURING) // 16)  # vLLM captures multiples of 16
         options["compilation_config"] = {"max_cudagraph_capture_size": most}
     return options
-
-
-def set_environment(local_rank: int) -> None:
-    """What a user has set stays, but for what settings say. Read by vLLM when it is imported, or later."""
-    root = os.environ.get("VLLM_CACHE_ROOT") or Path("~/.cache/vllm").expanduser()
-    # Compiled code: ranks of a node, and nodes with one file system, would write it at the same time.
-    private = Path(root) / f"mpies-{os.uname().nodename}-{local_rank}"
-    if not str(root).endswith(private.name):
-        os.environ["VLLM_CACHE_ROOT"] = str(private)
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process
-    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # on CPUs, it would count in place of the bytes reckoned
-    # The first of vLLM's two runners: for the second, logits processors are written otherwise.
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    # FlashInfer's sampler is compiled by nvcc when vLLM starts, which fails without a CUDA toolkit. Nothing
-    # is sampled by it here.
-    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
-    # What is wrong comes as an exception, and is told in one line.
-    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
-    logging.getLogger("vllm").setLevel(level)  # until vLLM sets it
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # it misses Triton, on CPUs
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
 @contextlib.contextmanager
