@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
@@ -175,25 +176,37 @@ def sigmas_in_turn(
     without.
     """
     for names in packs_of_kinds(model, weights.base, alone):
-        if alone:
-            yield {name: _sigma_to_be_seen(model, weights, probe, base, name) for name in names}
-        else:
-            yield {name: SHARE * typical(weights.base[name]) for name in names}
+        sizes = {name: typical(weights.base[name]) for name in names}
+        if not alone:
+            yield {name: SHARE * size for name, size in sizes.items()}
+            continue
+        ((name, size),) = sizes.items()
+
+        def perturbed(sigma: float, name: str = name) -> AbstractContextManager[None]:
+            return weights.lending({name: weights_of_member(weights, name, sigma)})
+
+        yield {name: sigma_to_be_seen(model, probe, base, size, perturbed)}
 
 
-def _sigma_to_be_seen(
-    model: PreTrainedModel, weights: Weights, probe: Probe, base: np.ndarray, name: str
+def sigma_to_be_seen(
+    model: PreTrainedModel,
+    probe: Probe,
+    base: np.ndarray,
+    size: float,
+    perturbed: Callable[[float], AbstractContextManager[None]],
 ) -> float:
-    """Some parameters have no effect, whatever their values."""
+    """The first with an effect that is seen, else the last that is finite: some parameters never have one.
+
+    `size`: of the parameter; `perturbed`: within it, the model computes with that sigma. 0: none is finite.
+    """
     found = 0.0
     for share in STRONGER:
-        sigma = share * typical(weights.base[name])
         try:
-            with weights.lending({name: weights_of_member(weights, name, sigma)}):
+            with perturbed(share * size):
                 moved = rms(by_one_forward(model, probe) - base)
-        except ArithmeticError:  # too strong: it is not finite
+        except ArithmeticError:  # too strong
             break
-        found = sigma
+        found = share * size
         if moved >= VISIBLE * spread(base):
             break
     return found

@@ -167,13 +167,16 @@ class VllmEngine(Engine):
         own = {member: self.parameters(of_member(member), **others) for member in set(members)}
         return [own[member] for member in members]
 
+    def _probe(self, count: int) -> list[int]:
+        """So many tokens from all over the vocabulary."""
+        vocabulary = len(next(self.hf.model.get_input_embeddings().parameters()))
+        return [vocabulary * (i + 1) // (count + 2) for i in range(count)]
+
     def _refuse_other_answers(self) -> None:
         """Raise InputError if vLLM and transformers do not compute the same with the same weights."""
         from vllm import SamplingParams
 
-        vocabulary = len(next(self.hf.model.get_input_embeddings().parameters()))
-        count = min(PROBE, self.most_tokens - 1)
-        ids = [vocabulary * (i + 1) // (count + 2) for i in range(count)]
+        ids = self._probe(min(PROBE, self.most_tokens - 1))
         asked = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         try:
             (output,) = self._run([ids], [asked])
@@ -199,8 +202,7 @@ class VllmEngine(Engine):
         block = self.llm.llm_engine.vllm_config.cache_config.block_size
         if block + 2 > self.most_tokens:
             return False
-        vocabulary = len(next(self.hf.model.get_input_embeddings().parameters()))
-        ids = [vocabulary * (i + 1) // (block + 3) for i in range(block + 1)]
+        ids = self._probe(block + 1)
         asked = self.parameters(max_tokens=1, logprobs=PROBE, stop_token_ids=None)
         _, again, anew = (self._run([ids], [asked], [salt])[0] for salt in ("first", "first", "other"))
         found, right = (one.outputs[0].logprobs[0] for one in (again, anew))

@@ -14,6 +14,7 @@ In 16 bits, where rounding would hide one kind of parameter, one after another i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from mpies.engines.membertest import (
     MEMBERS,
     SHARE,
     STRONGER,
-    VISIBLE,
     packs_of_kinds,
+    sigma_to_be_seen,
     sigmas_in_turn,
     typical,
     weights_of_member,
@@ -121,16 +122,17 @@ def _perturb(
     So strongly that it is seen if it is not; `base`: log-probabilities without.
     """
     seed, sign = MEMBERS[1].seed, MEMBERS[1].sign
-    shares = STRONGER if _alone(weights) else (SHARE,)
-    for share in shares:
-        weights.perturb_each(seed, {name: share * sign * typical(weights.base[name]) for name in names})
-        try:
-            if rms(by_one_forward(model, probe) - base) >= VISIBLE * spread(base):
-                return
-        except ArithmeticError:  # too strong: it is not finite
-            weaker = shares[max(0, shares.index(share) - 1)]
-            weights.perturb_each(seed, {name: weaker * sign * typical(weights.base[name]) for name in names})
-            return
+    sizes = {name: typical(weights.base[name]) for name in names}
+
+    def perturbed(share: float) -> nullcontext[None]:
+        """From now on, not only within it."""
+        weights.perturb_each(seed, {name: share * sign * size for name, size in sizes.items()})
+        return nullcontext()
+
+    share = SHARE
+    if _alone(weights):  # one that is finite at no size is refused for what it computes
+        share = sigma_to_be_seen(model, probe, base, 1.0, perturbed) or STRONGER[0]
+    perturbed(share)
 
 
 def _alone(weights: Weights) -> bool:
