@@ -86,10 +86,12 @@ class Engine(Protocol):
     """Bytes beyond the weights that the engine has had since it was made: a cache of its own."""
     text: Encoder
     max_new_tokens: int
+    keeps: bool
+    """Does it keep anything of conversations from turn to turn? It may have found that it must not."""
 
     def keep(self) -> Any:
         """For what is kept of some conversations while they are played; None: nothing is."""
-        return None
+        ...
 
     def generate(self, prompts: list[Prompt], turns: Conversations | None = None) -> Completions:
         """Greedy completions. Deterministic for a list of prompts, given weights, threads, device.

@@ -52,7 +52,6 @@ class HfEngine(Engine):
         self.on_rows = on_rows
         self.version = version
         self.keeps = version is not None and keeps_all(cache_for(model, 0))
-        """Does it keep anything from turn to turn? The test at every start may find that it must not."""
 
     def refuse_dependent(self, prompts: Iterable[Prompt], most: int | None = None) -> None:
         """Raise InputError if an answer to one of the prompts may depend on what else is in its batch.

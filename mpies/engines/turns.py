@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from mpies.engines.base import Engine
 from mpies.engines.cache import RoomyLayer
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
@@ -127,7 +127,8 @@ def resume(layers: Sequence[RoomyLayer], pasts: Sequence[Past], tokens: Sequence
             past.part.layers[number] = None
 
 
-def tell(engine: Any) -> str:
-    """What it does from turn to turn, in words; after its test, which may find that it must keep nothing."""
-    kept = getattr(engine, "keeps", False)
-    return "keys and values are kept from one to the next" if kept else "each reads its conversation anew"
+def tell(engine: Engine) -> str:
+    """What it does from turn to turn, in words; after its test."""
+    if engine.keeps:
+        return "keys and values are kept from one to the next"
+    return "each reads its conversation anew"

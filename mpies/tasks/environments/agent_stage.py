@@ -62,8 +62,7 @@ class AgentStage(ProcessStage):
         self._heard = [Heard() for _ in episodes]
 
     def begin(self) -> dict[int, Reply]:
-        starts = enumerate(one.start for one in self.episodes)
-        return self._gone_on({i: {"row": one.row, "seed": one.seed} for i, one in starts}, {})
+        return self._gone_on(self.beginnings, {})
 
     def step(self, answers: dict[int, Turn]) -> dict[int, Reply]:
         read = {i: self._read(turn, self._heard[i].asked) for i, turn in answers.items()}

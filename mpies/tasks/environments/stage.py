@@ -22,6 +22,12 @@ class ProcessStage(ABC):
         self.keys = nursery.numbers(len(episodes))
 
     @property
+    def beginnings(self) -> dict[int, dict[str, Any]]:
+        """What each episode is told first."""
+        starts = enumerate(one.start for one in self.episodes)
+        return {i: {"row": one.row, "seed": one.seed} for i, one in starts}
+
+    @property
     def environments(self) -> Sequence[Any] | None:
         """Each episode's, for reward functions; None: they are not for them."""
         return None
@@ -53,8 +59,7 @@ class EnvironmentStage(ProcessStage):
         self._finishing: set[int] = set()
 
     def begin(self) -> dict[int, Reply]:
-        starts = enumerate(one.start for one in self.episodes)
-        found = self.called("reset", {i: {"row": one.row, "seed": one.seed} for i, one in starts})
+        found = self.called("reset", self.beginnings)
         return {i: self._begun(i, said) for i, said in found.items()}
 
     @abstractmethod
