@@ -17,6 +17,8 @@ from mpies.model.weights import take_over
 from mpies.noise.cpu import CpuKernels
 
 EOS = 2
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NEW = 8
 # Of very different lengths, so that most rows of a batch are padded.
 PROMPTS = [
@@ -27,15 +29,6 @@ PROMPTS = [
     "zz",
 ]
 KINDS = pytest.mark.parametrize("kind", ["llama", "qwen2"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models are fastest so, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

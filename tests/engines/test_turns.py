@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import zoo
 
 from mpies.engines.base import Conversations
@@ -16,17 +15,11 @@ from mpies.es.population import Member
 from mpies.model.lowrank import LowRank
 from mpies.model.weights import Weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPENINGS = ["Solve: 3 + 5 =", "a?", "Name one primary color:", "zz, and no more of it"]
 TURNS = [3, 4, 2, 4]  # of each conversation
 NOISE = [Member(0, 5, 1), Member(1, 9, -1)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -27,42 +27,47 @@ TEXT = zoo.SIZES | {"vocab_size": 112, "max_position_embeddings": 256, "num_hidd
 LLAMA = {key: value for key, value in TEXT.items() if key != "sliding_window"} | {"model_type": "llama"}
 PATCHES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
+# What Qwen's families have in common.
+MARKS_OF_QWEN = {
+    "image_token_id": IMAGE,
+    "vision_start_token_id": START,
+    "vision_end_token_id": END,
+    "video_token_id": FIRST + 3,
+}
+ROPE_OF_QWEN = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+    "num_hidden_layers": 2,
+}
+TOWER_OF_QWEN = {
+    **{"depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32},
+    **{"out_hidden_size": 32, "patch_size": 4},
+}
+IMAGES_OF_QWEN = {
+    **{"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 4, "merge_size": 2},
+    **{"temporal_patch_size": 2, "min_pixels": 64, "max_pixels": 1024},
+}
+
 # An architecture's configuration, its image processor's, its processor's, and how a prompt says "an image".
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
     # Positions in three dimensions; images of any size; windows.
     "qwen2_5_vl": (
         {
-            "text_config": TEXT
-            | {"model_type": "qwen2_5_vl_text", "num_hidden_layers": 2}
-            | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
-            "vision_config": {"depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32}
-            | {"out_hidden_size": 32, "patch_size": 4, "window_size": 16, "fullatt_block_indexes": [1]},
-            "image_token_id": IMAGE,
-            "vision_start_token_id": START,
-            "vision_end_token_id": END,
-            "video_token_id": FIRST + 3,
+            "text_config": TEXT | ROPE_OF_QWEN | {"model_type": "qwen2_5_vl_text"},
+            "vision_config": TOWER_OF_QWEN | {"window_size": 16, "fullatt_block_indexes": [1]},
+            **MARKS_OF_QWEN,
         },
-        {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 4, "merge_size": 2}
-        | {"temporal_patch_size": 2, "min_pixels": 64, "max_pixels": 1024},
+        IMAGES_OF_QWEN,
         {"processor_class": "Qwen2_5_VLProcessor"},
         "<start><image><end>",
     ),
     # Linear attention; transformers has a class for the decoder alone as well.
     "qwen3_5": (
         {
-            "text_config": TEXT
-            | zoo.LINEAR
-            | {"num_hidden_layers": 2}
-            | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}},
-            "vision_config": {"depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32}
-            | {"out_hidden_size": 32, "patch_size": 4, "num_position_embeddings": 64},
-            "image_token_id": IMAGE,
-            "vision_start_token_id": START,
-            "vision_end_token_id": END,
-            "video_token_id": FIRST + 3,
+            "text_config": TEXT | zoo.LINEAR | ROPE_OF_QWEN,
+            "vision_config": TOWER_OF_QWEN | {"num_position_embeddings": 64},
+            **MARKS_OF_QWEN,
         },
-        {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 4, "merge_size": 2}
-        | {"temporal_patch_size": 2, "min_pixels": 64, "max_pixels": 1024},
+        IMAGES_OF_QWEN,
         {"processor_class": "Qwen3VLProcessor"},
         "<start><image><end>",
     ),
