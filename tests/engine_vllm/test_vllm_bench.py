@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import json
 
 import launching
 import numpy as np
+import one_vllm
 import pytest
 import torch
 
@@ -20,6 +20,11 @@ WORK = Work(members=3, prompts=2, tokens=5)
 @pytest.fixture(scope="module")
 def model(tiny_model):
     return tiny_model(kind="llama", tied=True, hidden=128)
+
+
+def rig_of(world, model):
+    given = parse(["--model", str(model), "--device", "cpu"])
+    return one_vllm.alone(lambda: vllm_lowrank.rig_for(world, given, "float32", WORK))
 
 
 @pytest.mark.slow
@@ -46,7 +51,7 @@ def test_figures(model, tmp_path):
 @torch.inference_mode()
 def test_the_work_is_the_same_in_every_way(world, model, monkeypatch):
     """Rows and tokens of low rank, of vLLM's own generation, and of the hf engine; base and members move."""
-    rig = vllm_lowrank.rig_for(world, parse(["--model", str(model), "--device", "cpu"]), "float32", WORK)
+    rig = rig_of(world, model)
     generation = vllm_lowrank.Generation(rig, WORK, lambda: None)
     made = []
     generate = generation.engine.llm.generate
@@ -66,17 +71,15 @@ def test_the_work_is_the_same_in_every_way(world, model, monkeypatch):
     digest = rig.weights.digest()
     generation.lowrank()
     assert rig.weights.digest() != digest
-    del rig, generation
 
 
 def test_every_member_has_an_adapter_of_its_own(world, model, tmp_path, monkeypatch):
     monkeypatch.setattr(multilora, "SIGMA", 1.0)
-    rig = vllm_lowrank.rig_for(world, parse(["--model", str(model), "--device", "cpu"]), "float32", WORK)
+    rig = rig_of(world, model)
     subject = multilora.LoraBase.of(str(model), rig.original, vllm_lowrank.encode(rig, WORK))
     assert len(subject.layers) == 14  # seven in each of the two layers
     del rig
-    gc.collect()
-    made = multilora.Adapters(subject, WORK, str(tmp_path))
+    made = one_vllm.alone(lambda: multilora.Adapters(subject, WORK, str(tmp_path)))
     plain, first = made.generate(None), made.generate(made.new())
     by_member = np.array(first).reshape(WORK.members, -1).tolist()
     assert plain[:2] * 3 == plain and len({str(answers) for answers in by_member}) == WORK.members

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
+import one_vllm
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, Qwen3Config
@@ -53,17 +54,28 @@ def build(world, folder, engine: str, *overrides: str) -> Replica:
     given += ["task.chat_template=false", f"engine.max_new_tokens={NEW}", f"engine.batch_size={ROWS}"]
     given += [f"engine.name={engine}", "es.perturbation=full", *overrides]
     task = Task("test", [{"prompt": prompt} for prompt in PROMPTS], [], lambda *_, **__: [])
-    return replica.build(world, config.load(given), task)
+    settings = config.load(given)
+    if engine == "vllm":
+        return one_vllm.alone(lambda: replica.build(world, settings, task))
+    return replica.build(world, settings, task)
 
 
 @pytest.fixture(
     scope="module", params=[("llama", True), ("qwen2", False)], ids=["llama-tied", "qwen2-untied"]
 )
-def both(request, world, tiny_model) -> Both:
-    """qwen2 has biases in its fused layers; the vocabulary of 99 is padded."""
-    kind, tied = request.param
+def family(request) -> tuple[str, bool]:
+    """qwen2 has biases in its fused layers; the vocabulary of 99 is padded. Of the module, so that each
+    one's tests follow each other."""
+    return request.param
+
+
+@pytest.fixture
+def both(family, world, tiny_model) -> Both:
+    kind, tied = family
     folder = tiny_model(kind=kind, tied=tied, hidden=HIDDEN)
-    return Both(*(build(world, folder, engine) for engine in ("vllm", "hf")))
+    return one_vllm.shared(
+        ("both", *family), lambda: Both(*(build(world, folder, engine) for engine in ("vllm", "hf")))
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import one_vllm
 import pytest
 import tiny
 import torch
@@ -46,7 +47,10 @@ def build(world, folder, engine: str, perturbation: str = "full") -> Replica:
     given += ["task.chat_template=false", "engine.max_new_tokens=10", "engine.batch_size=3"]
     given += [f"engine.name={engine}", f"es.perturbation={perturbation}", "task.name=conciseness"]
     task = Task("test", [{"prompt": prompt} for prompt in PROMPTS], [], lambda *_, **__: [])
-    return replica.build(world, config.load(given), task)
+    settings = config.load(given)
+    if engine == "vllm":
+        return one_vllm.alone(lambda: replica.build(world, settings, task))
+    return replica.build(world, settings, task)
 
 
 def test_a_member_is_the_same_mixture_in_both_engines(world, tmp_path):
@@ -64,6 +68,5 @@ def test_a_member_is_the_same_mixture_in_both_engines(world, tmp_path):
 
 
 def test_low_rank_is_refused_by_name(world, tmp_path):
-    """Here, since vLLM makes groups of experts when the first model of a process has some."""
     with pytest.raises(InputError, match=r"does not know vLLM's GateLinear at model\.layers\.0"):
         build(world, save(tmp_path), "vllm", "lowrank")

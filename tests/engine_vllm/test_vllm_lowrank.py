@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import gc
 
 import numpy as np
+import one_vllm
 import pytest
 import tiny
 import torch
@@ -80,27 +80,32 @@ def build(world, folder, *overrides: str) -> Replica:
         "es.population=6",
     ]
     task = Task("test", [{"prompt": prompt} for prompt in PROMPTS], [], lambda *_, **__: [])
-    gc.collect()  # a vLLM before this one
-    return replica.build(world, config.load([*given, *overrides]), task)
+    return one_vllm.alone(lambda: replica.build(world, config.load([*given, *overrides]), task))
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def made(request, world, tmp_path_factory) -> Replica:
-    return build(world, save(tmp_path_factory.mktemp("model"), request.param))
+def family(request) -> str:
+    """Of the module, so that each one's tests follow each other."""
+    return request.param
 
 
-@pytest.fixture(scope="module")
-def llama(world, tmp_path_factory) -> Replica:
-    return build(world, save(tmp_path_factory.mktemp("model"), "Llama"))
+@pytest.fixture
+def made(family, world, tmp_path) -> Replica:
+    return one_vllm.shared(("low rank", family), lambda: build(world, save(tmp_path / "model", family)))
+
+
+@pytest.fixture
+def llama(world, tmp_path) -> Replica:
+    return one_vllm.shared(("low rank", "Llama"), lambda: build(world, save(tmp_path / "model", "Llama")))
 
 
 @pytest.fixture(autouse=True)
 def base_weights(request):
     """Every test begins and ends with the base."""
+    used = [request.getfixturevalue(name) for name in ("made", "llama") if name in request.fixturenames]
     yield
-    for name in ("made", "llama"):
-        if name in request.fixturenames:
-            request.getfixturevalue(name).perturbation.clear()
+    for one in used:
+        one.perturbation.clear()
 
 
 def own_weights(made: Replica, member: Member) -> dict[str, torch.Tensor]:
@@ -253,6 +258,32 @@ def test_a_smaller_block_leaves_no_member_of_the_larger_one(llama):
     assert ids_of(llama.engine.generate_block(PROMPTS, 1)) == whole[2:]
 
 
+def test_members_whose_answers_end_at_different_times(llama):
+    """Some at a stop token, others at the limit: rows leave, and others take their places."""
+    whole = [answers_by_transformers(llama, own_weights(llama, member))[0] for member in MEMBERS]
+    plain = llama.engine.text.stops
+    for stop in {token for answers in whole for ids in answers for token in ids[1:]}:
+        cut = [[ids[: ids.index(stop) + 1] if stop in ids else ids for ids in answers] for answers in whole]
+        lengths = [[len(ids) for ids in answers] for answers in cut]
+        if len({str(row) for row in lengths}) == len(MEMBERS) and any(NEW in row for row in lengths):
+            break
+    else:
+        pytest.fail("no token ends the members' answers at different times")
+    llama.perturbation.set(MEMBERS, SIGMA)
+    try:
+        llama.engine.text.stops = plain | {stop}
+        assert ids_of(llama.engine.generate_block(PROMPTS, len(MEMBERS))) == cut
+    finally:
+        llama.engine.text.stops = plain
+
+
+def test_a_layer_given_other_rows_than_tokens_is_refused(llama):
+    llama.perturbation.set(MEMBERS, SIGMA)
+    (model,) = llama.engine.llm.collective_rpc(lambda worker: worker.get_model())
+    with pytest.raises(InputError, match=r"given 3 rows, where a step has"):
+        model.model.layers[0].mlp.gate_up_proj(torch.zeros(3, SHAPE["hidden_size"]))
+
+
 def test_a_block_of_one_member_leaves_nobody_without_noise(world, tmp_path):
     """The test at the start has two members, however few a block has."""
     made = build(world, save(tmp_path / "model", "Llama"), "es.block=1")
@@ -287,25 +318,6 @@ def test_however_vllm_schedules(world, tmp_path, monkeypatch, options):
     expected = [answers_by_transformers(made, own_weights(made, member))[0] for member in MEMBERS]
     made.perturbation.set(MEMBERS, SIGMA)
     assert ids_of(made.engine.generate_block(PROMPTS, len(MEMBERS))) == expected
-
-
-def test_members_whose_answers_end_at_different_times(llama):
-    """Some at a stop token, others at the limit: rows leave, and others take their places."""
-    whole = [answers_by_transformers(llama, own_weights(llama, member))[0] for member in MEMBERS]
-    plain = llama.engine.text.stops
-    for stop in {token for answers in whole for ids in answers for token in ids[1:]}:
-        cut = [[ids[: ids.index(stop) + 1] if stop in ids else ids for ids in answers] for answers in whole]
-        lengths = [[len(ids) for ids in answers] for answers in cut]
-        if len({str(row) for row in lengths}) == len(MEMBERS) and any(NEW in row for row in lengths):
-            break
-    else:
-        pytest.fail("no token ends the members' answers at different times")
-    llama.perturbation.set(MEMBERS, SIGMA)
-    try:
-        llama.engine.text.stops = plain | {stop}
-        assert ids_of(llama.engine.generate_block(PROMPTS, len(MEMBERS))) == cut
-    finally:
-        llama.engine.text.stops = plain
 
 
 def test_requests_that_lose_their_cache_and_begin_again(world, tmp_path, monkeypatch):
@@ -411,13 +423,6 @@ def test_sixteen_bits_start_and_leave_nothing(world, tmp_path):
     """As in production: members move, and going back gives the first answers."""
     made = build(world, save(tmp_path / "model", "Qwen2"), "model.dtype=bfloat16")
     test_strong_perturbation_and_back_leaves_nothing(made)
-
-
-def test_a_layer_given_other_rows_than_tokens_is_refused(llama):
-    llama.perturbation.set(MEMBERS, SIGMA)
-    (model,) = llama.engine.llm.collective_rpc(lambda worker: worker.get_model())
-    with pytest.raises(InputError, match=r"given 3 rows, where a step has"):
-        model.model.layers[0].mlp.gate_up_proj(torch.zeros(3, SHAPE["hidden_size"]))
 
 
 @pytest.mark.parametrize(

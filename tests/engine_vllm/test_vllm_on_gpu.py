@@ -5,8 +5,6 @@ Not collected without a GPU. Heads of 64 numbers, and bfloat16: vLLM's attention
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 from test_vllm_lowrank import MEMBERS, PROMPTS, SIGMA, build, save
@@ -47,7 +45,6 @@ def test_members_do_not_depend_on_the_batch(world, folder):
         alone = [told(made, [prompt], 1)[0][0] for prompt in PROMPTS]
         assert alone == together[number]
     del made
-    gc.collect()
     few = build(world, folder, *GIVEN, "engine.batch_size=2")
     few.perturbation.set(MEMBERS, SIGMA)
     assert told(few, PROMPTS, len(MEMBERS)) == together

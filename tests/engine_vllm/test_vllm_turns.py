@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import games
+import one_vllm
 import pytest
 import torch
 
@@ -28,13 +29,19 @@ def build(world, folder, *overrides: str) -> Replica:
     given += ["task.name=custom", f"task.environment={Path(games.__file__)}:Echo", "task.train_size=2"]
     given += ["task.eval_size=1", "task.chat_template=false", "task.episode_tokens=480", "engine.name=vllm"]
     settings = config.load([*given, "engine.max_new_tokens=8", "engine.batch_size=4", *overrides])
-    return replica.build(world, settings, tasks.make(settings.task))
+    return one_vllm.alone(lambda: replica.build(world, settings, tasks.make(settings.task)))
 
 
 @pytest.fixture(scope="module", params=["full", "lowrank"])
-def made(request, world, tiny_model):
+def perturbation(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def made(perturbation, world, tiny_model):
     noise = {"full": ["es.perturbation=full"], "lowrank": ["es.perturbation=lowrank", "es.block=2"]}
-    made = build(world, tiny_model(kind="llama", tied=True, hidden=128), *noise[request.param])
+    model = tiny_model(kind="llama", tied=True, hidden=128)
+    made = one_vllm.shared(("turns", perturbation), lambda: build(world, model, *noise[perturbation]))
     assert made.engine.keeps
     return made
 
