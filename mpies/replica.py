@@ -245,7 +245,7 @@ def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]
         "model.dtype": str(dtype).removeprefix("torch."),
         "task.train_data": task.digest,
         "task.environment: how its first episodes begin": repr(_openings(task, settings)),
-        **{config.short_reward(name): digest for name, digest in functions.items()},
+        **{config.short_name(name): digest for name, digest in functions.items()},
     }
     return Brought(Setup(task, device, dtype, why, software, functions), same, place_of(device))
 

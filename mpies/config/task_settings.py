@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -37,6 +38,17 @@ def _factories(given: Any) -> Any:
         wanted = "FILE.py:CLASS, or a mapping NAME: FILE.py:CLASS"
         raise ValueError(f"task.environment_factory: given {plain_yaml.given(given)}, allowed is {wanted}")
     return given
+
+
+def names_file(code: str) -> bool:
+    """Is this FILE.py:NAME? Else it is MODULE:NAME."""
+    return code.rpartition(":")[0].endswith(".py")
+
+
+def short_name(code: str) -> str:
+    """The user's code without its file's folder, which may be another tomorrow: FILE.py:NAME, MODULE:NAME."""
+    place, _, name = code.rpartition(":")
+    return f"{Path(place).name if names_file(code) else place}:{name}"
 
 
 class TaskSettings(Section):
@@ -175,6 +187,18 @@ class TaskSettings(Section):
             )
         if self.eval_data and not self.train_data and self.name != "countdown":
             raise ValueError("task.train_data: missing; task.eval_data alone makes no task")
+        return self
+
+    @model_validator(mode="after")
+    def _told_apart(self):
+        """Run files and messages name code without its folder."""
+        known: dict[str, str] = {}
+        for code in self.code:
+            other = known.setdefault(short_name(code), code)
+            if other != code:
+                raise ValueError(
+                    f"task: {other} and {code} are both called {short_name(code)}; give one file another name"
+                )
         return self
 
     @model_validator(mode="after")

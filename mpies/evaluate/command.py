@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "settings",
         nargs="*",
         metavar="CONFIG.yaml|section.key=value",
+        default=[],
         help="of a model; of a run, values only",
     )
     made.add_argument(

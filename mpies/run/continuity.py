@@ -23,8 +23,8 @@ def changed_rewards(history: History, digests: dict[str, str]) -> dict[str, str]
 
     A file may lie elsewhere now. Of runs that earlier versions began, none is known.
     """
-    before = {config.short_reward(name): digest for name, digest in history.reward_digests.items()}
-    known = {name: before.get(config.short_reward(name), digest) for name, digest in digests.items()}
+    before = {config.short_name(name): digest for name, digest in history.reward_digests.items()}
+    known = {name: before.get(config.short_name(name), digest) for name, digest in digests.items()}
     return {name: known[name] for name, digest in digests.items() if known[name] != digest}
 
 

@@ -66,10 +66,18 @@ def lock_folder(path: Path, patience: float = 10.0) -> int:
     A job that was just killed may hold it for some seconds more.
     """
     descriptor = _lock(path, patience)
-    if path.with_name(LOCK).exists():
-        return descriptor
-    os.close(descriptor)  # of a job that could not begin, and took it away meanwhile
-    return _lock(path, patience)
+    while not _is_there(descriptor, path.with_name(LOCK)):  # taken away by a job that could not begin
+        os.close(descriptor)
+        descriptor = _lock(path, patience)
+    return descriptor
+
+
+def _is_there(descriptor: int, path: Path) -> bool:
+    """Is the open file still the one of this name?"""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _lock(path: Path, patience: float) -> int:

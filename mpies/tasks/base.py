@@ -30,6 +30,7 @@ from mpies.engines.image import images_in
 from mpies.errors import InputError
 from mpies.splits import HELD_OUT, TRAIN
 from mpies.tasks import episodes, epochs
+from mpies.tasks.environments.contract import LARGEST
 from mpies.tasks.environments.seeds import seeds
 from mpies.tasks.episodes import (
     FAILED,
@@ -281,14 +282,16 @@ def check_rewards(rewards: Any, answers: int, whose: str) -> np.ndarray:
     Raises InputError, which names the function and the first answer in question, if it is not that many
     numbers.
     """
-    wanted = f"needed is a list with a number, or None, for each of {answers} completions"
+    wanted = f"needed is a list with a number up to {LARGEST:g}, or None, for each of {answers} completions"
     if isinstance(rewards, str | bytes | Mapping | set) or not hasattr(rewards, "__iter__"):
         raise InputError(f"task.reward: {whose} returned {_shown(rewards)}; {wanted}")
     values = []
     for number, reward in enumerate(rewards, 1):
         try:
             values.append(math.nan if reward is None else float(_scalar(reward)))
-        except (TypeError, ValueError):
+            if abs(values[-1]) > LARGEST and math.isfinite(values[-1]):
+                raise OverflowError
+        except (TypeError, ValueError, OverflowError):
             raise InputError(
                 f"task.reward: {whose} returned {_shown(reward)} for completion {number}; {wanted}"
             ) from None
