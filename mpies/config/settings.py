@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
 from mpies import time_limit
-from mpies.config.section import MOST, Role, Section
+from mpies.config.section import MOST, Role, Section, as_list
 from mpies.config.task_settings import TaskSettings
 from mpies.errors import InputError
 
@@ -57,11 +57,6 @@ class ModelSettings(Section):
         if self.master == "live" and self.dtype == "float16":
             raise ValueError("model.master: live is not for float16; set model.dtype=bfloat16 or leave it")
         return self
-
-
-def _paths(given: Any) -> Any:
-    """`es.leave_out` as a list; a text is one name, or none."""
-    return [given] if isinstance(given, str) and given else given or []
 
 
 class EsSettings(Section):
@@ -113,7 +108,7 @@ class EsSettings(Section):
         " initial weights are read from disk each time. 0: none",
     )
 
-    leave_out: Annotated[list[Annotated[str, Field(pattern=r"^[^\s]+$")]], BeforeValidator(_paths)] = Field(
+    leave_out: Annotated[list[Annotated[str, Field(pattern=r"^[^\s]+$")]], BeforeValidator(as_list)] = Field(
         ["auto"],
         description="what is not tuned: paths of modules, such as model.visual, or names of parameters; auto:"
         " what no answer can depend on, such as the image tower where no prompt has images; []: nothing",

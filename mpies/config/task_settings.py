@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mpies import plain_yaml
-from mpies.config.section import MOST, Role, Section
+from mpies.config.section import MOST, Role, Section, as_list
 
 
 def _weights(given: Any) -> dict[str, Any]:
@@ -24,11 +24,6 @@ def _weights(given: Any) -> dict[str, Any]:
     if not good:
         raise ValueError(f"task.reward: given {plain_yaml.given(given)}, allowed is {wanted}")
     return {name: float(weight) for name, weight in made.items()}
-
-
-def _list(given: Any) -> Any:
-    """One name stands for a list of it."""
-    return [given] if isinstance(given, str) and given else given or []
 
 
 def _factories(given: Any) -> Any:
@@ -106,7 +101,7 @@ class TaskSettings(Section):
         description="your own environment with tools, as TRL has it: FILE.py:CLASS, whose public methods are"
         " tools; or a mapping of names to such, of which a row's column `environment` names one",
     )
-    tools: Annotated[list[str], BeforeValidator(_list)] = Field(
+    tools: Annotated[list[str], BeforeValidator(as_list)] = Field(
         [],
         description="functions that the model can call, as TRL has them: FILE.py:FUNCTION, or a list of such",
     )

@@ -820,8 +820,8 @@ def test_a_lock_file_that_another_job_has_made_anew_is_not_ours(tmp_path, monkey
     """As when a job that could not begin takes its file away, and a third one comes, while we open it."""
     path, plain = tmp_path / "run.h5", storage._lock
 
-    def interrupted(given, patience):
-        descriptor = plain(given, patience)
+    def interrupted(given):
+        descriptor = plain(given)
         monkeypatch.undo()
         given.with_name(storage.LOCK).unlink()
         given.with_name(storage.LOCK).touch()
