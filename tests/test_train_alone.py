@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from jobs import assert_same_model, assert_same_run, committed
 from mpies import train
 from mpies.errors import RefusedError
-from mpies.es.population import directions
+from mpies.es.directions import directions
 from mpies.noise import definition
 from mpies.noise.definition import STREAM_SEEDS, philox
 from mpies.run.stopping import Stop
