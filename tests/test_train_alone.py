@@ -282,7 +282,7 @@ def test_a_generation_that_would_not_fit_is_not_begun(uninterrupted, runs, clock
 
 def test_a_generation_without_any_score_is_refused_and_nothing_is_committed(runs, monkeypatch):
     monkeypatch.setattr(small, "score", lambda text: None)
-    with pytest.raises(RefusedError, match="could be scored"):
+    with pytest.raises(RefusedError, match="could not be scored"):
         runs.train(2)
     assert committed(runs.folder) == 0
 
