@@ -26,8 +26,8 @@ from mpies.config import Settings
 from mpies.phases import PHASES
 from mpies.ranks.devices import Place, tell_differing_gpus
 from mpies.replica import Facts, Setup
-from mpies.run.pace import Pace
 from mpies.run.terminal import width_behind
+from mpies.run.time_left import Pace
 from mpies.runfile import open_for_reading
 from mpies.splits import HELD_OUT, spoken
 from mpies.text import clip, count, duration
