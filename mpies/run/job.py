@@ -201,6 +201,8 @@ def _open_run(
         announce()  # all ranks listen, since they have come to the barrier
     for line in config.remark(settings):
         screen.say(f"warning: {line}")
+    if history and (jump := continuity.remark_on_schedule(history, settings.es)):
+        screen.say(f"warning: {jump}")
     if history and history.damage.uncounted:
         screen.say(
             f"generation {history.generations + 1} was written, but not counted, when the job ended: it is"
