@@ -84,10 +84,11 @@ def _make_ready(name: str) -> torch.device:
     """The CPU, or the first GPU. Raises InputError if there is none, or none that can be used."""
     import torch
 
-    if name == "cpu":
-        return torch.device(name)
     from mpies.ranks import gpu
 
+    if name == "cpu":
+        gpu.make_ready(torch.device(name))
+        return torch.device(name)
     device = torch.device(gpu.KIND, 0)
     try:
         if not gpu.count_visible():

@@ -22,6 +22,7 @@ Schema = dict[str, Any]
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MOST_CALLS = 16  # of a turn
 DEPTH = 64  # of a call's arguments: who copies and writes them goes as deep; a parser may do a thousand
+THINKS = "<think>"
 THOUGHT = "</think>"  # what is before it is no answer, but may well speak of calls
 
 

@@ -57,11 +57,11 @@ class Image:
     @cached_property
     def size(self) -> tuple[int, int]:
         """Width and height, by the head of the file."""
-        return self._decoded(lambda picture: picture.size)
+        return self._decoded(_size_upright)
 
     def open(self) -> PIL.Image.Image:
         """A Pillow image, red, green and blue. Raises InputError if it is damaged or has changed."""
-        return self._decoded(lambda picture: picture.convert("RGB"))
+        return self._decoded(_upright)
 
     def _decoded(self, look: Any) -> Any:
         try:
@@ -85,6 +85,28 @@ class Image:
 
     def __deepcopy__(self, memo: Any) -> Image:
         return self
+
+
+ORIENTATION, UPRIGHT, ON_THEIR_SIDE = 0x0112, 1, (5, 6, 7, 8)  # of EXIF: how a camera was held
+
+
+def _orientation(picture: PIL.Image.Image) -> int:
+    """By the head of the file: Pillow would read all of a PNG to look for it."""
+    told = picture.format != "PNG" or "exif" in picture.info
+    return picture.getexif().get(ORIENTATION, UPRIGHT) if told else UPRIGHT
+
+
+def _size_upright(picture: PIL.Image.Image) -> tuple[int, int]:
+    width, height = picture.size
+    return (height, width) if _orientation(picture) in ON_THEIR_SIDE else (width, height)
+
+
+def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """As people see it, and transformers and `datasets` open it."""
+    from PIL import ImageOps
+
+    turned = ImageOps.exif_transpose(picture) if _orientation(picture) != UPRIGHT else picture
+    return turned.convert("RGB")
 
 
 def images_in(prompt: str | Iterable[dict[str, Any]]) -> list[Image]:

@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from mpies.engines.cache import ARGUMENTS, RoomyLayer, cache_argument, cache_for, has_keys
 from mpies.engines.turns import Part, Past, resume
 from mpies.engines.vision import Inputs, for_rows, of_same_prompt
+from mpies.errors import InputError
 
 OnRows = Callable[[torch.Tensor], None]
 
@@ -152,6 +153,8 @@ def left_padded(prompts: Sequence[list[int]], device: torch.device) -> tuple[tor
     Left padded, so that all rows' next tokens are in one column; what is padded with is to be masked.
     """
     width = max(map(len, prompts))
+    if not all(prompts):
+        raise InputError("a prompt has no tokens, so that there is nothing to go on from")
     starts = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
     return torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device), starts
 

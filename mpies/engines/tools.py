@@ -13,18 +13,24 @@ call is read back as that call; else a model would call, and nobody would hear i
 from __future__ import annotations
 
 import json
+import re
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from mpies.engines.calls import (
     FORMATS,
     OPEN,
     PLAIN,
+    THINKS,
+    THOUGHT,
     Format,
     ToolCall,
     UnreadableCallError,
     checked_call,
     refuse_many,
 )
+from mpies.errors import InputError
 
 Message = dict[str, Any]
 Tokenizer = Any
@@ -93,6 +99,8 @@ class Tools:
         """Raises UnreadableCallError."""
         if format is None:
             return self._parsed(ids, self.written(prompt), prompt.tools)
+        if text.lstrip().startswith(THINKS) and THOUGHT not in text:  # cut off before it has said anything
+            return {"role": "assistant", "content": text}
         calls, before = format.read(text, prompt.tools)
         return {"role": "assistant", "content": before} | ({"tool_calls": calls} if calls else {})
 
@@ -200,10 +208,30 @@ def _explained(messages: list[Message], explanation: str) -> list[Message]:
 
 def _rendered(tokenizer: Tokenizer, messages: list[Message], tools: Any, begun: bool = True) -> str:
     """`begun`: with what the model's answer goes on from."""
-    made = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=begun, tokenize=False)
-    return str(made)
+    template = of_one_day(tokenizer.get_chat_template(None, tools))
+    options = {"tools": tools, "add_generation_prompt": begun, "tokenize": False}
+    return str(tokenizer.apply_chat_template(messages, chat_template=template, **options))
 
 
+@lru_cache
+def of_one_day(template: str) -> str:
+    """The template, with one day in place of the one on which it is used.
+
+    Raises InputError if it asks for the time in another way than those of Llama 3 and gpt-oss do.
+    """
+    made = TODAY.sub(lambda found: repr(DAY.strftime(found[2])), template)
+    if re.search(r"strftime_now(?!\s+is\b)", made):
+        raise InputError(
+            "task.chat_template: the model's template writes the time of day, so that prompts would be others"
+            " each time; use task.chat_template=false, or another template"
+        )
+    return made
+
+
+# Some templates write the day: prompts, and so rewards, would be others tomorrow, or in another time zone.
+# This is the one that Llama 3's templates name where they are not told.
+DAY = datetime(2024, 7, 26)
+TODAY = re.compile(r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)""")
 MARK = "zyxwvut"
 RESULT_MARKS = "xwvutsr", "vutsrqp"
 ASKED = {"role": "user", "content": "a"}

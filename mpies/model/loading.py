@@ -134,6 +134,12 @@ def _configuration(path: str, **options: Any) -> Any:
     from transformers import AutoConfig
 
     config = attempt(path, "the configuration of ", AutoConfig.from_pretrained, locate(path), **options)
+    if getattr(config, "quantization_config", None):
+        # Some are widened as they are loaded, and would be saved as something else.
+        raise InputError(
+            f"model.path: {path} is quantised, by its config.json; quantised models cannot be tuned: take the"
+            " model in bfloat16 or float32"
+        )
     if getattr(config, "is_encoder_decoder", False):
         kind = "an encoder-decoder model"  # of some of them, transformers would load half
     elif _kind_of(config):

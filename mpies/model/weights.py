@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MASTERS = (torch.float32, torch.bfloat16)
+TUNED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # dtypes of checkpoints
 
 # What may change a parameter's value, float32, at the end of its update: (name, value).
 Pull = Callable[[str, torch.Tensor], None]
@@ -65,7 +66,7 @@ def take_base(
     # Without duplicates: a tied parameter appears once, under its first state-dict name.
     parameters = dict(model.named_parameters(remove_duplicate=True))
     for name, parameter in parameters.items():
-        if not parameter.is_floating_point():
+        if parameter.dtype not in TUNED:
             raise InputError(f"model: {name} is {parameter.dtype}; quantised models cannot be tuned")
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
     on_host = where == "host" and device.type != "cpu"
@@ -79,13 +80,22 @@ def take_base(
     return base
 
 
+def _kept_buffers(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Numbers of the checkpoint that a model computes with and that are no parameters, such as the biases by
+    which some mixtures choose their experts."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, value in model.state_dict().items():
+        if name not in parameters and isinstance(value, torch.Tensor) and value.is_floating_point():
+            yield name, value
+
+
 def uploaded_as(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """`target`, with the values of a tensor of any dtype in it.
 
     To a GPU, the value goes in its own dtype, and without being waited for: a blocking copy would be
     converted on the CPU first, by one thread, into twice the bytes.
     """
-    return target.copy_(value.to(target.device, non_blocking=True))
+    return target.copy_(value.to(target.device, non_blocking=target.device.type != "cpu"))
 
 
 def room_for(base: Tensors, dtype: torch.dtype, device: torch.device) -> Tensors:
@@ -131,7 +141,11 @@ class Weights:
         torch.nn.Module.to(model, self.device)  # buffers
         model.config.dtype = self.dtype
         self._live_is_base = False
-        self._left_out: list[torch.Tensor] = []
+        self._left_out = [
+            self.kernels.digest(buffer.float().contiguous().view(-1), parameter_id(name))
+            for name, buffer in _kept_buffers(model)
+        ]
+        """What else of the model adds to the digest."""
         self.show_base()
 
     def leave_out(self, modules: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from mpies import noise
 from mpies.errors import InputError, reason
 from mpies.noise import kernels_for
 from mpies.noise.trial import find_wrong
@@ -46,21 +47,30 @@ def _refusal_of_cuda() -> str:
 
 
 def make_ready(device: torch.device) -> None:
-    """The GPU is the current one from now on, and its kernels have the definition's bits. A CPU is ready.
+    """A GPU is the current one from now on, and the device's kernels have the definition's bits.
 
     Raises InputError, with the remedy, where they cannot be compiled or run, or compute something else.
     """
-    if device.type == "cpu":
-        return
-    torch.cuda.set_device(device)
-    # cuDNN's attention makes a plan for every new length of the keys, so for nearly every token, and
-    # keeps it. Torch's other ways compute the same without plans.
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    if device.type != "cpu":
+        torch.cuda.set_device(device)
+        # cuDNN's attention makes a plan for every new length of the keys, so for nearly every token, and
+        # keeps it. Torch's other ways compute the same without plans.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     try_kernels(device)
 
 
 def try_kernels(device: torch.device) -> None:
     """Raise InputError, with the remedy, unless the device's kernels have the definition's bits."""
+    if device.type == "cpu":
+        # numba keeps compiled code by its own file's date: not by those that it takes constants from.
+        if wrong := find_wrong(kernels_for(device, threads=1), device):
+            place = Path(noise.__file__).with_name("__pycache__")
+            why = "it may have been compiled for another version"
+            raise InputError(
+                f"model.device: cpu: the kernel {wrong!r} computes other bits than the definition of noise:"
+                f" {why}; delete *.nbi and *.nbc in {place}, or in numba's cache"
+            )
+        return
     said: list[str] = []
     try:
         with _kept_back(said):

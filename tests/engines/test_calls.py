@@ -11,6 +11,7 @@ import tiny
 
 from mpies.engines.calls import FORMATS, PLAIN, UnreadableCallError
 from mpies.engines.tools import Chat, Tools
+from mpies.errors import InputError
 
 utils = pytest.importorskip("trl.chat_template_utils")
 TEMPLATES = Path(utils.__file__).parent / "chat_templates"
@@ -225,3 +226,28 @@ def test_whatever_a_model_writes_costs_bounded_time(number):
     except UnreadableCallError as error:
         assert said in str(error) and len(str(error)) < 300
     assert time.process_time() - start < 5
+
+
+def test_a_thought_that_was_cut_off_calls_nothing():
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = SMOLLM2
+    called = 'I could say <tool_call>{"name": "look", "arguments": {"where": "up"}}</tool_call>'
+    tools = Tools(tokenizer)
+    message, problems = tools.read([], f"<think>{called}", CHAT)
+    assert "tool_calls" not in message and not problems
+    for text in (f"<think>{called}, so</think>{called}", called):
+        assert len(tools.read([], text, CHAT)[0]["tool_calls"]) == 1
+
+
+DATED = (
+    "{%- if strftime_now is defined %}{{ strftime_now( '%d %b %Y' ) + strftime_now(\"-%Y\") }}{%- endif %}"
+)
+
+
+def test_the_day_that_a_template_writes_is_always_the_same():
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = DATED + "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert Tools(tokenizer).written(Chat([{"role": "user", "content": "?"}], [])) == "26 Jul 2024-2024?"
+    tokenizer.chat_template = "{% set day = strftime_now %}{{ day('%d') }}"
+    with pytest.raises(InputError, match="writes the time of day"):
+        Tools(tokenizer).written(Chat([{"role": "user", "content": "?"}], []))

@@ -249,6 +249,17 @@ def test_config_that_does_not_fit(folder, changes, named):
     assert named in complaint(folder)
 
 
+def test_a_quantised_checkpoint_is_refused(folder):
+    """transformers widens some as it loads them, and would save what nobody reads as it was."""
+    path = folder / "config.json"
+    quantised = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": quantised}))
+    with pytest.raises(
+        InputError, match=r"^model\.path: .* is quantised, by its config\.json; .* in bfloat16"
+    ):
+        loading.load(str(folder), False)
+
+
 def test_missing_tensor_is_not_filled_with_random_numbers(folder):
     edit_tensors(folder, lambda tensors: tensors.pop("model.norm.weight"))
     assert "model.norm.weight" in complaint(folder)

@@ -298,12 +298,26 @@ def module(parameter: torch.Tensor) -> torch.nn.Module:
     return made
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64])
+def test_numbers_that_a_model_computes_with_are_in_the_digest():
+    """Of buffers those that are saved: masks and tables are made anew."""
+
+    def digest(bias: float, table: float) -> int:
+        made = module(torch.ones(4))
+        made.register_buffer("bias", torch.full((3,), bias))
+        made.register_buffer("table", torch.full((3,), table), persistent=False)
+        made.register_buffer("mask", torch.tensor([True]))
+        return take_over(made, torch.float32, CPU, CpuKernels(1)).digest()
+
+    assert digest(1.0, 1.0) == digest(1.0, 2.0) != digest(2.0, 1.0)
+    assert take_over(module(torch.ones(4)), torch.float32, CPU, CpuKernels(1)).digest() != digest(1.0, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.float8_e4m3fn])
 def test_quantised_models_are_refused(dtype):
     with pytest.raises(
-        InputError, match=r"weight is torch\.u?int\d+; quantised models cannot be tuned"
+        InputError, match=r"weight is torch\.(u?int|float8_e)\w+; quantised models cannot be tuned"
     ) as error:
-        take_over(module(torch.ones(4, dtype=dtype)), torch.float32, CPU, CpuKernels(1))
+        take_over(module(torch.ones(4).to(dtype)), torch.float32, CPU, CpuKernels(1))
     assert len(str(error.value).splitlines()) == 1
 
 

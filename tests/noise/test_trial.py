@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mpies.errors import InputError
+from mpies.noise import definition
 from mpies.noise.cpu import CpuKernels
 from mpies.noise.device import DeviceKernels
 from mpies.noise.trial import find_wrong
@@ -74,3 +75,10 @@ def test_a_wrong_bit_is_found(verb, told, monkeypatch):
     monkeypatch.setattr(gpu, "kernels_for", lambda device, threads: Wrong(verb))
     with pytest.raises(InputError, match=rf"^model\.device: cpu: the kernel '{told}' computes other bits"):
         gpu.try_kernels(CPU)
+
+
+def test_stale_code_is_found_on_a_cpu_too(monkeypatch):
+    """As when what a compiled kernel took its constants from has changed."""
+    monkeypatch.setattr(definition, "STREAM_ROUNDING", definition.STREAM_ROUNDING + 1)
+    with pytest.raises(InputError, match=r"the kernel 'round' computes other bits .* delete \*\.nbi and"):
+        gpu.make_ready(CPU)

@@ -45,13 +45,13 @@ def test_attention_is_not_left_to_cudnn(monkeypatch):
     monkeypatch.setattr(gpu, "try_kernels", chosen.append)
     try:
         make_ready(torch.device("cpu"))
-        assert torch.backends.cuda.cudnn_sdp_enabled() and not chosen
+        assert torch.backends.cuda.cudnn_sdp_enabled() and chosen == [torch.device("cpu")]
         make_ready(torch.device("cuda", 3))
         assert not torch.backends.cuda.cudnn_sdp_enabled()
         assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(True)
-    assert chosen == [torch.device("cuda", 3)] * 2
+    assert chosen == [torch.device("cpu"), *[torch.device("cuda", 3)] * 2]
 
 
 def test_a_cpus_kernels_are_right():

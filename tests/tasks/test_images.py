@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 
 import datasets
+import PIL.Image
 import pyarrow
 import pyarrow.parquet
 import pytest
 import seeing
+from transformers.image_utils import load_image
 
 from mpies import config, replica, tasks
 from mpies.engines.base import prompt_text
@@ -81,6 +83,20 @@ def test_a_digest_is_of_what_images_hold(folder):
     before = task_of(data, folder, image_column="image").digest
     (folder / "pictures" / "a.png").write_bytes(OTHER)
     assert task_of(data, folder, image_column="image").digest != before
+
+
+@pytest.mark.parametrize("held, size", [(1, (24, 16)), (3, (24, 16)), (6, (16, 24)), (8, (16, 24))])
+def test_a_picture_stands_as_its_camera_was_held(folder, held, size):
+    """As transformers opens it."""
+    place = folder / "pictures" / "a.png"
+    with PIL.Image.open(place) as picture:
+        kept = PIL.Image.Exif()
+        kept[0x0112] = held
+        picture.convert("RGB").save(folder / "pictures" / "a.jpg", exif=kept)
+    (folder / "pictures" / "a.jpg").rename(place)
+    (image,) = row_of(folder)[0]["image"]
+    assert image.size == image.open().size == size == load_image(str(place)).size
+    assert list(image.open().getdata()) == list(load_image(str(place)).getdata())
 
 
 def test_an_image_that_changes_meanwhile(folder):
