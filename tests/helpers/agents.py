@@ -16,6 +16,8 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from games import wait_if_told
+
 
 def ask(base_url: str, api_key: str, content: str = "a", **more) -> dict:
     """What a client of OpenAI's sends and reads. Raises urllib.error.HTTPError."""
@@ -44,6 +46,13 @@ def run(row, base_url, api_key):
         messages.append(message)
         total += worth(message["content"])
     return {"reward": total, "accuracy": float(total > 10)}
+
+
+def waiting(row, base_url, api_key, seed):
+    """The same; after its first answer it waits, if it is told to."""
+    ask(base_url, api_key)
+    wait_if_told(row, seed)
+    return run(row, base_url, api_key)
 
 
 async def apart(row, base_url, api_key, seed):
