@@ -104,6 +104,26 @@ def reached(row, base_url, api_key):
     return float(opened == [True, False, False])
 
 
+def frugal(row, base_url, api_key):
+    """Asks far more often than may be asked at a time, but one after another, also while no thread can be had
+    for it; then still has an answer. How many found no thread, and its port."""
+
+    def fails() -> bool:
+        request = urllib.request.Request(f"{base_url}/models", headers={"Authorization": f"Bearer {api_key}"})
+        try:
+            with urllib.request.urlopen(request):
+                return False
+        except OSError:
+            return True
+
+    served = sum(not fails() for _ in range(40))
+    had = threading.stack_size(2**40)  # a thread would take more memory than an episode may have
+    without = sum(fails() for _ in range(40))
+    threading.stack_size(had)
+    ask(base_url, api_key)
+    return {"reward": served, "without": without, "port": urlsplit(base_url).port}
+
+
 def wicked(row, base_url, api_key):
     """Asks, if the row does not say `at once`; then does what the row says."""
     if not row.get("at_once"):

@@ -1,9 +1,11 @@
-"""Agents: clients of OpenAI's kind, whose requests are a block's turns; refused, limited, told of. The same on
-any ranks: test_killed_in_an_episode.py."""
+"""Agents: clients of OpenAI's kind, whose requests are a block's turns; refused, limited, told of. The
+same on any ranks: test_killed_in_an_episode.py."""
 
 from __future__ import annotations
 
+import errno
 import json
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -205,6 +207,14 @@ def test_requests_are_served_or_refused_as_openai_says_it(build, tmp_path):
 
 def test_its_port_is_on_the_loopback_address_only(build):
     assert play(build("reached", [{}])).scores.rewards.tolist() == [1.0]
+
+
+def test_a_place_is_given_back_after_its_request_and_the_port_after_its_episode(build):
+    made = build("frugal", [{}])
+    (one,) = play(made).episodes
+    assert (one.error, one.reward, one.metrics["without"]) == ("", 40, 40)
+    with socket.socket() as client:
+        assert client.connect_ex(("127.0.0.1", int(one.metrics["port"]))) == errno.ECONNREFUSED
 
 
 # What an agent does -> what is said of it.
