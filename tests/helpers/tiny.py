@@ -60,11 +60,12 @@ def save_model(
     seed: int = 0,
     words: Sequence[str] = (),
     positions: int = 512,
+    text: PreTrainedTokenizerFast | None = None,
 ) -> Path:
     """A Hugging Face folder of a random model with 2 layers; `kind` is llama or qwen2. `words`: tokens that
-    it may say beside characters."""
+    it may say beside characters; `text`: another tokenizer."""
     torch.manual_seed(seed)
-    text = tokenizer(words)
+    text = text or tokenizer(words)
     config = CONFIGS[kind](
         vocab_size=len(text),
         hidden_size=hidden,
@@ -74,9 +75,9 @@ def save_model(
         num_key_value_heads=2,
         max_position_embeddings=positions,
         tie_word_embeddings=tied,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
+        bos_token_id=text.bos_token_id,
+        eos_token_id=text.eos_token_id,
+        pad_token_id=text.pad_token_id,
         initializer_range=0.2,
     )
     model = AutoModelForCausalLM.from_config(config).to(dtype)
