@@ -9,8 +9,9 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
-from mpies.errors import OrderlyError, show_traceback
+from mpies.errors import InputError, OrderlyError, show_traceback
 
 INTERRUPTED = 130
 EXIT_CODES = """\
@@ -72,6 +73,13 @@ def fill(text: str, columns: int | None = None) -> str:
         paragraph = []
         filled.append(line)
     return "\n".join(filled[:-1])
+
+
+class Parser(argparse.ArgumentParser):
+    """What cannot be is a line, as all bad input is, and not argparse's usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; --help shows what there is")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mpies import config, extras
-from mpies.command_line import EXIT_CODES, HelpFormatter, conduct_alone
+from mpies.command_line import EXIT_CODES, HelpFormatter, Parser, conduct_alone
 from mpies.errors import InputError, OrderlyError
 from mpies.run.replaying import needs_anchor, replay, which_generation
 from mpies.runfile import History, TruncatedError, read_history, refuse_unknown, salvage_history
@@ -208,7 +208,7 @@ def _progress(generations: int) -> Iterator[Callable[[float], None]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mpies.replay",
         description=__doc__,
         epilog=EXIT_CODES,

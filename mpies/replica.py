@@ -198,7 +198,6 @@ def load_model(
     master: torch.dtype,
     rank: int,
     threads: int,
-    allow_download: bool = False,
     left_out: tuple[str, ...] = (),
     model_class: str | None = None,
 ) -> LoadedModel:
@@ -207,7 +206,7 @@ def load_model(
     `left_out`: modules that are not tuned. `model_class`: as `loading.load` has it. Raises InputError when
     the model cannot be loaded, or not computed with.
     """
-    model, tokenizer = loading.load(path, allow_download, model_class)
+    model, tokenizer = loading.load(path, False, model_class)
     weights = take_over(model, dtype, device, kernels_for(device, threads), rank, master)
     _refuse_unfit(path, weights)
     weights.leave_out(left_out)
@@ -245,7 +244,7 @@ def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]
         "model.dtype": str(dtype).removeprefix("torch."),
         "task.train_data": task.digest,
         "task.environment: how its first episodes begin": repr(_openings(task, settings)),
-        **{config.short_reward(name): digest for name, digest in functions.items()},
+        **{config.short_name(name): digest for name, digest in functions.items()},
     }
     return Brought(Setup(task, device, dtype, why, software, functions), same, place_of(device))
 

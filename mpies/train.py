@@ -14,7 +14,7 @@ import numpy as np
 from mpies import config
 from mpies.command_line import EXIT_CODES_OF_RUNS, fill
 from mpies.es import fitness, schedule
-from mpies.es.population import directions
+from mpies.es.directions import directions
 from mpies.es.schedule import Step
 from mpies.ranks import launch
 from mpies.ranks.agreement import agree_on_settings
@@ -102,11 +102,11 @@ def evaluate_members(job: Job, generation: int, sigma: float) -> tuple[list[Eval
     return evaluated, True
 
 
-def update(job: Job, moves: tuple[np.ndarray, np.ndarray], step: Step) -> int:
-    """base <- base + sum of factor * noise(seed): every rank replays every seed. The base's digest."""
+def update(job: Job, terms: tuple[np.ndarray, np.ndarray], step: Step) -> int:
+    """base <- base + sum of coefficient * noise(seed): every rank replays every seed. The base's digest."""
     weights, anchor = job.replica.weights, job.replica.anchor
     with job.phases("update"):
-        weights.update(*moves, anchor.pulling(step.anchor_decay) if anchor else None)
+        weights.update(*terms, anchor.pulling(step.anchor_decay) if anchor else None)
         return weights.digest()
 
 

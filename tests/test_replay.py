@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from systems import python_on_another_system
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mpies.es.population import directions
+from mpies.es.directions import directions
 from mpies.noise import definition
 from mpies.runfile import SCHEMA_VERSION
 

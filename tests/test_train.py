@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mpies import config
-from mpies.es.population import directions
+from mpies.es.directions import directions
 from mpies.noise import definition
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(600)]

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from jobs import assert_same_model, assert_same_run, committed
 from mpies import train
 from mpies.errors import RefusedError
-from mpies.es.population import directions
+from mpies.es.directions import directions
 from mpies.noise import definition
 from mpies.noise.definition import STREAM_SEEDS, philox
 from mpies.run.stopping import Stop
@@ -282,7 +282,7 @@ def test_a_generation_that_would_not_fit_is_not_begun(uninterrupted, runs, clock
 
 def test_a_generation_without_any_score_is_refused_and_nothing_is_committed(runs, monkeypatch):
     monkeypatch.setattr(small, "score", lambda text: None)
-    with pytest.raises(RefusedError, match="could be scored"):
+    with pytest.raises(RefusedError, match="could not be scored"):
         runs.train(2)
     assert committed(runs.folder) == 0
 

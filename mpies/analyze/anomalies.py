@@ -62,12 +62,12 @@ def _unscored(run: Run) -> Iterator[str]:
         share = 100 * total / (run.committed * run.population)
         yield (
             f"{total} of {run.committed * run.population} members unscored ({share:.2g} %),"
-            f" most in generation {worst}: {unscored[worst]}"
+            f" most in generation {worst + 1}: {unscored[worst]}"
         )
 
 
 def _no_spread(run: Run) -> Iterator[str]:
-    rewards = np.nan_to_num(run.column("member/reward"), nan=np.nan)
+    rewards = run.column("member/reward")
     scored = np.isfinite(rewards)
     high = np.where(scored, rewards, -np.inf).max(axis=1)
     low = np.where(scored, rewards, np.inf).min(axis=1)
@@ -78,15 +78,18 @@ def _no_spread(run: Run) -> Iterator[str]:
 
 
 def _collapse(run: Run) -> Iterator[str]:
-    """The mean reward has lost more than half of what it had gained, and more than noise explains."""
-    rewards = series.smooth(run.column("generation/reward_mean"))
+    """The mean reward has lost more than half of what it had gained, and more than noise explains: that of
+    members, and that of prompts which are others in each generation."""
+    means = run.column("generation/reward_mean")
+    rewards = series.smooth(means)
     if run.committed < 4 or not np.isfinite(rewards).all():
         return
     best, last = int(rewards.argmax()), rewards[-1]
     gained, lost = rewards[best] - rewards[0], rewards[best] - last
-    error = np.median(np.nan_to_num(run.column("generation/reward_std"))) / np.sqrt(run.population)
+    members = np.median(np.nan_to_num(run.column("generation/reward_std"))) / np.sqrt(run.population)
+    error = max(members, np.median(np.abs(np.diff(means))))  # of normal noise, 0.95 of its deviation
     if lost > max(gained / 2, 5 * error):
-        yield f"collapse: mean reward fell from {rewards[best]:.4g} (generation {best}) to {last:.4g}"
+        yield f"collapse: mean reward fell from {rewards[best]:.4g} (generation {best + 1}) to {last:.4g}"
 
 
 def _idle_ranks(run: Run) -> Iterator[str]:

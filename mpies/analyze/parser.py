@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mpies.command_line import EXIT_CODES, HelpFormatter
+from mpies.command_line import EXIT_CODES, HelpFormatter, Parser
 from mpies.splits import HELD_OUT
 
 PROGRAM = "python -m mpies.analyze"
@@ -14,7 +14,7 @@ RUN = {"dest": "run", "metavar": "RUN", "help": "a run file, or a folder with a 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; their name is in `command`."""
-    whole = argparse.ArgumentParser(
+    whole = Parser(
         prog=PROGRAM,
         description="Look at run files: while a job writes them or years later, without MPI, torch or GPU.",
         epilog=f"A RUN is a run.h5 or its folder. `COMMAND --help` shows an example of each.\n\n{EXIT_CODES}",

@@ -45,26 +45,29 @@ def finished_at(run: Run) -> np.ndarray:
 def prompts_per_member(run: Run) -> int | None:
     """The number of prompts that every member answers; None if the file does not tell.
 
-    It is a setting of some tasks. Else, an evaluation keeps min(run.keep_samples, prompts) answers:
-    where it kept fewer than it may, those are all.
+    Without `task.prompts_per_generation`, all of them.
     """
     given = run.settings.get("task", {}).get("prompts_per_generation")
-    if isinstance(given, int) and given > 0:
-        return given
-    table = run.tables["sample"]
-    first = (table["split"] == TRAIN) & (table["generation"] == 0)
-    kept = int(np.count_nonzero(first))
-    return kept if 0 < kept < run.settings.get("run", {}).get("keep_samples", 0) else None
+    return given if isinstance(given, int) and given > 0 else _prompts(run, TRAIN)
 
 
 def held_out_prompts(run: Run) -> int | None:
     """The number of held-out prompts that an evaluation answers; None if the file does not tell."""
-    table = run.tables["sample"]
-    kept = int(np.count_nonzero((table["split"] == HELD_OUT) & (table["generation"] == 0)))
-    if 0 < kept < run.settings.get("run", {}).get("keep_samples", 0):
-        return kept
-    given = run.settings.get("task", {}).get("eval_size")
-    return given if isinstance(given, int) and given > 0 else None
+    return _prompts(run, HELD_OUT)
+
+
+def _prompts(run: Run, split: str) -> int | None:
+    """Of the split's evaluation of the initial model.
+
+    Files of earlier versions have no row for each prompt: there, an evaluation kept min(run.keep_samples,
+    prompts) answers, and where it kept fewer than it may, those are all.
+    """
+    every, kept = (
+        int(np.count_nonzero((run.tables[table]["split"] == split) & (run.tables[table]["generation"] == 0)))
+        for table in ("prompt", "sample")
+    )
+    most = run.settings.get("run", {}).get("keep_samples", 0)
+    return every or (kept if 0 < kept < most else None)
 
 
 def members_evaluated(run: Run) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpies import bench
-from mpies.command_line import EXIT_CODES, HelpFormatter
+from mpies.command_line import EXIT_CODES, HelpFormatter, Parser
 from mpies.errors import InputError
 from mpies.ranks import launch
 from mpies.ranks.agreement import together
@@ -29,7 +29,7 @@ PATIENCE = float("inf")  # a part of one rank, which the others wait for, takes 
 
 def parser() -> argparse.ArgumentParser:
     description, _, epilog = bench.__doc__.partition("\n\n")
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="python -m mpies.bench",
         description=description,
         epilog=f"{epilog}\n{EXIT_CODES}",

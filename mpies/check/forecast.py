@@ -44,8 +44,10 @@ def forecast(settings: Settings, cost: Trial, task: Task, ranks: int, start: flo
     update = cost.seed * (es.population // 2 if es.antithetic else es.population) + cost.pull
     # An evaluation's answers take what a block's did, in whole batches.
     answer = cost.block / (len(task.rows(0)) * es.block_size)
-    batches = sum(-(-len(rows) // batch) for rows in task.splits.values())
-    longest = min(batch, max(len(rows) for rows in task.splits.values()))
+    splits = list(task.splits.values())
+    sampled = min(settings.run.kl_prompts, len(splits[-1])) * settings.run.kl_samples  # and read twice more
+    batches = sum(-(-len(rows) // batch) for rows in splits) + 2 * -(-sampled // batch)
+    longest = min(batch, max(sampled, *map(len, splits)))
     return Forecast(
         start=start,
         generation=max(blocks) * cost.block + update + cost.digest,

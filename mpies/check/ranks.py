@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SKEW = 2.0
 SLOW_EXCHANGE = 1.0
 PROBE = 2**20  # bytes from each rank
+REPEATS = 5  # of which the median is told
 
 
 def check_world(comm: Comm) -> list[Finding]:
@@ -133,9 +134,9 @@ def check_exchange(comm: Comm, settings: Settings) -> list[Finding]:
     return [Finding("exchange", value, note=slow if pairs > SLOW_EXCHANGE else "")]
 
 
-def _seconds_of_allgather(comm: Comm, rows: np.ndarray, counts: list[int], repeats: int = 5) -> float:
+def _seconds_of_allgather(comm: Comm, rows: np.ndarray, counts: list[int]) -> float:
     seconds = []
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         collectives.barrier(comm)
         start = time.perf_counter()
         collectives.allgather_rows(comm, rows, counts)

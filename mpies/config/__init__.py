@@ -1,6 +1,6 @@
 """The settings of a run: `settings` says what there is, `reading` makes them of files and command lines."""
 
-from mpies.config.paths import make_absolute, relative_paths, short_reward
+from mpies.config.paths import make_absolute, relative_paths
 from mpies.config.reading import (
     comparable,
     describe,
@@ -23,6 +23,7 @@ from mpies.config.settings import (
     TaskSettings,
     role_of,
 )
+from mpies.config.task_settings import short_name
 
 __all__ = [
     "CHANGEABLE",
@@ -45,5 +46,5 @@ __all__ = [
     "relative_paths",
     "remark",
     "role_of",
-    "short_reward",
+    "short_name",
 ]

@@ -7,10 +7,10 @@ a relative path would then mean another file.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from mpies.config.settings import Settings
+from mpies.config.task_settings import names_file
 
 
 def make_absolute(settings: Settings) -> Settings:
@@ -26,7 +26,10 @@ def make_absolute(settings: Settings) -> Settings:
             "tools": [_of_code(name) for name in settings.task.tools],
             "reward": {_of_code(name): weight for name, weight in settings.task.reward.items()},
         },
-        "run": {"directory": _absolute(settings.run.directory)},
+        "run": {
+            "directory": _absolute(settings.run.directory),
+            "metrics": _absolute(settings.run.metrics),
+        },
     }
     sections = {name: getattr(settings, name).model_copy(update=change) for name, change in changes.items()}
     return settings.model_copy(update=sections)
@@ -53,17 +56,6 @@ def relative_paths(settings: Settings) -> dict[str, str]:
         for path in reversed(paths)
         if path and not os.path.isabs(path)
     }
-
-
-def names_file(reward: str) -> bool:
-    """Is this reward FILE.py:FUNCTION? Else it is MODULE:FUNCTION."""
-    return reward.rpartition(":")[0].endswith(".py")
-
-
-def short_reward(reward: str) -> str:
-    """A reward without its file's folder, which does not tell it from others: FILE.py:FUNCTION."""
-    place, _, function = reward.rpartition(":")
-    return f"{Path(place).name if names_file(reward) else place}:{function}"
 
 
 def _absolute(path: str) -> str:

@@ -20,8 +20,8 @@ from pydantic import ValidationError
 
 from mpies.command_line import width
 from mpies.config.allowed import allowed
-from mpies.config.paths import short_reward
 from mpies.config.settings import CHANGEABLE, FIELDS, SECTIONS, Settings
+from mpies.config.task_settings import short_name
 from mpies.errors import InputError
 from mpies.plain_yaml import LONGEST, given, parse
 from mpies.text import clip
@@ -81,22 +81,22 @@ def refuse_changes(before: Settings, now: Settings) -> None:
     if differing:
         lines = [f"{key}: the run was begun with {old.get(key)!r}, not {new[key]!r}" for key in differing]
         remedy = (
-            f"settings of a run stay; on resuming, these may change: {', '.join(CHANGEABLE)}."
-            " For other settings, begin a new run in another run.directory"
+            "settings of a run stay, but for those of which docs/settings.md says that they may change; put"
+            " them back, or begin a new run in another run.directory"
         )
         raise InputError("\n".join([*lines, remedy]))
 
 
 def comparable(settings: Settings) -> dict[str, Any]:
     """Full key -> value; the user's code may lie elsewhere now, since its files' digests are compared."""
-    rewards = sorted((short_reward(name), weight) for name, weight in settings.task.reward.items())
+    rewards = sorted((short_name(name), weight) for name, weight in settings.task.reward.items())
     task = settings.task
     return settings.flat() | {
         "task.reward": rewards,
-        "task.environment": task.environment and short_reward(task.environment),
-        "task.environment_factory": {name: short_reward(place) for name, place in task.factories.items()},
-        "task.tools": [short_reward(name) for name in task.tools],
-        "task.agent": task.agent and short_reward(task.agent),
+        "task.environment": task.environment and short_name(task.environment),
+        "task.environment_factory": {name: short_name(place) for name, place in task.factories.items()},
+        "task.tools": [short_name(name) for name in task.tools],
+        "task.agent": task.agent and short_name(task.agent),
     }
 
 

@@ -18,6 +18,11 @@ def remark(settings: Settings) -> list[str]:
     ]
 
 
+# What is of use with something else only.
+OF_EPISODES = ("max_turns", "episode_tokens", "call_seconds", "failure_reward", "services")
+OF_COUNTDOWN = ("numbers", "seed")
+
+
 def _about_the_model(settings: Settings) -> Iterator[str]:
     if settings.model.base == "host" and settings.model.device == "cpu":
         yield "model.base: has no effect with model.device=cpu, where all weights are in the host's memory"
@@ -25,6 +30,14 @@ def _about_the_model(settings: Settings) -> Iterator[str]:
 
 def _about_the_task(settings: Settings) -> Iterator[str]:
     task = settings.task
+    for name in () if task.in_environments else OF_EPISODES:
+        if _is_set(settings, f"task.{name}"):
+            yield f"task.{name}: has no effect without an environment, tools or an agent"
+    for name in () if task.name == "countdown" else OF_COUNTDOWN:
+        if _is_set(settings, f"task.{name}"):
+            yield f"task.{name}: has no effect with task.name={task.name}, only with countdown"
+    if not settings.run.kl_samples and _is_set(settings, "run.kl_prompts"):
+        yield "run.kl_prompts: has no effect without run.kl_samples"
     if task.image_column and task.in_environments:
         yield "task.image_column: has no effect with an environment, tools or an agent, which see text only"
     elif task.image_column and task.name != "custom":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +17,11 @@ class Role(Enum):
     RESULT = "what is computed: it stays, and tells runs apart"
     DATA = "where data are: it may change, since their digests are compared; it tells runs apart"
     JOB = "where, how and how long a job computes: it may change, and does not tell runs apart"
+
+
+def as_list(given: Any) -> Any:
+    """A text stands for a list of it, an empty one for none."""
+    return [given] if isinstance(given, str) and given else given or []
 
 
 class Section(BaseModel):

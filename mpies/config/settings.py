@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 
 from mpies import time_limit
-from mpies.config.section import MOST, Role, Section
+from mpies.config.section import MOST, Role, Section, as_list
 from mpies.config.task_settings import TaskSettings
 from mpies.errors import InputError
 
@@ -24,8 +24,8 @@ MOST_THREADS = 4096  # OpenMP ends the process where it cannot have them
 class ModelSettings(Section):
     """The language model that is tuned."""
 
-    # A model is its weights, wherever they lie: their digest is compared. Of the dtype, it is compared what
-    # it comes to; see resume.py.
+    # A model is its weights, wherever they lie: their digest is compared. Of the dtype, what it
+    # comes to is compared; see run/continuity.py.
     path: Annotated[str, Role.JOB] = Field(
         description="folder or hub id of a causal language model (safetensors), or 'quickstart'"
     )
@@ -42,8 +42,8 @@ class ModelSettings(Section):
     base: Annotated[Literal["device", "host"], Role.JOB] = Field(
         "device",
         description="where a GPU's rank keeps the base weights; host: in the host's memory, 4 bytes a"
-        " parameter less on the GPU. They are copied to it anew for each member's perturbation, and for"
-        " each update",
+        " parameter less on the GPU, 2 with master=live in 16 bits. They are copied to it anew for each"
+        " member's perturbation, and for each update",
     )
     device: Annotated[Literal["auto", "cpu", "cuda"], Role.JOB] = Field(
         "auto", description="where ranks compute; auto: a GPU if any is visible. One GPU a rank"
@@ -59,11 +59,6 @@ class ModelSettings(Section):
         return self
 
 
-def _paths(given: Any) -> Any:
-    """`es.leave_out` as a list; a text is one name, or none."""
-    return [given] if isinstance(given, str) and given else given or []
-
-
 class EsSettings(Section):
     """Evolution strategies (paper, section 3)."""
 
@@ -73,7 +68,9 @@ class EsSettings(Section):
     )
     sigma: float = Field(0.001, gt=0, le=1e30, description="standard deviation of the perturbations")
     alpha: float = Field(0.0005, ge=0, le=1e30, description="learning rate, the estimator's 1/sigma absorbed")
-    seed: int = Field(42, ge=0, lt=2**64, description="all randomness of the run follows from it")
+    seed: int = Field(
+        42, ge=0, lt=2**64, description="of members' noise, prompts drawn, episodes and samples"
+    )
     antithetic: bool = Field(False, description="members 2j and 2j+1 share a seed, with signs + and -")
     perturbation: Literal["full", "lowrank"] = Field(
         "full",
@@ -111,7 +108,7 @@ class EsSettings(Section):
         " initial weights are read from disk each time. 0: none",
     )
 
-    leave_out: Annotated[list[Annotated[str, Field(pattern=r"^[^\s]+$")]], BeforeValidator(_paths)] = Field(
+    leave_out: Annotated[list[Annotated[str, Field(pattern=r"^[^\s]+$")]], BeforeValidator(as_list)] = Field(
         ["auto"],
         description="what is not tuned: paths of modules, such as model.visual, or names of parameters; auto:"
         " what no answer can depend on, such as the image tower where no prompt has images; []: nothing",

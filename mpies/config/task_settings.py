@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mpies import plain_yaml
-from mpies.config.section import MOST, Role, Section
+from mpies.config.section import MOST, Role, Section, as_list
 
 
 def _weights(given: Any) -> dict[str, Any]:
@@ -25,11 +26,6 @@ def _weights(given: Any) -> dict[str, Any]:
     return {name: float(weight) for name, weight in made.items()}
 
 
-def _list(given: Any) -> Any:
-    """One name stands for a list of it."""
-    return [given] if isinstance(given, str) and given else given or []
-
-
 def _factories(given: Any) -> Any:
     """`task.environment_factory`: a name, or a mapping of names to such."""
     names = given.items() if isinstance(given, dict) else [("only", given)]
@@ -37,6 +33,17 @@ def _factories(given: Any) -> Any:
         wanted = "FILE.py:CLASS, or a mapping NAME: FILE.py:CLASS"
         raise ValueError(f"task.environment_factory: given {plain_yaml.given(given)}, allowed is {wanted}")
     return given
+
+
+def names_file(code: str) -> bool:
+    """Is this FILE.py:NAME? Else it is MODULE:NAME."""
+    return code.rpartition(":")[0].endswith(".py")
+
+
+def short_name(code: str) -> str:
+    """The user's code without its file's folder, which may be another tomorrow: FILE.py:NAME, MODULE:NAME."""
+    place, _, name = code.rpartition(":")
+    return f"{Path(place).name if names_file(code) else place}:{name}"
 
 
 class TaskSettings(Section):
@@ -94,7 +101,7 @@ class TaskSettings(Section):
         description="your own environment with tools, as TRL has it: FILE.py:CLASS, whose public methods are"
         " tools; or a mapping of names to such, of which a row's column `environment` names one",
     )
-    tools: Annotated[list[str], BeforeValidator(_list)] = Field(
+    tools: Annotated[list[str], BeforeValidator(as_list)] = Field(
         [],
         description="functions that the model can call, as TRL has them: FILE.py:FUNCTION, or a list of such",
     )
@@ -175,6 +182,18 @@ class TaskSettings(Section):
             )
         if self.eval_data and not self.train_data and self.name != "countdown":
             raise ValueError("task.train_data: missing; task.eval_data alone makes no task")
+        return self
+
+    @model_validator(mode="after")
+    def _told_apart(self):
+        """Run files and messages name code without its folder."""
+        known: dict[str, str] = {}
+        for code in self.code:
+            other = known.setdefault(short_name(code), code)
+            if other != code:
+                raise ValueError(
+                    f"task: {other} and {code} are both called {short_name(code)}; give one file another name"
+                )
         return self
 
     @model_validator(mode="after")

@@ -15,8 +15,8 @@ Prompt = str | list[dict[str, Any]]
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """A prompt as people read it: the text, or the last message's."""
-    content = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    """A prompt as people read it: the text, or the last message's; of an episode without any, nothing."""
+    content = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
     return content if isinstance(content, str) else "".join(part.get("text", "<image>") for part in content)
 
 

@@ -150,7 +150,7 @@ def _batches(
     has the same ones of each. Those that go on from what was kept, where `pasts` are given, are first.
     """
     seen: Counter[int] = Counter()
-    turns = []  # the how many-th of its member each prompt is
+    turns = []  # each prompt's index among its own member's prompts
     for member in members:
         turns.append(seen[member])
         seen[member] += 1

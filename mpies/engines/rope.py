@@ -7,18 +7,24 @@ scales its attention by steps of positions that count the padding, too. Up to th
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mpies.errors import InputError
 
 
+def kinds(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """The kinds of rotary embeddings that the model's layers have, as its configuration tells of them."""
+    given = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return [given] if "rope_type" in given else [kind for kind in given.values() if isinstance(kind, dict)]
+
+
 def reach(config: PreTrainedConfig) -> int | None:
     """Tokens of a prompt with its answer up to which rows are independent; None: always."""
     text = config.get_text_config()
-    given = getattr(text, "rope_parameters", None) or {}
-    kinds = [given] if "rope_type" in given else [kind for kind in given.values() if isinstance(kind, dict)]
     known = []
-    for kind in kinds:
+    for kind in kinds(config):
         if "dynamic" in kind.get("rope_type", ""):
             known.append(text.max_position_embeddings)
         elif kind.get("rope_type") == "longrope":

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from mpies.engines import rope
 from mpies.engines.base import Completions, Prompt
 from mpies.engines.image import images_in
 from mpies.engines.tools import Chat, Tools
@@ -122,12 +123,10 @@ def _positions(config: PreTrainedConfig) -> int | None:
     """Tokens of a prompt with its answer that the model knows positions for; None: it does not say."""
     text = config.get_text_config()
     most = getattr(text, "max_position_embeddings", None)
-    given = getattr(text, "rope_parameters", None) or {}
-    kinds = [given] if "rope_type" in given else [kind for kind in given.values() if isinstance(kind, dict)]
     # Where embeddings are stretched, some models' configurations name the positions before that.
     stretched = [
         int(kind["factor"] * (kind.get("original_max_position_embeddings") or most))
-        for kind in kinds
+        for kind in rope.kinds(config)
         if most and kind.get("factor")
     ]
     return max([most, *stretched]) if most else None

@@ -1,12 +1,12 @@
 """Which figure an update serves: its cosine with the update that the figure alone would have made.
 
-Both are sums of the same noise vectors, one for each direction, that differ in the factors only. Noise
+Both are sums of the same noise vectors, one for each direction, that differ in the coefficients only. Noise
 vectors of different seeds are nearly orthogonal and nearly equally long, antithetic members have exactly
-opposite ones. So the cosine of two updates is that of their factors, and no weight is looked at. What is
+opposite ones. So the cosine of two updates is that of their coefficients, and no weight is looked at. What is
 neglected: of d parameters, two directions' noise has a cosine of about 1/sqrt(d), in low rank as well; its
 squared length differs by sqrt(2/d) of itself from the mean with full noise, and of an m x n matrix by about
 sqrt((2/m + 2/n) / r) of itself with noise of rank r. A cosine of D directions is therefore right within about
-sqrt(D/d), and as much as its factors' lengths differ: 0.001 for 10^8 parameters and 100 directions.
+sqrt(D/d), and as much as its coefficients' lengths differ: 0.001 for 10^8 parameters and 100 directions.
 
 That is about arithmetic. What a cosine says about the figure is limited by D: of figures that have nothing to
 do with each other, the cosine is 1/sqrt(D) by chance.
@@ -18,6 +18,7 @@ import math
 
 import numpy as np
 
+from mpies.es.directions import fold
 from mpies.es.fitness import FITNESS
 
 
@@ -31,14 +32,6 @@ def cosine(
     """
     own = FITNESS[fitness](figure)
     return _cosine(fold(seeds, signs, coefficients), fold(seeds, signs, own))
-
-
-def fold(seeds: np.ndarray, signs: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    """The factor of each direction, float64 (D,): consecutive members with the same seed are one."""
-    terms = signs.astype(float) * coefficients.astype(float)
-    if not len(terms):
-        return terms
-    return np.add.reduceat(terms, np.flatnonzero(np.append(True, seeds[1:] != seeds[:-1])))
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> float:

@@ -100,25 +100,3 @@ class Plan:
     def signs(self) -> np.ndarray:
         """int8 (N,), in member order."""
         return np.array([member.sign for member in self.members], dtype=np.int8)
-
-
-def directions(
-    seeds: np.ndarray, signs: np.ndarray, coefficients: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The update's sum as (seeds uint64 (D,), factors float32 (D,)), D at most the number of members.
-
-    Consecutive members with the same seed (antithetic pairs) are one direction, whose factor is the
-    sum of sign * coefficient, so that its noise is drawn once. Directions with factor 0 are dropped.
-    """
-    merged: list[list] = []
-    for seed, sign, coefficient in zip(seeds, signs, coefficients, strict=True):
-        term = float(sign) * float(coefficient)
-        if merged and merged[-1][0] == seed:
-            merged[-1][1] += term
-        else:
-            merged.append([seed, term])
-    kept = [(seed, factor) for seed, factor in merged if np.float32(factor) != 0]
-    return (
-        np.array([seed for seed, _ in kept], dtype=np.uint64),
-        np.array([factor for _, factor in kept], dtype=np.float32),
-    )

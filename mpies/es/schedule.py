@@ -22,12 +22,12 @@ def step(es: config.EsSettings, generation: int) -> Step:
 
     They are rounded to 12 digits, so that ranks with different mathematical libraries agree.
     """
-    sigma = factor(es.sigma_schedule, es.sigma_warmup, es.sigma_end, generation, es.generations)
-    alpha = factor(es.alpha_schedule, es.alpha_warmup, es.alpha_end, generation, es.generations)
+    sigma = multiplier(es.sigma_schedule, es.sigma_warmup, es.sigma_end, generation, es.generations)
+    alpha = multiplier(es.alpha_schedule, es.alpha_warmup, es.alpha_end, generation, es.generations)
     return Step(_rounded(es.sigma, sigma), _rounded(es.alpha, alpha), es.anchor_decay)
 
 
-def factor(schedule: str, warmup: int, end: float, generation: int, generations: int) -> float:
+def multiplier(schedule: str, warmup: int, end: float, generation: int, generations: int) -> float:
     """What the setting is multiplied with, from 0 to 1, or to `end` if that is larger.
 
     It rises linearly to 1 in the first `warmup` generations, then stays there (constant) or goes to
@@ -43,5 +43,5 @@ def factor(schedule: str, warmup: int, end: float, generation: int, generations:
     return 1.0
 
 
-def _rounded(setting: float, factor: float) -> float:
-    return setting if factor == 1 else float(f"{setting * factor:.12g}")
+def _rounded(setting: float, multiplier: float) -> float:
+    return setting if multiplier == 1 else float(f"{setting * multiplier:.12g}")

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from mpies.command_line import EXIT_CODES, HelpFormatter
+from mpies.command_line import EXIT_CODES, HelpFormatter, Parser
 from mpies.errors import InputError
 from mpies.evaluate.subject import answers_as_trained, open_subject
 from mpies.files import refuse_unwritable
@@ -30,12 +30,7 @@ if TYPE_CHECKING:
 MOST_SAMPLES = 10**6  # of a prompt
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; --help shows what there is")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     made = Parser(
         prog="mpirun -n N python -m mpies.evaluate",
         description=__doc__,
@@ -49,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "settings",
         nargs="*",
         metavar="CONFIG.yaml|section.key=value",
+        default=[],
         help="of a model; of a run, values only",
     )
     made.add_argument(

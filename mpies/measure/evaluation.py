@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 # Is there time for so many more batches, of which the longest so far took so many seconds?
 HasTime = Callable[[float, int], bool]
 
+
+def always(seconds: float, batches: int) -> bool:
+    """Where no time limit is."""
+    return True
+
+
 # A row, or whatever stands for one.
 Asked = TypeVar("Asked")
 
@@ -166,7 +172,7 @@ def evaluate_rows(
     batch_size: int,
     state: TrainerState | None = None,
     sampling: Sampling | None = None,
-    has_time: HasTime = lambda seconds, batches: True,
+    has_time: HasTime = always,
     first: int = 0,
 ) -> Evaluation:
     """Answers to the rows, greedy or sampled, their rewards and metrics, the same on every rank. Collective.

@@ -7,17 +7,19 @@ it, r - log r - 1 is an unbiased estimate of the divergence at that place, and n
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mpies.config import Settings
 from mpies.engines.base import Engine
-from mpies.measure.evaluation import Sampling, rejoin, share
+from mpies.measure.evaluation import HasTime, Sampling, always, rejoin, share
 from mpies.measure.statistics import Figure, per_token
 from mpies.ranks.collectives import allgather_objects, barrier
 from mpies.tasks.base import Row
 from mpies.tasks.episodes import Episode
+from mpies.time_limit import OutOfTimeError
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -27,14 +29,20 @@ if TYPE_CHECKING:
 
 
 def estimate_kl_beside(
-    comm: Comm, replica: Replica, initial: InitialWeights, settings: Settings, split: str, sampling: Sampling
+    comm: Comm,
+    replica: Replica,
+    initial: InitialWeights,
+    settings: Settings,
+    split: str,
+    sampling: Sampling,
+    has_time: HasTime = always,
 ) -> Figure:
     """The divergence beside greedy answers to a split: on sampled ones to its first `run.kl_prompts` prompts.
 
     As `estimate_kl`. Collective.
     """
     rows = replica.task.splits[split][: settings.run.kl_prompts]
-    return estimate_kl(comm, replica, initial, rows, settings.engine.batch_size, sampling)
+    return estimate_kl(comm, replica, initial, rows, settings.engine.batch_size, sampling, has_time)
 
 
 def estimate_kl(
@@ -44,13 +52,26 @@ def estimate_kl(
     rows: list[Row],
     batch_size: int,
     sampling: Sampling,
+    has_time: HasTime = always,
 ) -> Figure:
-    """Nats per token, on answers that are sampled for it; the same on every rank. Collective."""
+    """Nats per token, on answers that are sampled for it; the same on every rank. Collective.
+
+    Raises OutOfTimeError on all ranks if `has_time` denied any rank a batch.
+    """
     task, numbered = replica.task, list(enumerate(rows, sampling.first))
-    made = []
-    for batch, draws in share(comm, numbered, batch_size, sampling):
+    made: list[list[Episode]] = []
+    longest = 0.0
+    batches = share(comm, numbered, batch_size, sampling)
+    for batch, draws in batches:
+        # All that were sampled are read twice more, which takes no longer than sampling them.
+        if not has_time(longest, 2 * len(batches) - len(made)):
+            break
+        begun = time.perf_counter()
         starts = task.evaluated_starts([row for _, row in batch], [number for number, _ in batch])
         made.append(task.answer(replica.engine, starts, draws))
+        longest = max(longest, time.perf_counter() - begun)
+    if barrier(comm, word=len(made) < len(batches)):
+        raise OutOfTimeError
     return divergence(comm, replica, initial, rows, batch_size, sampling, made)
 
 

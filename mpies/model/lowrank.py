@@ -11,7 +11,8 @@ is said by `rows`. Linear layers, Conv1D and embeddings get low-rank noise, tied
 module of each kind computes is in lowrank_kinds.py.
 
 The forward of every module with parameters is replaced; without a block, it calls the one that was there.
-On CPUs, `linear_cpu.install` replaces forwards, too, before or after: it leaves alone what is replaced.
+On CPUs, `linear_cpu.install` replaces forwards, too, before or after: it skips modules whose forward
+was replaced.
 """
 
 from __future__ import annotations

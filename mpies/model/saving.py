@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from mpies.errors import InputError, StorageError, reason
+from mpies.model.loading import folder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,14 +33,16 @@ def save(
     """
     refuse_overwriting(folder)
     folder = folder.resolve()
-    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+    # Names that nobody gives to a copy of their own.
+    partial, old = (folder.with_name(f".{folder.name}.mpies-{what}") for what in ("partial", "old"))
     try:
         for left in (partial, old):  # by a save that was killed
             shutil.rmtree(left, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        _copy_processor(Path(model.name_or_path or ""), partial)
+        if model.name_or_path:
+            _copy_processor(Path(folder_of(model.name_or_path)), partial)
         (partial / MARK).write_text(json.dumps(origin or {}, indent=1) + "\n")
         for file in partial.iterdir():
             shutil.copymode(partial / MARK, file)  # safetensors writes files that only we may read

@@ -1,7 +1,7 @@
 """Base weights and live weights of a model, one rank's copy.
 
-The base is a float32 tensor per parameter and the only truth. The live weights are the model's own
-parameters, in the dtype that the engine computes with; they are overwritten as a whole from the base,
+The base is a tensor per parameter, float32 by default, and the only truth. The live weights are the model's
+own parameters, in the dtype that the engine computes with; they are overwritten as a whole from the base,
 `live <- cast(base + sigma * sign * noise)`, so there is nothing to restore and nothing that can drift.
 Tied parameters are one tensor. Parameters that are left out of the tuning have live values only, which
 stay as they are; they count in the digest as if they were in the base. Beyond base and live, no more than
@@ -249,28 +249,30 @@ class Weights:
         self.storage.settle()
         uploaded_as(value, self.base[name])
 
-    def update(self, seeds: np.ndarray, factors: np.ndarray, pull: Pull | None = None) -> None:
-        """base <- base + sum_d factors_d * noise(seeds_d), tensor by tensor, summed in the order given.
+    def update(self, seeds: np.ndarray, coefficients: np.ndarray, pull: Pull | None = None) -> None:
+        """base <- base + sum_d coefficient_d * noise(seeds_d), tensor by tensor, summed in the order given.
 
-        seeds uint64 (D,), factors float32 (D,): see `population.directions`. Paper, section 3:
+        seeds uint64 (D,), coefficients float32 (D,): see `es/directions.py`. Paper, section 3:
         decomposed in-place update. Without directions the base stays as it is. `pull` is called with
         each parameter's name and new value, float32, which it may change.
         """
-        self._update(self.base, seeds, factors, pull)
+        self._update(self.base, seeds, coefficients, pull)
 
-    def update_one(self, name: str, seeds: np.ndarray, factors: np.ndarray, pull: Pull | None = None) -> None:
+    def update_one(
+        self, name: str, seeds: np.ndarray, coefficients: np.ndarray, pull: Pull | None = None
+    ) -> None:
         """The same for one parameter."""
-        self._update([name], seeds, factors, pull)
+        self._update([name], seeds, coefficients, pull)
 
     def _update(
-        self, names: Iterable[str], seeds: np.ndarray, factors: np.ndarray, pull: Pull | None
+        self, names: Iterable[str], seeds: np.ndarray, coefficients: np.ndarray, pull: Pull | None
     ) -> None:
         self._rewrite()
         first = int(seeds[0]) if len(seeds) else 0
         for name, base in self.storage.bring(names):
             for part, start in [(base, 0)] if pull else _parts_of(base):
                 value = part.float()
-                self._add(name, value, seeds, factors, start)
+                self._add(name, value, seeds, coefficients, start)
                 if pull:
                     pull(name, value)
                 if value is not part:
@@ -278,22 +280,24 @@ class Weights:
             self.storage.keep(name, base)
         self.storage.settle()
 
-    def updated(self, name: str, seeds: np.ndarray, factors: np.ndarray) -> torch.Tensor:
+    def updated(self, name: str, seeds: np.ndarray, coefficients: np.ndarray) -> torch.Tensor:
         """What `update_one` would make of a parameter, before it is rounded: float32, of its own memory."""
         value = self.storage.copy(name).to(torch.float32, copy=True)
-        self._add(name, value, seeds, factors)
+        self._add(name, value, seeds, coefficients)
         return value
 
     def _add(
-        self, name: str, value: torch.Tensor, seeds: np.ndarray, factors: np.ndarray, start: int = 0
+        self, name: str, value: torch.Tensor, seeds: np.ndarray, coefficients: np.ndarray, start: int = 0
     ) -> None:
-        """value <- value + sum_d factors_d * noise(seeds_d): a parameter's float32 values from `start` on."""
+        """value <- value + sum_d coefficient_d * noise(seeds_d): a parameter's values from `start` on."""
         if len(seeds) and self.rank and matrices_in(self.base[name].shape):
             first = start // math.prod(value.shape[-2:])
             for number, matrix in enumerate(value.view(-1, *value.shape[-2:])):
-                self.kernels.lowrank_update(matrix, seeds, factors, self.ids[name], self.rank, first + number)
+                self.kernels.lowrank_update(
+                    matrix, seeds, coefficients, self.ids[name], self.rank, first + number
+                )
         elif len(seeds):
-            self.kernels.update(value.view(-1), seeds, factors, self.ids[name], start)
+            self.kernels.update(value.view(-1), seeds, coefficients, self.ids[name], start)
 
     def find_unfit(self) -> str | None:
         """The first parameter that cannot be computed with, and why; None if all can."""

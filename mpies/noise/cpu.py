@@ -48,10 +48,10 @@ class CpuKernels:
         """base += sum_i coefficients_i * noise(seeds_i), summed in float32 in the order given."""
         target = base.numpy()
         keys = _keys(seeds)
-        factors = np.asarray(coefficients, dtype=np.float32)
+        numbers = np.asarray(coefficients, dtype=np.float32)
 
         def work(a, b):
-            cpu_kernels.update(target[a:b], keys, factors, np.uint64(parameter), start + a)
+            cpu_kernels.update(target[a:b], keys, numbers, np.uint64(parameter), start + a)
 
         self._spread(base.numel(), work)
 

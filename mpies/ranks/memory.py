@@ -41,7 +41,7 @@ def _left_in_cgroups() -> Iterator[int]:
 
 
 def left(limit: Path, used: Path) -> Iterator[int]:
-    """limit - use, where there is a limit. Copies of files, which are given back when needed, are no use."""
+    """limit - use, where there is a limit. The page cache is given back when needed, and not counted."""
     try:
         text = limit.read_text().strip()
         if text != "max":

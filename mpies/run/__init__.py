@@ -1,1 +1,1 @@
-"""A run around its generations: set up, gone on with, stopped, recorded, shown."""
+"""A run around its generations: set-up, resuming, stopping, recording, display."""

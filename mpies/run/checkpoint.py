@@ -44,7 +44,8 @@ def restore(folder: Path, weights: Weights, run_uuid: str, digests: np.ndarray, 
     """Load the newest usable checkpoint of at most `limit` generations into the base.
 
     digests: uint64 (G,), the run file's. Returns its generation, 0 if there is none. A damaged
-    checkpoint, or one of another run, is skipped with a message.
+    checkpoint, or one of another run, is skipped with a message. Raises StorageError if the file ceases to be
+    readable meanwhile.
     """
     for generation, path in _checkpoints(folder).items():
         if not 0 < generation <= limit:
@@ -52,14 +53,23 @@ def restore(folder: Path, weights: Weights, run_uuid: str, digests: np.ndarray, 
         try:
             with safe_open(path, "pt") as file:
                 problem = _problem(file, weights, run_uuid, generation, int(digests[generation - 1]))
-                if problem is None:
-                    for name in weights.base:
-                        weights.restore(name, file.get_tensor(name))
-                    return generation
         except (SafetensorError, OSError, ValueError) as error:
             problem = f"unreadable ({error})"
+        if problem is None:
+            _load(path, weights)
+            return generation
         say(f"{path.name}: {problem}; skipped")
     return 0
+
+
+def _load(path: Path, weights: Weights) -> None:
+    """Into the base, a tensor at a time. Raises StorageError if what was read before cannot be read again."""
+    try:
+        with safe_open(path, "pt") as file:
+            for name in weights.base:
+                weights.restore(name, file.get_tensor(name))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StorageError(f"{path}: cannot be read a second time ({reason(error)}); try again") from None
 
 
 def _problem(file, weights: Weights, run_uuid: str, generation: int, digest: int) -> str | None:

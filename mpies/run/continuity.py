@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mpies import config
 from mpies.errors import RefusedError
+from mpies.es import schedule
 from mpies.runfile import History
 
 if TYPE_CHECKING:
@@ -23,9 +24,24 @@ def changed_rewards(history: History, digests: dict[str, str]) -> dict[str, str]
 
     A file may lie elsewhere now. Of runs that earlier versions began, none is known.
     """
-    before = {config.short_reward(name): digest for name, digest in history.reward_digests.items()}
-    known = {name: before.get(config.short_reward(name), digest) for name, digest in digests.items()}
+    before = {config.short_name(name): digest for name, digest in history.reward_digests.items()}
+    known = {name: before.get(config.short_name(name), digest) for name, digest in digests.items()}
     return {name: known[name] for name, digest in digests.items() if known[name] != digest}
+
+
+def remark_on_schedule(history: History, es: config.EsSettings) -> str:
+    """What to say if the run's last alpha is not that of the schedule now: with more generations, a linear or
+    cosine one is stretched, and alpha jumps."""
+    if not 0 < history.generations < es.generations:
+        return ""
+    had = float(history.alpha[-1])
+    if had == schedule.step(es, history.generations - 1).alpha:
+        return ""
+    goes_on = schedule.step(es, history.generations).alpha
+    return (
+        f"es.generations: es.alpha_schedule={es.alpha_schedule} is stretched to {es.generations} generations,"
+        f" so that alpha goes on with {goes_on:g}, where it was {had:g}"
+    )
 
 
 def refuse_other_run(history: History, settings: config.Settings, setup: Setup) -> None:

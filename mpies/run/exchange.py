@@ -70,7 +70,10 @@ def exchange_rewards(comm: Comm, phases: Phases, plan: Plan, mine: list[Evaluate
         )
     rewards = pairs["reward"].copy()
     if np.isnan(rewards).all():
-        raise RefusedError("no answer of this generation could be scored; see the reward function")
+        raise RefusedError(
+            "every member has an answer that could not be scored (None, or not a number), so that none can be"
+            " compared; let the reward function return 0 for answers that it has nothing to say about"
+        )
     return rewards
 
 
@@ -86,9 +89,10 @@ def compare_replicas(
         words = allreduce_max(comm, np.array([*digests, wants_to_stop()], dtype=np.uint64))
     if words[0] != ~words[1]:  # the largest digest, and the smallest
         differing = find_diverged(allgather_rows(comm, digests[:1], [1] * comm.size).tolist())
+        which = "and rank 0 differ" if comm.size == 2 else "differ from the others'"
         raise DivergedError(
-            f"generation {generation + 1}: the base weights of {named(comm, differing)} differ from the"
-            " others'; this generation is not committed. Memory errors or mixed software do this"
+            f"generation {generation + 1}: the base weights of {named(comm, differing)} {which};"
+            " this generation is not committed. Memory errors or mixed software do this"
         )
     return bool(words[2])
 

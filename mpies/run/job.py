@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,8 @@ class Job:
     """Of this rank's latest blocks."""
     longest_batch: float = 0.0
     """Seconds of this rank's longest batch of an evaluation."""
+    longest_checkpoint: float = 0.0
+    """Seconds that rank 0 wrote at a checkpoint, at most."""
 
     @property
     def folder(self) -> Path:
@@ -75,7 +78,8 @@ class Job:
 
     def wants_to_stop(self) -> bool:
         """Did a signal ask this rank to stop, or would another generation not fit its time limit?"""
-        return self.stop.requested or not self.stop.fits(max(self.generation_seconds, default=0.0))
+        needed = max(self.generation_seconds, default=0.0) + self.longest_checkpoint
+        return self.stop.requested or not self.stop.fits(needed)
 
     def agree_to_stop(self) -> bool:
         """Does any rank want to stop? Collective."""
@@ -134,7 +138,9 @@ class Job:
         """Every `run.checkpoint_every` generations, rank 0 writes its base weights."""
         every = self.settings.run.checkpoint_every
         if self.log and every and generation % every == 0:
+            begun = time.monotonic()
             checkpoint.write(self.folder, self.replica.weights, self.log.run_uuid, generation)
+            self.longest_checkpoint = max(self.longest_checkpoint, time.monotonic() - begun)
 
     def finish(self) -> None:
         """Save the tuned model and show what was reached. Collective."""
@@ -165,7 +171,7 @@ class Job:
 
 def set_up(comm: Comm, settings: Settings) -> Job:
     """Everything before the first generation. Bad input is refused before the model is loaded. Collective."""
-    stop = Stop(None, settings.run.grace)
+    stop = Stop(None, settings.run.grace, tells=comm.rank == 0)
     stop.listen()
     screen = Screen(comm.rank != 0, settings.run.progress)
     log, history = _open_run(comm, settings, stop, screen)
@@ -195,6 +201,8 @@ def _open_run(
         announce()  # all ranks listen, since they have come to the barrier
     for line in config.remark(settings):
         screen.say(f"warning: {line}")
+    if history and (jump := continuity.remark_on_schedule(history, settings.es)):
+        screen.say(f"warning: {jump}")
     if history and history.damage.uncounted:
         screen.say(
             f"generation {history.generations + 1} was written, but not counted, when the job ended: it is"

@@ -58,14 +58,15 @@ def evaluate(
         found = evaluate_rows(
             comm, replica.engine, replica.task, rows, batch, state, has_time=has_time, first=first_of(split)
         )
-        kl = math.nan if math.isnan(found.reward_mean) else _measure_kl(comm, replica, settings, split)
+        scored = not math.isnan(found.reward_mean)
+        kl = _measure_kl(comm, replica, settings, split, has_time) if scored else math.nan
         yield Milestone(generation, split, found, kl, drift)
 
 
-def _measure_kl(comm: Comm, replica: Replica, settings: Settings, split: str) -> float:
+def _measure_kl(comm: Comm, replica: Replica, settings: Settings, split: str, has_time: HasTime) -> float:
     """The KL divergence from the initial model, if it is measured on this split; else NaN."""
     samples, initial = settings.run.kl_samples, replica.initial
     if not samples or initial is None or split != list(replica.task.splits)[-1]:
         return math.nan
     sampling = Sampling.of(split, samples, settings.es.seed)
-    return estimate_kl_beside(comm, replica, initial, settings, split, sampling).mean
+    return estimate_kl_beside(comm, replica, initial, settings, split, sampling, has_time).mean

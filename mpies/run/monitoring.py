@@ -16,7 +16,7 @@ from typing import Any
 from mpies.config import Settings
 from mpies.errors import InputError
 from mpies.files import written_whole
-from mpies.run.pace import Pace
+from mpies.run.time_left import Pace
 from mpies.runfile import TABLES
 from mpies.text import duration
 

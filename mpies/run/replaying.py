@@ -41,9 +41,9 @@ def replay(
     parts: list[list[torch.Tensor]] = [[] for _ in (steps if every_digest else [None])]
     for name, base in weights.base.items():
         initial = anchor.initial(name) if anchor else None
-        for i, (seeds, factors, decay) in enumerate(steps):
+        for i, (seeds, coefficients, decay) in enumerate(steps):
             pull = partial(_pull, initial, decay) if decay and initial is not None else None
-            weights.update_one(name, seeds, factors, pull)
+            weights.update_one(name, seeds, coefficients, pull)
             if every_digest:
                 parts[i].append(weights.digest_of(name, weights.value(name)))
             progress(base.numel() / weights.size / len(steps))

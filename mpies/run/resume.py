@@ -126,7 +126,7 @@ def _expected(resume: str, path: Path) -> bool:
     while not parent.exists():
         names.append(parent.name)
         parent = parent.parent
-    for name in names:  # where the folder above is not there, the system has not looked at it
+    for name in names:  # of a name that cannot be, such as one too long, only this tells
         (parent / name).exists()
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"run.directory: cannot write to {parent}")

@@ -26,8 +26,8 @@ from mpies.config import Settings
 from mpies.phases import PHASES
 from mpies.ranks.devices import Place, tell_differing_gpus
 from mpies.replica import Facts, Setup
-from mpies.run.pace import Pace
 from mpies.run.terminal import width_behind
+from mpies.run.time_left import Pace
 from mpies.runfile import open_for_reading
 from mpies.splits import HELD_OUT, spoken
 from mpies.text import clip, count, duration
@@ -147,13 +147,16 @@ class Screen:
         again = shlex.join([*kept, *resume, f"es.generations={2 * generations or 10}"])
         mpirun = Path(sys.executable).with_name("mpirun")
         launch = _as_typed(mpirun) if mpirun.exists() else "mpirun"
-        middle = max(1, generations // 2)
+        schedules = {"sigma": settings.es.sigma_schedule, "alpha": settings.es.alpha_schedule}
+        stretched = " and ".join(name for name, kind in schedules.items() if kind != "constant")
+        change = f", with {stretched} of the longer schedule" if stretched else ""
         self.say(f"tuned model: {path.parent / 'model'} (a Hugging Face folder)")
         self.say(f"run file:    {path} (HDF5; a checkpoint of every generation)")
         self.say("next:")
-        self.say(f"  {launch} -n {ranks} {python} -m mpies.train {again}    # go on from here")
+        self.say(f"  {launch} -n {ranks} {python} -m mpies.train {again}    # go on from here{change}")
         file = shlex.quote(str(path))
-        self.say(f"  {python} -m mpies.replay {file} --generation {middle} --output gen{middle}")
+        if middle := generations // 2 or min(generations, 1):
+            self.say(f"  {python} -m mpies.replay {file} --generation {middle} --output gen{middle}")
         self.say(f"  {python} -m mpies.analyze summary {file}    # also plot, compare, report, watch, ...")
         self.say(f"  {python} -m mpies.train --help    # all settings")
 

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from mpies.signals import REPEATABLE, SIGNALS, ignore
 
 # A second SIGINT ends a rank at once, but a launcher and a terminal may both deliver the first.
 ECHO = 0.1
+HEARD = b"\nmpies: stops after this generation; Ctrl-C once more: at once, and nothing committed is lost\n"
 
 # What a prediction of a generation's time is multiplied with, plus seconds to write and leave.
 SAFETY, LEAVE = 1.2, 5.0
@@ -27,8 +29,10 @@ RECENT = 5  # latest generations that such a prediction, and the time left, come
 class Stop:
     """Whether and how soon this rank has to stop. Times are seconds; `clock` counts them."""
 
-    def __init__(self, limit: float | None, grace: float, clock=time.monotonic):
+    def __init__(self, limit: float | None, grace: float, clock=time.monotonic, tells: bool = False):
         self._clock = clock
+        self._tells = tells
+        """Is who presses Ctrl-C told that it was heard?"""
         self.limit(limit)
         self._grace = grace
         self._signalled: float | None = None
@@ -50,6 +54,8 @@ class Stop:
             self._number = number
             self._urgent = number == signal.SIGTERM  # batch systems kill soon after it
             self.reason = f"signal {signal.Signals(number).name}"
+            if number == signal.SIGINT and self._tells:
+                os.write(sys.stderr.fileno(), HEARD)  # print() may be what was interrupted
         elif number in REPEATABLE:
             return
         elif number != self._number or self._clock() - self._signalled > ECHO:

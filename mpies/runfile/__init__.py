@@ -2,7 +2,8 @@
 
     / attributes      schema_version, program, program_version, run_uuid, created_utc, model_path,
                       model_digest, parameters, dtype (of the live weights), data_digest (of the
-                      task's rows), fitness, population, generations_committed
+                      task's rows), fitness, population, left_out, model_class,
+                      generations_committed
     /config/000 ...   the resolved settings as YAML, one entry per start
     /start            a row per start
     /generation       a row per generation, each column a dataset of shape (rows,)
@@ -12,8 +13,8 @@
     /sample           a row per kept answer
     /prompt           a row per evaluation and prompt
     /figure /answer   what `mpies.evaluate --log` measured; only there once it did
-    /generations ...  row numbers: generations, members, evaluations, samples, starts, which name the
-                      dimensions of the datasets above (HDF5 dimension scales)
+    /generations ...  row numbers: generations, members, evaluations, metrics, samples, prompts,
+                      starts, which name the dimensions of the datasets above (HDF5 dimension scales)
 
 Only the first `generations_committed` rows of /generation and /member count: more are there, empty,
 until the run has ended. Every dataset has the attributes `description` and `units`. Readers open with

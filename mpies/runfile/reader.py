@@ -15,7 +15,7 @@ import numpy as np
 
 from mpies.errors import InputError, reason
 from mpies.es import fitness
-from mpies.es.population import directions
+from mpies.es.directions import directions
 from mpies.runfile.checksum import Damage, find_damage, good_generations
 from mpies.runfile.schema import PER_GENERATION, RUN_FILE, SCHEMA_VERSION, TABLES
 from mpies.splits import HELD_OUT, TRAIN

@@ -15,6 +15,7 @@ from mpies.errors import InputError, reason
 from mpies.files import written_whole
 
 LOCK = "run.lock"  # its name beside the run file
+PATIENCE = 10.0  # seconds that a job that was just killed may hold it
 
 
 def commit(file: h5py.File) -> None:
@@ -60,19 +61,27 @@ def lock_given_back(path: Path, lock: int) -> Iterator[None]:
         raise
 
 
-def lock_folder(path: Path, patience: float = 10.0) -> int:
+def lock_folder(path: Path) -> int:
     """Take the run directory for this job until it ends: a descriptor that holds the lock.
 
     A job that was just killed may hold it for some seconds more.
     """
-    descriptor = _lock(path, patience)
-    if path.with_name(LOCK).exists():
-        return descriptor
-    os.close(descriptor)  # of a job that could not begin, and took it away meanwhile
-    return _lock(path, patience)
+    descriptor = _lock(path)
+    while not _is_there(descriptor, path.with_name(LOCK)):  # taken away by a job that could not begin
+        os.close(descriptor)
+        descriptor = _lock(path)
+    return descriptor
 
 
-def _lock(path: Path, patience: float) -> int:
+def _is_there(descriptor: int, path: Path) -> bool:
+    """Is the open file still the one of this name?"""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(path: Path) -> int:
     try:
         descriptor = os.open(path.with_name(LOCK), os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
@@ -87,7 +96,7 @@ def _lock(path: Path, patience: float) -> int:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return descriptor
         except (BlockingIOError, PermissionError):
-            if time.monotonic() - start > patience:
+            if time.monotonic() - start > PATIENCE:
                 os.close(descriptor)
                 raise InputError(f"run.directory: {path.parent} is in use by another job") from None
             time.sleep(0.5)

@@ -66,7 +66,7 @@ class RunFile:
     ) -> RunFile:
         """A new run file for `generations` rows; it appears under its name only when it is whole.
 
-        `start` is the first row of /start; `attributes`: model_path, model_digest, parameters, dtype.
+        `start` is the first row of /start; `attributes`: the others of schema.ATTRIBUTES.
         Raises InputError if there is a run file already, or the place cannot be written to.
         """
         try:

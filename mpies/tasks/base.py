@@ -30,6 +30,7 @@ from mpies.engines.image import images_in
 from mpies.errors import InputError
 from mpies.splits import HELD_OUT, TRAIN
 from mpies.tasks import episodes, epochs
+from mpies.tasks.environments.contract import LARGEST, shown
 from mpies.tasks.environments.seeds import seeds
 from mpies.tasks.episodes import (
     FAILED,
@@ -281,16 +282,18 @@ def check_rewards(rewards: Any, answers: int, whose: str) -> np.ndarray:
     Raises InputError, which names the function and the first answer in question, if it is not that many
     numbers.
     """
-    wanted = f"needed is a list with a number, or None, for each of {answers} completions"
+    wanted = f"needed is a list with a number up to {LARGEST:g}, or None, for each of {answers} completions"
     if isinstance(rewards, str | bytes | Mapping | set) or not hasattr(rewards, "__iter__"):
-        raise InputError(f"task.reward: {whose} returned {_shown(rewards)}; {wanted}")
+        raise InputError(f"task.reward: {whose} returned {shown(rewards)}; {wanted}")
     values = []
     for number, reward in enumerate(rewards, 1):
         try:
             values.append(math.nan if reward is None else float(_scalar(reward)))
-        except (TypeError, ValueError):
+            if abs(values[-1]) > LARGEST and math.isfinite(values[-1]):
+                raise OverflowError
+        except (TypeError, ValueError, OverflowError):
             raise InputError(
-                f"task.reward: {whose} returned {_shown(reward)} for completion {number}; {wanted}"
+                f"task.reward: {whose} returned {shown(reward)} for completion {number}; {wanted}"
             ) from None
     if len(values) != answers:
         raise InputError(f"task.reward: {whose} returned {len(values)} rewards; {wanted}")
@@ -302,11 +305,6 @@ def _scalar(value: Any) -> Any:
     if isinstance(value, bytes) or getattr(value, "ndim", False):
         raise TypeError
     return value
-
-
-def _shown(value: Any) -> str:
-    """A value and its type, shortened, on one line."""
-    return f"{' '.join(repr(value).split())[:80]} ({type(value).__name__})"
 
 
 def answer_text(completion: str | list[dict[str, str]]) -> str:

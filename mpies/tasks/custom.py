@@ -13,6 +13,7 @@ from mpies.engines.image import Image
 from mpies.errors import InputError
 from mpies.tasks import data
 from mpies.tasks.base import Reward, Row, Task
+from mpies.tasks.environments.contract import is_message
 
 # What reward functions get under these names is not a column.
 TAKEN = ("prompts", "completions", "environments", "trainer_state", "log_extra", "log_metric")
@@ -111,7 +112,7 @@ def check_prompt(given: Any, column: str, folder: Path | None = None) -> Prompt:
         _refuse_endless(len(given), column)
         _refuse_surrogates(given, column)
         return given
-    if isinstance(given, list) and given and all(map(_is_message, given)):
+    if isinstance(given, list) and given and all(map(is_message, given)):
         made = [
             {**message, "content": _content(message, f"{column}[{number}].content", folder)}
             for number, message in enumerate(given)
@@ -142,10 +143,6 @@ def _refuse_surrogates(text: str, place: str) -> None:
             f"{place}: character {error.start + 1} is {text[error.start]!a}, half of a character; correct"
             " the text, or leave the row out"
         ) from None
-
-
-def _is_message(given: Any) -> bool:
-    return isinstance(given, dict) and isinstance(given.get("role"), str) and "content" in given
 
 
 def _content(message: dict[str, Any], place: str, folder: Path | None) -> str | list[dict[str, Any]]:

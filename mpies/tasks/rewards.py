@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mpies import config
 from mpies.errors import InputError
 from mpies.tasks import users_code
 from mpies.tasks.base import Reward, check_rewards
@@ -34,8 +35,8 @@ class Weighted:
             for name, function in self.functions.items()
         }
         if len(made) > 1:
-            for name, rewards in made.items():
-                columns["log_extra"](_logged_as(name), rewards)
+            for name, logged in _logged_as(made).items():
+                columns["log_extra"](logged, made[name])
         terms = np.array([self.weights[name] * rewards for name, rewards in made.items()])
         return [_sum([term for term in answer if not math.isnan(term)]) for answer in terms.T.tolist()]
 
@@ -47,11 +48,16 @@ def load(weights: dict[str, float]) -> Weighted:
 
 def parts_of(weights: dict[str, float]) -> frozenset[str]:
     """The names of several functions' rewards among an answer's metrics; none of a single function."""
-    return frozenset(map(_logged_as, weights)) if len(weights) > 1 else frozenset()
+    return frozenset(_logged_as(weights).values()) if len(weights) > 1 else frozenset()
 
 
-def _logged_as(name: str) -> str:
-    return name.rpartition(":")[2]
+def _logged_as(names: Collection[str]) -> dict[str, str]:
+    """Functions are logged by their names alone; those of one name, with their files'."""
+    functions = [name.rpartition(":")[2] for name in names]
+    return {
+        name: function if functions.count(function) == 1 else config.short_name(name)
+        for name, function in zip(names, functions, strict=True)
+    }
 
 
 def _sum(terms: list[float]) -> float:

@@ -370,7 +370,9 @@ def test_the_number_of_prompts_is_told_only_if_it_is_known(tmp_path):
     drawn = replace(run, settings={**run.settings, "task": {"prompts_per_generation": 32}})
     assert series.prompts_per_member(drawn) == 32
     made = made_up.write_run(tmp_path / "run", "task.name=conciseness", generations=2)
-    assert series.prompts_per_member(open_run(made)) is None
+    assert series.prompts_per_member(open_run(made)) is None and series.held_out_prompts(open_run(made)) == 3
+    made_up.tell(made, {0: [1, 0, 1, 1], 2: [1, 1, 1, 1]})  # a row for each, however few answers were kept
+    assert series.held_out_prompts(open_run(made)) == 4
 
 
 def test_running_means_leave_out_what_is_missing():

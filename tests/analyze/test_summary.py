@@ -108,7 +108,7 @@ def test_unscored_members(tmp_path):
         file["member/reward"][7, :5] = np.nan
 
     (line,) = with_changes(tmp_path, change)
-    assert line == f"7 of {G * N} members unscored (1.1 %), most in generation 7: 5"
+    assert line == f"7 of {G * N} members unscored (1.1 %), most in generation 8: 5"
 
 
 def test_no_spread(tmp_path):
@@ -131,6 +131,17 @@ def test_collapse(tmp_path):
 
 def test_noise_is_no_collapse(tmp_path):
     assert with_changes(tmp_path, gain=1.0, scatter=30.0) == []
+
+
+def test_other_prompts_in_each_generation_are_no_collapse(tmp_path):
+    """Members of a generation are alike, generations are not."""
+
+    def change(file):
+        rewards = file["generation/reward_mean"]
+        rewards[:] = np.random.default_rng(1).normal(0, 20, len(rewards)) + np.linspace(0, 5, len(rewards))
+        rewards[12], rewards[-1] = 50, -40
+
+    assert with_changes(tmp_path, change, gain=1.0, scatter=1.0) == []
 
 
 def test_idle_ranks(tmp_path):

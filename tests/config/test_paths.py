@@ -7,6 +7,7 @@ import os
 import pytest
 
 from mpies import config
+from mpies.errors import InputError
 
 
 @pytest.fixture
@@ -24,12 +25,14 @@ def test_relative_paths_are_of_this_folder(here):
     found = made(
         "model.path=model",
         "run.directory=runs/../run",
+        "run.metrics=metrics/mpies.prom",
         "task.train_data=train.jsonl",
         "task.eval_data=../held-out.jsonl",
         "task.reward={rewards.py:right: 1, sub/more.py:brief: 0.5, package.module:score: 2}",
     )
     assert found["model.path"] == str(here / "model")
     assert found["run.directory"] == str(here / "run")
+    assert found["run.metrics"] == str(here / "metrics" / "mpies.prom")
     assert found["task.train_data"] == str(here / "train.jsonl")
     assert found["task.eval_data"] == str(here.parent / "held-out.jsonl")
     assert found["task.reward"] == {
@@ -78,4 +81,21 @@ def test_relative_paths_of_earlier_versions_are_found():
     [("/a/b.py:f", "b.py:f"), ("b.py:f", "b.py:f"), ("package.module:f", "package.module:f")],
 )
 def test_a_reward_without_its_folder(reward, short):
-    assert config.short_reward(reward) == short
+    assert config.short_name(reward) == short
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["task.reward=[a/score.py:score, b/score.py:score]"],
+        ["task.reward=a/x.py:f", "task.tools=b/x.py:f"],
+        ["task.environment_factory={one: a/x.py:F, two: b/x.py:F}"],
+    ],
+)
+def test_code_that_only_its_folder_tells_apart_is_refused(given):
+    data = "task.train_data=rows.jsonl"
+    with pytest.raises(
+        InputError, match=r"^task: .*a/.* and .*b/.* are both called \w+\.py:\w+; give one file"
+    ):
+        config.load(["task.name=custom", data, *given])
+    config.load(["task.name=custom", data, *(text.replace("b/", "a/") for text in given)])

@@ -19,6 +19,12 @@ from mpies import config
         (["task.image_column=image"], "task.image_column"),
         (["task.name=custom", "task.environment=a.py:A", "task.image_column=image"], "task.image_column"),
         (["es.sigma_end=0.5"], "es.sigma_end"),
+        (["task.max_turns=3"], "task.max_turns"),
+        (["task.services=true"], "task.services"),
+        (["task.failure_reward=-1"], "task.failure_reward"),
+        (["task.seed=7"], "task.seed"),
+        (["task.name=math", "task.numbers=[3]"], "task.numbers"),
+        (["run.kl_prompts=3"], "run.kl_prompts"),
         (["es.alpha_end=0"], "es.alpha_end"),
     ],
 )
@@ -37,6 +43,9 @@ def test_what_has_no_effect_is_named(given, key):
         ["es.generations=10", "es.sigma_warmup=10"],
         ["es.sigma_schedule=cosine", "es.sigma_end=0.5"],
         ["es.rank=4", "es.block=8"],
+        ["task.name=custom", "task.environment=a.py:A", "task.max_turns=3", "task.call_seconds=5"],
+        ["task.name=countdown", "task.seed=7", "task.numbers=[3]"],
+        ["run.kl_samples=2", "run.kl_prompts=3"],
     ],
 )
 def test_what_is_meant_is_not(given):

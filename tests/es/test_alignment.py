@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from mpies.es.alignment import cosine, fold
+from mpies.es.alignment import cosine
+from mpies.es.directions import fold
 from mpies.es.fitness import coefficients
 from mpies.es.population import Population
 from mpies.noise import definition

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mpies.es import population
-from mpies.es.population import Member, Population, directions
+from mpies.es.directions import directions
+from mpies.es.population import Member, Population
 
 SIZES = range(1, 10)
 RANKS = range(1, 8)

@@ -341,6 +341,16 @@ def test_saved_tokenizer_is_the_same(load, tiny_model, tmp_path):
     assert loaded.eos_token_id == tokenizer.eos_token_id
 
 
+def test_a_copy_that_somebody_has_made_stays(load, tiny_model, tmp_path):
+    model, _ = load()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model())
+    for name in ("model.old", "model.partial"):
+        saving.save(model, tokenizer, tmp_path / name, ORIGIN)
+    for _ in range(2):
+        saving.save(model, tokenizer, tmp_path / "model", ORIGIN)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.old", "model.partial"]
+
+
 def test_saving_again_replaces_the_folder_and_leaves_no_other(load, tiny_model, tmp_path):
     model, weights = load()
     tokenizer = AutoTokenizer.from_pretrained(tiny_model())
@@ -352,7 +362,7 @@ def test_saving_again_replaces_the_folder_and_leaves_no_other(load, tiny_model, 
         assert not (folder / "stale.safetensors").exists()
         assert [path.name for path in folder.parent.iterdir()] == ["model"]
         # What a killed save may leave at any moment: the next one must neither keep nor stumble over it.
-        for name in ("model", "model.partial", "model.old"):
+        for name in ("model", ".model.mpies-partial", ".model.mpies-old"):
             (folder.parent / name).mkdir(exist_ok=True)
             (folder.parent / name / "stale.safetensors").write_text("of an earlier run")
     saving.save(model, tokenizer, folder, ORIGIN)

@@ -11,7 +11,8 @@ import torch
 
 from mpies import config, replica, train
 from mpies.errors import DivergedError, RefusedError
-from mpies.es.population import Population, directions
+from mpies.es.directions import directions
+from mpies.es.population import Population
 from mpies.ranks import collectives
 
 pytestmark = pytest.mark.mpi

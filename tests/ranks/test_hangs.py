@@ -185,7 +185,7 @@ def test_a_generation_of_which_nothing_can_be_scored_stops_the_run(tmp_path, tin
     with Job(2, *arguments(tiny_model(), tmp_path / "run", 4), program=(script,)) as job:
         assert job.end() == 2, job.output
     lines = launching.problems(job.output)
-    assert len(lines) == 1 and "could be scored" in lines[0] and "reward function" in lines[0]
+    assert len(lines) == 1 and "could not be scored" in lines[0] and "reward function" in lines[0]
     assert "Traceback" not in job.output and "Warning" not in job.output
     assert committed(tmp_path / "run") == 0
 

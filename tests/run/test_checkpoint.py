@@ -38,6 +38,13 @@ def there(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_a_file_that_cannot_be_read_twice_is_no_initial_model(fresh, run, monkeypatch):
+    folder, digests = run
+    monkeypatch.setattr(Weights, "restore", lambda self, name, stored: (_ for _ in ()).throw(OSError("gone")))
+    with pytest.raises(StorageError, match=r"cannot be read a second time \(gone\)"):
+        checkpoint.restore(folder, fresh(), UUID, digests, 5)
+
+
 def move(weights: Weights, generation: int) -> int:
     """An update, as after that many generations; the digest."""
     weights.update(np.array([generation], np.uint64), np.array([0.1], np.float32))

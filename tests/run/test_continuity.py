@@ -85,3 +85,17 @@ def test_of_a_run_that_an_earlier_version_began_no_reward_is_known(finished):
     assert changed_rewards(history, {"small:reward": "f" * 64}) == history.reward_digests != {}
     history.reward_digests.clear()
     assert changed_rewards(history, {"small:reward": "f" * 64}) == {}
+
+
+@pytest.mark.parametrize("kind, told", [("constant", False), ("linear", True)])
+def test_a_schedule_that_is_stretched_is_told(runs, capsys, kind, told):
+    settings = {"es__alpha": 0.01, "es__alpha_schedule": kind, "es__alpha_end": 0.1}
+    assert runs.train(3, **settings) == 0
+    capsys.readouterr()
+    assert runs.train(5, **settings) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "is stretched" in line]
+    expected = (
+        "warning: es.generations: es.alpha_schedule=linear is stretched to 5 generations, so that alpha goes"
+        " on with 0.00325, where it was 0.001"
+    )
+    assert lines == ([expected] if told else [])

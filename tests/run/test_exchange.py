@@ -83,7 +83,7 @@ def test_a_generation_of_which_nothing_was_scored_is_refused_by_all(ranks):
         exchange_rewards(comm, Phases(), plan, mine)
 
     for error in threads.run(ranks, exchange):
-        assert type(error) is RefusedError and "could be scored; see the reward function" in str(error)
+        assert type(error) is RefusedError and "let the reward function return 0 for" in str(error)
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
@@ -143,6 +143,14 @@ def test_diverged_replicas_stop_all_ranks_with_their_names(digests, named):
     for error in threads.run(3, compare, hosts=HOSTS):
         assert type(error) is DivergedError
         assert str(error).startswith(f"generation 5: the base weights of {named} differ from the others'; ")
+
+
+def test_of_two_replicas_neither_is_blamed():
+    def compare(comm):
+        compare_replicas(comm, Phases(), comm.rank, lambda: False, 0)
+
+    for error in threads.run(2, compare, hosts=HOSTS):
+        assert "the base weights of rank 1 on beta and rank 0 differ; this generation" in str(error)
 
 
 def test_waiting_and_communicating_are_told_apart(alone):

@@ -26,8 +26,9 @@ import pytest
 import torch
 from scipy import stats
 
+from mpies.es.directions import directions
 from mpies.es.fitness import coefficients
-from mpies.es.population import Population, directions
+from mpies.es.population import Population
 from mpies.model.weights import take_over
 from mpies.noise import definition
 from mpies.noise.cpu import CpuKernels

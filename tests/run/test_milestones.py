@@ -13,10 +13,12 @@ import torch
 from mpies.measure.drift import measure_drift
 from mpies.measure.evaluation import FIRST_HELD_OUT, Sampling, evaluate_rows
 from mpies.measure.kl import estimate_kl
+from mpies.run import milestones
 from mpies.run.job import Job
 from mpies.run.milestones import is_due
 from mpies.runfile import open_for_reading
 from mpies.tasks.base import TrainerState
+from mpies.time_limit import OutOfTimeError
 
 MOVE = np.array([5], np.uint64), np.array([0.1], np.float32)
 
@@ -122,6 +124,21 @@ def test_kl_is_measured_on_the_first_held_out_prompts_and_drift_on_all_weights(m
     assert rows["train"]["drift_l2"] == rows["held_out"]["drift_l2"] == drift["all"] > 0
     metrics = {row["name"]: row["mean"] for row in table(job, "metric") if row["split"] == "train"}
     assert metrics == {f"drift_l2 {group}": far for group, far in drift.items() if group != "all"}
+
+
+def test_without_time_for_kl_its_evaluation_is_for_the_next_start(runs):
+    job = runs.begin(3, run__kl_samples=3, run__kl_prompts=1, engine__batch_size=1)
+    asked = []
+
+    def has_time(seconds: float, batches: int) -> bool:
+        asked.append(batches)
+        return len(asked) <= len(job.task.train) + len(job.task.held_out) + 1
+
+    made = milestones.evaluate(job.comm, job.replica, job.settings, 3, list(job.task.splits), has_time)
+    assert next(made).split == "train"
+    with pytest.raises(OutOfTimeError):
+        next(made)
+    assert asked[-2:] == [6, 5], "three answers, which are read twice more"
 
 
 def test_without_held_out_prompts_kl_is_measured_on_training_prompts(measured, runs):

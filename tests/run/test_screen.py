@@ -272,7 +272,7 @@ def test_next_steps_can_be_typed(shown, monkeypatch, tmp_path):
     screen.next_steps(Path("out/run.h5"), settings_of("es.generations=0"), 1)
     text = shown()
     assert "  mpirun -n 1 python -m mpies.train" in text and "es.generations=10 " in text
-    assert "--generation 1 --output gen1" in text
+    assert "mpies.replay" not in text, "which refuses generation 1 where none was made"
     monkeypatch.chdir(Path(__file__).parent)
     screen.next_steps(Path("out/run.h5"), settings_of("es.generations=0"), 1)
     assert f"{tmp_path}/bin/mpirun -n 1 {tmp_path}/bin/python" in shown()
@@ -287,6 +287,23 @@ def test_next_steps_with_blanks_in_their_paths(shown, monkeypatch, tmp_path):
     words = [shlex.split(command) for command in commands]
     assert all("my env/python" in command for command in words)
     assert [command for command in words if "my runs/a/run.h5" in command] == words[1:3]
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ([], "# go on from here"),
+        (["es.alpha_schedule=cosine"], "# go on from here, with alpha of the longer schedule"),
+        (
+            ["es.alpha_schedule=linear", "es.sigma_schedule=cosine"],
+            "# go on from here, with sigma and alpha of the longer schedule",
+        ),
+    ],
+)
+def test_a_longer_run_has_another_schedule(shown, monkeypatch, given, told):
+    Screen(False, "lines").next_steps(Path("out/run.h5"), settings_of(*given), 1)
+    (line,) = [line for line in shown().splitlines() if "go on from here" in line]
+    assert line.endswith(told)
 
 
 @pytest.mark.parametrize("given, added", [("never", ["run.resume=auto"]), ("must", []), ("auto", [])])

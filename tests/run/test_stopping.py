@@ -205,6 +205,19 @@ def test_a_signal_asks_for_a_stop_within_the_grace(clock, raised, number):
     assert stop.reason == f"signal {number.name}"
 
 
+def test_ctrl_c_is_heard(clock, raised, capfd):
+    """Once, and by whom it is said to."""
+    Stop(None, grace=30, clock=clock, tells=True).listen()
+    raised(signal.SIGINT)
+    assert capfd.readouterr().err.strip().startswith("mpies: stops after this generation; Ctrl-C once more")
+    raised(signal.SIGINT)  # an echo
+    Stop(None, grace=30, clock=clock).listen()
+    raised(signal.SIGINT)
+    Stop(None, grace=30, clock=clock, tells=True).listen()
+    raised(signal.SIGUSR1)
+    assert capfd.readouterr().err == ""
+
+
 @SIGNAL
 def test_after_a_signal_a_known_limit_counts_and_not_the_grace(clock, raised, number):
     stop = Stop(1000, grace=30, clock=clock)

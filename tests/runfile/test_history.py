@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mpies.es import fitness
-from mpies.es.population import directions
+from mpies.es.directions import directions
 from mpies.runfile import History, read_history
 
 COLUMNS = ("seed", "sign", "reward", "coefficient", "alpha", "anchor_decay", "digest", "seconds")

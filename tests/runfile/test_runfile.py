@@ -814,3 +814,20 @@ def test_a_short_run_that_becomes_a_long_one_is_still_as_small(tmp_path):
     with h5py.File(path) as file:
         data = sum(d.nbytes for table in ("member", "generation") for d in file[table].values())
     assert data < path.stat().st_size < 1.3 * data + 300_000
+
+
+def test_a_lock_file_that_another_job_has_made_anew_is_not_ours(tmp_path, monkeypatch):
+    """As when a job that could not begin takes its file away, and a third one comes, while we open it."""
+    path, plain = tmp_path / "run.h5", storage._lock
+
+    def interrupted(given):
+        descriptor = plain(given)
+        monkeypatch.undo()
+        given.with_name(storage.LOCK).unlink()
+        given.with_name(storage.LOCK).touch()
+        return descriptor
+
+    monkeypatch.setattr(storage, "_lock", interrupted)
+    descriptor = storage.lock_folder(path)
+    assert os.path.samestat(os.fstat(descriptor), path.with_name(storage.LOCK).stat())
+    os.close(descriptor)

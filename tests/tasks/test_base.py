@@ -86,7 +86,7 @@ def test_columns_that_trl_does_not_pass_on_are_not_passed_on():
         ([math.inf, -math.inf], [None, None]),
         (np.array([1, 2]), [1, 2]),
         ((True, "3"), [1, 3]),
-        ([1e308, -0.0], [1e308, 0]),
+        ([1e100, -0.0], [1e100, 0]),
     ],
 )
 def test_rewards_are_numbers_or_unknown(given, expected):
@@ -104,6 +104,8 @@ def test_rewards_are_numbers_or_unknown(given, expected):
         (1.5, r"f returned 1.5 \(float\); needed is"),
         ("12", r"f returned '12' \(str\); needed is"),
         ({0.5: 1, 1.5: 2}, r"f returned \{0.5: 1, 1.5: 2\} \(dict\); needed is"),
+        ([1, 1e101], r"f returned 1e\+101 \(float\) for completion 2; needed is .* a number up to 1e\+100"),
+        ([10**400, 1], r"f returned 1000+.*0 \(int\) for completion 1; needed is"),
         ([1, "a"], r"f returned 'a' \(str\) for completion 2; needed is"),
         (np.zeros((2, 1)), r"f returned array.* \(ndarray\) for completion 1; needed is"),
         ([[1.0], [2.0]], r"f returned \[1.0\] \(list\) for completion 1; needed is"),

@@ -16,6 +16,7 @@ import tiny
 from jobs import ENDLESS, Job, arguments, assert_same_run, committed, refused, train
 from mpies import config, tasks
 from mpies.errors import InputError
+from mpies.tasks import rewards
 from mpies.tasks.base import TrainerState
 
 EXAMPLES = launching.REPOSITORY / "examples"
@@ -190,6 +191,24 @@ def test_several_rewards_are_a_weighted_sum(make, weights, expected):
     task = make(SEVERAL, **weights)
     made = task.score(task.train, ["x", "y"])
     assert [None if math.isnan(r) else r for r in made] == expected
+
+
+def test_rewards_of_one_name_are_told_apart_by_their_files(tmp_path):
+    names = []
+    for name, made in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / f"{name}.py").write_text(
+            f"def score(completions, **columns):\n    return [{made}] * len(completions)\n"
+        )
+        names.append(f"{tmp_path}/{name}.py:score")
+    logged = {}
+    made = rewards.load(dict.fromkeys(names, 1.0))(
+        prompts=["p"], completions=["c"], log_extra=logged.__setitem__
+    )
+    assert made == [3.0] and {name: list(values) for name, values in logged.items()} == {
+        "a.py:score": [1.0],
+        "b.py:score": [2.0],
+    }
+    assert rewards.parts_of(dict.fromkeys(names, 1.0)) == set(logged)
 
 
 def test_several_rewards_are_figures_of_evaluations(make):

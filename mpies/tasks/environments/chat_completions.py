@@ -76,7 +76,7 @@ def read(body: bytes) -> Question:
 
 def answered(question: Question, message: Json, number: int, why: str, tokens: list[int]) -> Json:
     """The answer to a client. `message`: the model's, with `tool_calls` as chat templates take them;
-    `number`: the how many-th of its episode; `why` it ended; `tokens`: of the prompt, and generated ones."""
+    `number`: in the episode, from 1; `why` it ended; `tokens`: of the prompt, and generated ones."""
     calls = [
         {
             "id": f"call_{number}_{i}",
