@@ -70,16 +70,16 @@ EXTRAS := $(if $(MPI),$(MPI)$(comma))train,quickstart,analyze,test,dev
 RUN := $(VENV)/bin/python
 # The end lists failures, errors, and what was skipped and why.
 PYTEST := $(RUN) -m pytest -r fEs $(PYTEST_ARGS)
-WITHIN_THE_PROCESS := -m "not slow and not launch and not render"
+WITHIN_THE_PROCESS := not slow and not launch and not render
 # Tests that have targets of their own.
 OTHERS := tests/mpi tests/slurm tests/site
-QUICK := $(OTHERS:%=--ignore=%) $(WITHIN_THE_PROCESS) \
-  -n $(TESTS_AT_ONCE) --max-skips $(QUICK_SKIPS)
+ALONE := $(OTHERS:%=--ignore=%) -n $(TESTS_AT_ONCE) --max-skips $(QUICK_SKIPS)
+QUICK_AND_LENGTHY := $(ALONE) -m "$(WITHIN_THE_PROCESS)"
 JOBS := $(OTHERS:%=--ignore=%) $(ZOO:%=--ignore=%)
 SIDE_BY_SIDE := -n $(TESTS_AT_ONCE) --dist loadfile --max-skips $(LAUNCH_SKIPS)
 # Of the tests that show whether a wheel and an sdist are whole, those that take seconds.
 SMOKE := tests/packaging tests/config tests/docs tests/analyze/test_docs.py tests/tasks/test_math.py \
-  $(WITHIN_THE_PROCESS) --max-skips 0
+  -m "$(WITHIN_THE_PROCESS)" --max-skips 0
 VLLM_RUN := $(VLLM_VENV)/bin/python
 OLDEST_RUN := $(OLDEST_VENV)/bin/python
 NEWEST_RUN := $(NEWEST_VENV)/bin/python
@@ -90,7 +90,7 @@ SITE_INSTALLED := $(SITE_VENV)/.installed
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 
 .DEFAULT_GOAL := help
-.PHONY: help install model quickstart test-quick test-mpi test-launch test-long test-zoo test test-slurm test-vllm site test-site test-oldest test-newest test-aot test-gpu speed-of-kinds \
+.PHONY: help install model quickstart test-quick test-lengthy test-mpi test-launch test-long test-zoo test test-slurm test-vllm site test-site test-oldest test-newest test-aot test-gpu speed-of-kinds \
   gpu-wheels torture \
   models lint check dist test-dist smoke-dist
 
@@ -124,10 +124,13 @@ test-mpi test-launch test-long test-slurm: export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM
 test-mpi test-launch test-long test-slurm: export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 
 # So that tests which start mpirun or python by name get this environment's.
-test-quick test-mpi test-launch test-long test-zoo test-slurm: export PATH := $(abspath $(VENV))/bin:$(PATH)
+test-quick test-lengthy test-mpi test-launch test-long test-zoo test-slurm: export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 test-quick: $(INSTALLED) ## the tests that need neither the model nor mpirun nor a browser
-	$(PYTEST) $(QUICK)
+	$(PYTEST) $(ALONE) -m "$(WITHIN_THE_PROCESS) and not lengthy"
+
+test-lengthy: $(INSTALLED) ## what is as quick to write down, but takes seconds each: the pretended GPU, tools, replay
+	$(PYTEST) $(ALONE) -m "$(WITHIN_THE_PROCESS) and lengthy"
 
 # `timeout`, because MPI's own limit on the run time may end a hung run with exit code 0.
 test-mpi: $(INSTALLED) ## the tests that run under MPI, on 1, 2, 3 and 4 ranks
@@ -153,6 +156,7 @@ test-zoo: $(INSTALLED) ## a hundred architectures, each computed as its weights 
 
 test: $(INSTALLED) ## the quick tests, those under MPI, and whole jobs; not those with Slurm or vLLM, nor what takes long
 	@$(MAKE) --no-print-directory test-quick
+	@$(MAKE) --no-print-directory test-lengthy
 	@$(MAKE) --no-print-directory test-mpi
 	@$(MAKE) --no-print-directory test-launch
 
@@ -208,7 +212,7 @@ $(OLDEST_INSTALLED): pyproject.toml constraints-oldest.txt
 
 test-oldest: export PATH := $(abspath $(OLDEST_VENV))/bin:$(PATH)
 test-oldest: $(OLDEST_INSTALLED) ## the quick tests with the oldest versions that are allowed, in an environment of its own; all parameters' names
-	$(OLDEST_RUN) -m pytest -r fEs $(PYTEST_ARGS) $(QUICK) --max-skips $(OLDEST_SKIPS)
+	$(OLDEST_RUN) -m pytest -r fEs $(PYTEST_ARGS) $(QUICK_AND_LENGTHY) --max-skips $(OLDEST_SKIPS)
 	$(OLDEST_RUN) -m pytest -r fEs $(PYTEST_ARGS) $(NAMES)
 
 # Anew each time: what is newest today. `--upgrade` alone would keep what still satisfies.
@@ -217,7 +221,7 @@ test-newest: ## the quick tests with the newest versions, as users' pip chooses 
 	@test -x $(NEWEST_RUN) || $(PYTHON) -m venv $(NEWEST_VENV)
 	$(NEWEST_RUN) -m pip install --disable-pip-version-check -q --upgrade --upgrade-strategy eager \
 	  -e '.[$(if $(MPI),$(MPI)$(comma))train,quickstart,analyze,test]'
-	$(NEWEST_RUN) -m pytest -r fEs $(PYTEST_ARGS) $(QUICK) --max-skips $(NEWEST_SKIPS)
+	$(NEWEST_RUN) -m pytest -r fEs $(PYTEST_ARGS) $(QUICK_AND_LENGTHY) --max-skips $(NEWEST_SKIPS)
 
 # Beside the environment's packages, before its own Triton.
 $(TRITON_FOLDER): | $(INSTALLED)
@@ -266,7 +270,7 @@ dist: $(INSTALLED) ## an sdist and a wheel, in dist/
 
 test-dist: dist ## the wheel in new environments: alone; with all extras and the quick tests of the unpacked sdist
 	tests/packaging/try-dist --light '$(PYTHON)'
-	tests/packaging/try-dist --fresh '$(PYTHON)' '$(if $(MPI),$(MPI)$(comma))train,quickstart,analyze,test' $(QUICK)
+	tests/packaging/try-dist --fresh '$(PYTHON)' '$(if $(MPI),$(MPI)$(comma))train,quickstart,analyze,test' $(QUICK_AND_LENGTHY)
 
 smoke-dist: dist ## the same beside this environment's packages, and the few tests that read what is distributed
 	tests/packaging/try-dist --beside $(VENV) $(SMOKE)

@@ -100,7 +100,10 @@ def replay(capfd):
 
 
 # Importing mpies.replay elsewhere first, as other tests do, is no problem for the program.
-pytestmark = pytest.mark.filterwarnings("ignore:'mpies.replay' found in sys.modules")
+pytestmark = [
+    pytest.mark.lengthy,
+    pytest.mark.filterwarnings("ignore:'mpies.replay' found in sys.modules"),
+]
 
 
 def digests_of(folder: Path) -> list[int]:

@@ -6,6 +6,8 @@ import pytest
 from apart import NEEDS_TRITON, run_tests
 from torch.utils import backend_registration
 
+pytestmark = pytest.mark.lengthy
+
 
 @NEEDS_TRITON
 @pytest.mark.skipif(

@@ -21,6 +21,8 @@ from mpies.model.storage import OnDevice
 from mpies.model.weights import take_over
 from mpies.noise.cpu import CpuKernels
 
+pytestmark = pytest.mark.lengthy
+
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 PROMPTS, ANSWERS = ["3 + 5 =", "a"], [[30, 40, 50, 60], [70, 80]]
 

@@ -19,6 +19,8 @@ from mpies.measure.evaluation import FIRST_HELD_OUT, Sampling
 from mpies.measure.kl import estimate_kl
 from mpies.runfile import read_history
 
+pytestmark = pytest.mark.lengthy
+
 
 def measurement_of(run: small.Runs, *given: str, subject: str | None = None) -> Measurement:
     options = parse([subject or str(run.folder), *given])

@@ -15,6 +15,8 @@ from apart import NEEDS_TRITON
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
+pytestmark = pytest.mark.lengthy
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 

@@ -166,6 +166,7 @@ print(huggingface_hub.is_offline_mode())
 """
 
 
+@pytest.mark.lengthy
 def test_hub_is_left_alone_in_an_environment_that_allows_it(tmp_path):
     """Unlike that of the tests, which has HF_HUB_OFFLINE set."""
     environment = {**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}

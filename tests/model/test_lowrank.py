@@ -47,6 +47,7 @@ def test_update_has_the_definitions_bits(kernels, rank, shape):
     assert np.array_equal(updated.numpy().view(np.uint32), expected.view(np.uint32))
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS)
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("shape", [(37, 53), (2, 600), (600, 2)])

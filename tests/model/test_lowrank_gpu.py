@@ -13,6 +13,8 @@ pytest.importorskip("triton")
 from mpies.model import lowrank_gpu
 from mpies.ranks import gpu
 
+pytestmark = pytest.mark.lengthy
+
 # The result's last place: it may be rounded twice, and Triton's interpreter cuts off what GPUs round.
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 # Where a GPU is, there is no interpreter, and kernels take no other memory than its own.

@@ -18,6 +18,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from mpies.errors import InputError
 
+pytestmark = pytest.mark.lengthy
+
 SIGMA, MEMBERS = 0.05, zoo.MEMBERS
 # Of very different lengths, the last longer than any window; rows leave where answers end.
 PROMPTS = ["3 + 5 =", "a", "What comes next in the sequence: 2, 4, 6, 8, ?"]

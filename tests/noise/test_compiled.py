@@ -11,7 +11,7 @@ import os
 import pytest
 from apart import NEEDS_TRITON, run_tests
 
-pytestmark = NEEDS_TRITON
+pytestmark = [pytest.mark.lengthy, NEEDS_TRITON]
 
 # H100; A100, B200, MI300 take a minute each, and are tried by `make test-aot`.
 GPUS = ["sm_90"]

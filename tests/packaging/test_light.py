@@ -15,6 +15,8 @@ from systems import python_on_another_system, python_without
 
 from mpies import extras
 
+pytestmark = pytest.mark.lengthy
+
 HERE = Path(__file__).parent
 spec = util.spec_from_file_location("light", HERE / "light.py")
 assert spec and spec.loader

@@ -7,6 +7,8 @@ from pathlib import Path
 import launching
 import pytest
 
+pytestmark = pytest.mark.lengthy
+
 TESTS = """\
 import pytest
 

@@ -97,6 +97,7 @@ def test_an_exchange_that_does_not_end_is_followed_by_a_roll_call(hurried):
     assert isinstance(first, MissingRankError) and "for rank 2 on beta;" in str(first)
 
 
+@pytest.mark.lengthy
 def test_a_rank_that_comes_late_to_an_exchange_is_told_of():
     def exchange(comm):
         if comm.rank:

@@ -25,6 +25,8 @@ from mpies.tasks.environments.fork_server import Beginning
 from mpies.tasks.environments.limits import Limits
 from mpies.tasks.environments.nursery import Nursery
 
+pytestmark = pytest.mark.lengthy
+
 FILE = str(Path(agents.__file__))
 HELPERS = str(Path(FILE).parent)
 OWN = {"task__name": "custom", "task__reward": {}, "task__eval_data": "", "task__train_data": ""}

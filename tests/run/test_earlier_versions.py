@@ -9,6 +9,8 @@ import h5py
 import launching
 import pytest
 
+pytestmark = pytest.mark.lengthy
+
 BEGUN = launching.DATA / "begun-by-0.1.0"
 
 # What version 0.1.0 was begun with, for 3 generations; it was then asked for 5 in one go elsewhere.

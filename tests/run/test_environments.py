@@ -22,6 +22,8 @@ from mpies.replica import Replica
 from mpies.tasks.base import TrainerState
 from mpies.tasks.environments.seeds import seeds
 
+pytestmark = pytest.mark.lengthy
+
 FILE = str(Path(games.__file__))
 OWN = {"task__name": "custom", "task__reward": {}, "task__train_data": "", "task__eval_data": ""}
 MADE_UP = {"task__train_size": 3, "task__eval_size": 2}

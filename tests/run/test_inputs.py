@@ -8,6 +8,8 @@ from launching import DATA, problems, python
 from mpies.errors import InputError
 from mpies.run.inputs import load_settings
 
+pytestmark = pytest.mark.lengthy
+
 MISSING = ["task.train_data=none.jsonl", "task.eval_data=./no/folder", "task.reward=none.py:right"]
 
 

@@ -33,6 +33,8 @@ from mpies.model.weights import take_over
 from mpies.noise import definition
 from mpies.noise.cpu import CpuKernels
 
+pytestmark = pytest.mark.lengthy
+
 IMPROBABLE = 1e-6
 Reward = Callable[[np.ndarray], float]
 

@@ -460,6 +460,7 @@ def write_for_ever(path: Path, started) -> None:
         started.set()
 
 
+@pytest.mark.lengthy
 def test_a_killed_writer_leaves_a_whole_file(path):
     """SIGKILL at random moments; after each, the file is read, and the next writer goes on with it."""
     moments = random.Random(1)

@@ -22,6 +22,8 @@ from mpies.tasks.environments.limits import Limits
 from mpies.tasks.environments.nursery import Nursery
 from mpies.tasks.environments.seeds import seeds
 
+pytestmark = pytest.mark.lengthy
+
 FILE = str(Path(games.__file__))
 LIMITS = Limits(1, 120.0)
 

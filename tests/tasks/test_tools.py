@@ -18,6 +18,8 @@ from mpies.engines.tools import Chat, Tools
 from mpies.errors import InputError
 from mpies.tasks.episodes import Episode, Start, Turn
 
+pytestmark = pytest.mark.lengthy
+
 FILE = str(Path(games.__file__))
 ASKED = [{"role": "user", "content": "Go."}]
 
