@@ -4,7 +4,7 @@ It imports nothing: what the process does that forks episodes, all of these have
 """
 
 
-class Asked:
+class OneTurn:
     def reset(self, **row: object) -> None:
         return None
 

@@ -29,7 +29,7 @@ def measure(rig: Rig, work: Work, repeats: int, synchronize: Callable[[], None],
     """Seconds of low-rank generations, without their updates: as a task; as an environment, if it may have
     one turn (task.max_turns=1), and if it may have more, for which keys and values are kept."""
     task = Task("bench", [{"prompt": prompt} for prompt in prompts_of(work.prompts)], [], lengths)
-    nursery = Nursery(Beginning(Limits.of(SECONDS), f"{asked.__name__}:{asked.Asked.__name__}"))
+    nursery = Nursery(Beginning(Limits.of(SECONDS), f"{asked.__name__}:{asked.OneTurn.__name__}"))
 
     def environment(turns: int) -> Task:
         limits = EpisodeLimits(turns, TOKENS)
