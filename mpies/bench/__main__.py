@@ -17,7 +17,7 @@ from mpies.ranks.agreement import together
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
-PARTS = ("kernels", "vllm", "vllm-lowrank", "generation", "share", "memory", "scaling")
+PARTS = ("kernels", "vllm", "vllm-lowrank", "generation", "one-turn", "share", "memory", "scaling")
 MOST = {
     **dict.fromkeys(("repeats", "population", "prompts", "tokens"), 10**6),
     "threads": 4096,

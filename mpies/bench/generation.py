@@ -69,14 +69,15 @@ class Rig:
         self.original = original
         torch.nn.Module.to(original, device=self.replica.device, dtype=getattr(torch, dtype))
 
-    def engine(self, tokens: int, batch: int) -> HfEngine:
-        """The program's engine, without an end of sequence."""
+    def engine(self, tokens: int, batch: int, version: Callable[[], int] | None = None) -> HfEngine:
+        """The program's engine, without an end of sequence. `version`: as the engine takes it."""
         engine = HfEngine(
             self.replica.model,
             Text(self.replica.model, self.replica.tokenizer, bool(self.replica.tokenizer.chat_template)),
             max_new_tokens=tokens,
             batch_size=batch,
             on_rows=self.lowrank.rows,
+            version=version,
         )
         engine.text.stops = set()
         return engine

@@ -15,7 +15,7 @@ from rich.table import Table
 
 import mpies
 import mpies.engines.vllm
-from mpies.bench import generation, kernels, multilora, report, vllm, vllm_lowrank, waiting
+from mpies.bench import generation, kernels, multilora, one_turn, report, vllm, vllm_lowrank, waiting
 from mpies.bench.generation import Rig, Work
 from mpies.bench.report import Result
 from mpies.model.loading import choose_dtype
@@ -89,6 +89,8 @@ def measure(
         timings, phases = generation.compare(rig, work, repeats, wait, say)
         yield from report.generations(timings, phases, work, repeats + 1)
         yield from report.forecast(timings, phases, work, repeats + 1, given.population, given.forecast)
+    if "one-turn" in rest and first:
+        yield from report.one_turn(one_turn.measure(rig, work, repeats, wait, say), work)
     if "share" in rest and first:
         yield from report.share(generation.share(rig, long, repeats, wait, say), long)
     if "scaling" in rest:

@@ -102,6 +102,15 @@ def forecast(
             yield Result(group, text, seconds, "s")
 
 
+def one_turn(t: Timings, work: Work) -> Iterator[Result]:
+    group = f"an environment of one turn, {work}"
+    yield Result(group, "a task's generation, without its update", t["task"], "s")
+    ways = {"one turn": "task.max_turns=1", "one turn of more": "keys and values kept for more turns"}
+    for way, name in ways.items():
+        more = 100 * (t.ratio(way, "task") - 1)
+        yield Result(group, f"as an environment, {name}: takes more by", more, "%", most=3)
+
+
 def share(t: Timings, work: Work) -> Iterator[Result]:
     group = f"full perturbation, {work}"
     turns = range(len(t.seconds["generate"]))

@@ -61,6 +61,7 @@ def test_all_parts_run_on_two_ranks(tmp_path, tiny_model):
         "low rank: update with 512 directions",
         "2 ranks against 1",
         "share that is not inference",
+        "a task's generation, without its update",
     ):
         assert figures[name]["value"] > 0
         assert name in done.stdout

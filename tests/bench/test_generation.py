@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from mpies.bench import generation
+from mpies.bench import generation, one_turn
 from mpies.bench.__main__ import parse
 from mpies.bench.generation import Rig, Work, prompts_of, seeds_of, settings_of, task_of
+from mpies.engines.hf import HfEngine
 from mpies.es.population import Population
 from mpies.tasks import conciseness
+from mpies.tasks.base import Task
 
 WORK = Work(members=6, prompts=2, tokens=3)
 
@@ -131,6 +133,26 @@ def test_parts_of_a_full_generation(rig):
     assert list(timings.seconds) == ["perturb", "generate", "update"]
     assert all(timings[part] > 0 for part in timings.seconds)
     assert rig.weights.rank == 0
+
+
+def test_an_environment_of_one_turn_is_played_as_the_task_is(rig, monkeypatch):
+    """In each way and round, one call of the engine for all members, whose episodes come to their ends."""
+    answered, played = [], []
+    answer, play = HfEngine.generate_each, Task.play
+    monkeypatch.setattr(
+        HfEngine,
+        "generate_each",
+        lambda self, prompts, *more: (answered.append(prompts), answer(self, prompts, *more))[1],
+    )
+    monkeypatch.setattr(Task, "play", lambda *given: (played.append(play(*given)), played[-1])[1])
+    timings = one_turn.measure(rig, WORK, 1, lambda: None, lambda text: None)
+    assert list(timings.seconds) == ["task", "one turn", "one turn of more"]
+    assert all(timings[way] > 0 for way in timings.seconds)
+    assert answered == [prompts_of(2) * 6] * 6
+    ended = [{one.ended for member in found for one in member.episodes} for found in played]
+    assert ended == [{"done"}] * 6
+    rewards = [[member.scores.rewards.tolist() for member in found] for found in played]
+    assert rewards == [rewards[0]] * 6
 
 
 def test_scaling_on_one_rank(rig, alone, monkeypatch):

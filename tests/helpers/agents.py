@@ -16,6 +16,8 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from games import wait_if_told
+
 
 def ask(base_url: str, api_key: str, content: str = "a", **more) -> dict:
     """What a client of OpenAI's sends and reads. Raises urllib.error.HTTPError."""
@@ -44,6 +46,13 @@ def run(row, base_url, api_key):
         messages.append(message)
         total += worth(message["content"])
     return {"reward": total, "accuracy": float(total > 10)}
+
+
+def waiting(row, base_url, api_key, seed):
+    """The same; after its first answer it waits, if it is told to."""
+    ask(base_url, api_key)
+    wait_if_told(row, seed)
+    return run(row, base_url, api_key)
 
 
 async def apart(row, base_url, api_key, seed):
@@ -93,6 +102,26 @@ def reached(row, base_url, api_key):
         with socket.socket() as one:
             opened.append(one.connect_ex((address, port)) == 0)
     return float(opened == [True, False, False])
+
+
+def frugal(row, base_url, api_key):
+    """Asks far more often than may be asked at a time, but one after another, also while no thread can be had
+    for it; then still has an answer. How many found no thread, and its port."""
+
+    def fails() -> bool:
+        request = urllib.request.Request(f"{base_url}/models", headers={"Authorization": f"Bearer {api_key}"})
+        try:
+            with urllib.request.urlopen(request):
+                return False
+        except OSError:
+            return True
+
+    served = sum(not fails() for _ in range(40))
+    had = threading.stack_size(2**40)  # a thread would take more memory than an episode may have
+    without = sum(fails() for _ in range(40))
+    threading.stack_size(had)
+    ask(base_url, api_key)
+    return {"reward": served, "without": without, "port": urlsplit(base_url).port}
 
 
 def wicked(row, base_url, api_key):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 seen: list[str] = []
 """What an episode has left in its module: none may find anything here."""
@@ -57,6 +58,16 @@ def leave_behind():
     subprocess.Popen(sleep)
     subprocess.Popen(sleep, start_new_session=True)
     subprocess.run(["sh", "-c", "setsid sleep 1000 &"])
+
+
+def wait_if_told(row: dict, seed: int) -> None:
+    """Where the file row["wait"] has the seed of this episode: it leaves processes behind, says so by a file
+    with its number, and does not go on."""
+    told = Path(row["wait"])
+    if told.exists() and told.read_text() == str(seed):
+        leave_behind()
+        told.with_name(f"waits-{os.getpid()}").touch()
+        time.sleep(1000)
 
 
 class Silent(Echo):
@@ -214,6 +225,32 @@ class Short:
     def ping(self) -> str:
         """P."""
         return "pong"
+
+
+class Sum:
+    """Few words, too. What it gives differs between almost any two ways to call it."""
+
+    def reset(self, seed, **row) -> str:
+        self.seed, self.row, self.total = seed, row, random.randint(0, 9)
+        return str(self.total)
+
+    def add(self, n: int) -> int:
+        """
+        Adds.
+
+        Args:
+            n: It.
+        """
+        wait_if_told(self.row, self.seed)
+        self.total = (3 * self.total + n) % 101
+        return self.total
+
+    def get_reward(self) -> float:
+        return self.total / 7
+
+
+SUMS = tuple(f'<tool_call>{{"name": "add", "arguments": {{"n": {n}}}}}</tool_call>' for n in range(90))
+"""Calls of it, as words of a model that says nothing but words and characters."""
 
 
 def multiply(a: int, b: int) -> int:

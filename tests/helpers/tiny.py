@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,11 +24,12 @@ CHAT_TEMPLATE = (
 CONFIGS = {"qwen2": Qwen2Config, "llama": LlamaConfig}
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per printable ASCII character."""
-    vocabulary = {token: i for i, token in enumerate(SPECIAL + CHARACTERS)}
+def tokenizer(words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """One token per printable ASCII character, and per word."""
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS, *words])}
     fast = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    fast.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    parts = "|".join([*map(re.escape, words), "."])
+    fast.pre_tokenizer = pre_tokenizers.Split(Regex(parts), "isolated")
     fast.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=fast,
@@ -55,10 +58,14 @@ def save_model(
     dtype: torch.dtype = torch.float32,
     hidden: int = 32,
     seed: int = 0,
+    words: Sequence[str] = (),
+    positions: int = 512,
+    text: PreTrainedTokenizerFast | None = None,
 ) -> Path:
-    """A Hugging Face folder of a random model with 2 layers; `kind` is llama or qwen2."""
+    """A Hugging Face folder of a random model with 2 layers; `kind` is llama or qwen2. `words`: tokens that
+    it may say beside characters; `text`: another tokenizer."""
     torch.manual_seed(seed)
-    text = tokenizer()
+    text = text or tokenizer(words)
     config = CONFIGS[kind](
         vocab_size=len(text),
         hidden_size=hidden,
@@ -66,11 +73,11 @@ def save_model(
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         tie_word_embeddings=tied,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
+        bos_token_id=text.bos_token_id,
+        eos_token_id=text.eos_token_id,
+        pad_token_id=text.pad_token_id,
         initializer_range=0.2,
     )
     model = AutoModelForCausalLM.from_config(config).to(dtype)

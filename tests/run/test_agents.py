@@ -1,9 +1,11 @@
-"""Agents: clients of OpenAI's kind, whose requests are a block's turns; refused, limited, and the same on any
-ranks."""
+"""Agents: clients of OpenAI's kind, whose requests are a block's turns; refused, limited, told of. The
+same on any ranks: test_killed_in_an_episode.py."""
 
 from __future__ import annotations
 
+import errno
 import json
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +14,6 @@ import h5py
 import psutil
 import pytest
 
-from jobs import arguments, assert_same_run, train
 from mpies import config, tasks
 from mpies.engines.base import Completions
 from mpies.errors import InputError
@@ -210,6 +211,14 @@ def test_its_port_is_on_the_loopback_address_only(build):
     assert play(build("reached", [{}])).scores.rewards.tolist() == [1.0]
 
 
+def test_a_place_is_given_back_after_its_request_and_the_port_after_its_episode(build):
+    made = build("frugal", [{}])
+    (one,) = play(made).episodes
+    assert (one.error, one.reward, one.metrics["without"]) == ("", 40, 40)
+    with socket.socket() as client:
+        assert client.connect_ex(("127.0.0.1", int(one.metrics["port"]))) == errno.ECONNREFUSED
+
+
 # What an agent does -> what is said of it.
 WRONG = {
     "none": "run's value is None; needed is a reward",
@@ -318,17 +327,3 @@ def test_a_run_with_an_agent_tells_what_its_episodes_came_to(runs):
         told = json.loads(file["sample/messages"].asstr()[0])
         assert [m["role"] for m in told["conversation"]] == ["user", "assistant"] * 2
         assert told["ended"] == "done after 2 turns"
-
-
-@pytest.mark.launch
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("perturbation", ["lowrank", pytest.param("full", marks=pytest.mark.long)])
-def test_any_ranks_give_the_same_run(tiny_model, tmp_path, perturbation):
-    changes = {"task__agent": f"{FILE}:run", "task__name": "custom", "task__train_size": 2}
-    changes |= {"es__perturbation": perturbation, "engine__max_new_tokens": 4, "es__block": 2}
-    changes |= {"run__evaluate_every": 0}
-    if perturbation == "full":
-        del changes["es__block"]
-    for ranks in (1, 2):
-        train(ranks, *arguments(tiny_model(), tmp_path / str(ranks), 3, **changes))
-    assert_same_run(tmp_path / "1", tmp_path / "2", 3)

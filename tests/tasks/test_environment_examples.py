@@ -7,12 +7,17 @@ import importlib
 import io
 import json
 import random
+import re
 import runpy
 import sys
+from pathlib import Path
 
+import h5py
 import launching
 import pytest
+import tiny
 
+from jobs import arguments, train
 from mpies import config
 
 FOLDER = launching.REPOSITORY / "examples" / "environments"
@@ -119,3 +124,41 @@ def test_the_settings_can_be(name, monkeypatch):
     monkeypatch.chdir(launching.REPOSITORY)
     settings = config.load([str(FOLDER / f"{name}.yaml")])
     assert settings.task.in_environments and config.remark(settings) == []
+
+
+CALLS = [
+    f'<tool_call>\n{{"name": "calculator", "arguments": {{"expression": "1 + {n}"}}}}\n</tool_call>'
+    for n in range(64)
+]
+
+
+@pytest.mark.long
+@pytest.mark.launch
+@pytest.mark.timeout(900)
+def test_a_tool_and_its_reward_function_are_the_same_file_for_trl(tmp_path):
+    """By a model that calls at random: TRL's own trainer, and ours."""
+    utils = pytest.importorskip("trl.chat_template_utils")
+    text = tiny.byte_tokenizer((Path(utils.__file__).parent / "chat_templates" / "qwen3.jinja").read_text())
+    text.add_tokens(CALLS)
+    model = tiny.save_model(tmp_path / "model", "qwen2", positions=8192, text=text)
+    given = {"model_name_or_path": model, "output_dir": tmp_path / "trl", "use_cpu": "true", "bf16": "false"}
+    given |= {"max_steps": 1, "logging_steps": 1, "num_generations": 4, "per_device_train_batch_size": 4}
+    given |= {"max_completion_length": 256, "max_tool_calling_iterations": 1, "report_to": "none"}
+    said = launching.output_of(
+        sys.executable,
+        FOLDER / "trl_grpo.py",
+        *(str(part) for name, value in given.items() for part in (f"--{name}", value)),
+        cwd=tmp_path,
+        HF_HOME=str(tmp_path / "cache"),
+    )
+    (calls,) = re.findall(r"tools/call_frequency\W+([0-9.]+)", said)
+    assert float(calls) > 1 and "rewards/right/mean" in said
+    files = {
+        "task__tools": FOLDER / "calculator.py:calculator",
+        "task__reward": FOLDER / "calculator.py:right",
+    }
+    files["task__train_data"] = FOLDER / "problems.jsonl"
+    sizes = {"task__train_size": 4, "task__eval_size": 2, "task__max_turns": 2, "engine__max_new_tokens": 12}
+    train(1, *arguments(model, tmp_path / "ours", 1, run__evaluate_every=0, **(files | sizes)))
+    with h5py.File(tmp_path / "ours" / "run.h5") as file:
+        assert (file["member/calls"][0] > 4).all() and not file["member/failed"][0].any()

@@ -14,6 +14,7 @@ import pytest
 from mpies import config, tasks
 from mpies.errors import HelperError, InputError
 from mpies.noise.definition import philox
+from mpies.tasks.environments import nursery as made_nursery
 from mpies.tasks.environments import task as made_task
 from mpies.tasks.environments.children import Call
 from mpies.tasks.environments.fork_server import Batch, Beginning, packed
@@ -167,6 +168,23 @@ def test_nothing_is_left_when_it_is_closed_or_killed(nursery):
     ):
         step(killed, {0: "a"})
     assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "1000"]]
+
+
+def test_one_that_does_not_answer_at_all_is_ended_and_named(nursery, monkeypatch):
+    made = nursery("Echo", Limits(1, 60.0))
+    begin(made, [{}] * 2)
+    # Waited for is what a round of calls and one more may take, and a start besides: here 1 s in all.
+    monkeypatch.setattr(made_nursery, "STARTING", 1 - 2 * (60 + made_nursery.GRACE))
+    forks = psutil.Process(made._process.process.pid)
+    children = forks.children()
+    forks.suspend()
+    start = time.monotonic()
+    said = r"^task\.environment: the process of its episodes has not answered for 1 s$"
+    with pytest.raises(HelperError, match=said):
+        step(made, {0: "a"})
+    assert 1 <= time.monotonic() - start < 30
+    assert not forks.is_running() and len(children) == 2
+    assert psutil.wait_procs(children, 10)[1] == []
 
 
 def test_seeds_are_those_of_the_definition():
