@@ -92,7 +92,7 @@ INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 .DEFAULT_GOAL := help
 .PHONY: help install model quickstart test-quick test-lengthy test-mpi test-launch test-long test-zoo test test-slurm test-vllm site test-site test-oldest test-newest test-aot test-gpu speed-of-kinds \
   gpu-wheels torture \
-  models lint check dist test-dist smoke-dist
+  models models-vllm lint check dist test-dist smoke-dist
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -260,6 +260,10 @@ torture: $(INSTALLED) ## kill a run KILLS times, resume it, compare it with one 
 
 models: $(INSTALLED) ## write docs/models.md: which of transformers' architectures can be tuned, from a start with each
 	PYTHONPATH=tests/helpers HF_HUB_OFFLINE=1 $(RUN) docs/models.py
+
+models-vllm: $(VLLM_INSTALLED) ## what of these the vLLM engine computes, for the same page: then make models
+	PYTHONPATH=tests/helpers HF_HUB_OFFLINE=1 $(VLLM_RUN) tests/helpers/vllm_zoo.py > docs/models-vllm.jsonl.new
+	mv docs/models-vllm.jsonl.new docs/models-vllm.jsonl
 
 speed-of-kinds: $(INSTALLED) ## low rank on a small mixture and a small hybrid, against plain inference; ARGS='--repeats 9'
 	PYTHONPATH=tests/helpers HF_HUB_OFFLINE=1 $(RUN) tests/speed_of_kinds.py $(ARGS)

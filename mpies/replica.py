@@ -268,7 +268,7 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     master = loading.base_dtype(settings.model.master, dtype)
     kernels = kernels_for(device, settings.run.threads)
     base = take_base(model, device, master, settings.model.base)
-    live = host.hold(base) if host else room_for(base, dtype, device)
+    live = host.hold(model, base) if host else room_for(base, dtype, device)
     weights = (host.weigh if host else Weights)(model, base, live, kernels, settings.es.noise_rank)
     _refuse_unfit(path, weights)
     if device.type == "cpu":

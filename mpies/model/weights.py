@@ -16,7 +16,7 @@ of the generation's first seed: everything stays exact.
 An engine may hold the live weights in a model of its own; the transformers model then shares them:
 
     base = take_base(model, device, master)
-    live = host.hold(base)                  or room_for(base, dtype)
+    live = host.hold(model, base)           or room_for(base, dtype)
     weights = Weights(model, base, live, kernels, rank)
 """
 

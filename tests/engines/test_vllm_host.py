@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mpies.engines.vllm import host
 from mpies.engines.vllm.host import Host, Room
@@ -81,7 +81,7 @@ def test_what_the_base_is_worked_on_in_is_no_room_for_the_cache(device, master, 
     free = kept + live + host.RESERVE[device] + left
     made = Host("folder", config, Room(100, 500), torch.bfloat16, torch.device(device), free, 0)
     with pytest.raises(InputError, match="vllm does not start"):
-        made.hold(base)
+        made.hold(LlamaForCausalLM(config), base)
     assert made.cache == left - scratch
 
 
@@ -92,3 +92,12 @@ def test_a_cache_that_is_small_is_told():
     assert made.tell_room() == ""
     made.cache = made.room.bytes(config, torch.bfloat16, 7) + 1000
     assert made.tell_room() == "vllm, 7 of engine.batch_size=32 answers at a time: memory is short"
+
+
+@pytest.mark.skipif(not hasattr(LlamaConfig, "per_layer_config"), reason="transformers has no such models")
+def test_layers_may_differ():
+    """In Gemma 4, those that see all have wider heads; asking the whole configuration raises there."""
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    plain = Room(1, 100).bytes(LlamaConfig(**shape), torch.bfloat16)
+    wider = LlamaConfig(**shape, per_layer_config={1: {"head_dim": 32}})
+    assert Room(1, 100).bytes(wider, torch.bfloat16) == plain * 3 // 2

@@ -19,11 +19,12 @@ import torch
 
 from mpies.engines.base import Prompt
 from mpies.engines.text import Text
-from mpies.engines.vllm import INSTEAD, mapping
+from mpies.engines.vllm import mapping
 from mpies.engines.vllm.environment import set_environment
 from mpies.engines.vllm.insides import refuse_changed
 from mpies.engines.vllm.packing import Packing, WatchedWeights
-from mpies.errors import InputError, reason
+from mpies.engines.vllm.reading import examine, has_states, layers_of, starting
+from mpies.errors import InputError
 from mpies.model.lowrank import count_noise
 from mpies.model.storage import copies_bytes
 from mpies.model.weights import Tensors, Weights
@@ -66,14 +67,17 @@ class Room:
 
     def bytes(self, config: PretrainedConfig, dtype: torch.dtype, rows: int | None = None) -> int:
         """Of keys and values, for so many answers (all of them), in whole blocks and two to spare."""
-        config = config.get_text_config()
-        if not hasattr(config, "num_attention_heads"):
-            raise InputError(f"engine.name: vllm is for models with attention, not for {config.model_type}")
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        a_token = 2 * config.num_hidden_layers * heads * width * dtype.itemsize
+        a_token = 2 * dtype.itemsize * sum(_width(layer) for layer in layers_of(config.get_text_config()))
         rows = self.rows if rows is None else rows
         return (rows * -(-self.tokens // BLOCK) + 2) * BLOCK * a_token
+
+
+def _width(layer: PretrainedConfig) -> int:
+    """Numbers of a token's keys in a layer."""
+    if not hasattr(layer, "num_attention_heads"):
+        raise InputError(f"engine.name: vllm is for models with attention, not for {layer.model_type}")
+    heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
+    return heads * (getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
 
 
 def refuse_too_long(room: Room, config: PretrainedConfig) -> None:
@@ -168,8 +172,8 @@ class Host:
         self.packing = Packing()
         self._start = folder, config, dtype, device, free, local_rank
 
-    def hold(self, base: Tensors) -> Tensors:
-        """Start vLLM; views of its parameters in the shapes and by the names of `base`.
+    def hold(self, model: PreTrainedModel, base: Tensors) -> Tensors:
+        """Start vLLM; views of its parameters in the shapes and by the names of `base`, which is the model's.
 
         Raises InputError if vLLM does not fit beside the base weights, or is not to be had with this model.
         """
@@ -182,19 +186,15 @@ class Host:
         # Set whatever the user has set, since the run file tells the setting.
         os.environ["VLLM_BATCH_INVARIANT"] = str(int(self.invariant))
         set_environment(local_rank)  # vLLM is asked first here
-        self.turns = self.turns and not has_states(folder)
         others = {"enable_prefix_caching": self.turns}
         self.llm = start(
             folder, dtype, device, self.room, self.cache, local_rank, self.packing, self.noise, others
         )
+        self.turns = self.llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
         (self.runner,) = self.llm.collective_rpc(lambda worker: worker.model_runner)
-        model = self.runner.get_model()
-        if ".models.transformers." in type(model).__module__:
-            # It computes with transformers' own classes, which it changes: the model beside it, too.
-            raise InputError(
-                f"engine.name: vllm has no {config.model_type} of its own, only transformers'; {INSTEAD}"
-            )
-        return mapping.find_views(model, base, dtype)
+        views = mapping.find_views(self.runner.get_model(), base, dtype, model, device)
+        self.packing.made = views.made
+        return views.live
 
     def weigh(
         self, model: PreTrainedModel, base: Tensors, live: Tensors, kernels: Kernels, rank: int
@@ -250,30 +250,19 @@ def start(
     set_environment(local_rank)
     threads, preloaded = torch.set_num_threads, os.environ.get("LD_PRELOAD")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), starting():
             warnings.simplefilter("ignore")
             refuse_changed(device.type)  # before anything of it is replaced
+            if has_states(examine(folder)):
+                others = {**others, "enable_prefix_caching": False}
             with _mended(device, packing):
                 made = _make(folder, dtype, device, room, cache, noise, others)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"engine.name: vllm does not start with this model ({type(error).__name__}: {_told(error)});"
-            f" {INSTEAD}"
-        ) from error
     finally:
         torch.set_num_threads = threads  # which vLLM replaces on CPUs
         if preloaded is None:  # what vLLM wants for its own subprocesses, which there are none of
             os.environ.pop("LD_PRELOAD", None)
         else:
             os.environ["LD_PRELOAD"] = preloaded
-    config = made.llm_engine.vllm_config.model_config
-    if config.quantization or config.use_mla:
-        raise InputError(
-            "engine.name: vllm computes with weights that it has made of this model's (quantised, or latent"
-            " attention); use engine.name=hf"
-        )
     return made
 
 
@@ -315,14 +304,6 @@ def _make(
         "disable_log_stats": True,
     }
     return LLM(folder, **(options | dict(others)))
-
-
-def has_states(folder: str) -> bool:
-    """Has the model layers whose states cannot be cut back to a prefix, as vLLM sees it?"""
-    from vllm import EngineArgs
-
-    config = EngineArgs(folder, skip_tokenizer_init=True, trust_remote_code=False).create_model_config()
-    return bool(config.is_hybrid or config.is_attention_free)
 
 
 def options_on_gpus(free: int, total: int, rows: int) -> dict[str, Any]:
@@ -371,9 +352,3 @@ def _mended(device: torch.device, packing: Packing) -> Iterator[None]:
         mock.patch.object(dispatcher, "vars", attributes, create=True),
     ):
         yield
-
-
-def _told(error: Exception) -> str:
-    """The line of vLLM's messages that says most: the last one of pydantic's problems, else the first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if line.startswith("Value error")), reason(error))[:300]

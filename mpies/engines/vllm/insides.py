@@ -79,6 +79,10 @@ INSIDES = (
     Inside("v1.worker.gpu_model_runner", "GPUModelRunner.synchronize_input_prep", ()),
     Inside("v1.worker.gpu_input_batch", "InputBatch.req_ids"),
     Inside("v1.worker.gpu_input_batch", "CachedRequestState"),
+    # reading.py, windows.py: what vLLM makes of a model's folder.
+    Inside("engine.arg_utils", "EngineArgs.create_model_config", ()),
+    Inside("config.model", "ModelConfig.using_transformers_backend", ()),
+    *_of("config.model", ["ModelConfig.is_hybrid", "ModelConfig.is_attention_free", "ModelConfig.use_mla"]),
     # layers.py: what is replaced.
     Inside("model_executor.layers.linear", "UnquantizedLinearMethod.apply", ("layer", "x", "bias")),
     Inside(

@@ -9,16 +9,21 @@ weights themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from mpies.engines.vllm.checkpoint import as_stored, fixed_tensors
 from mpies.errors import InputError, reason
 from mpies.model.weights import Tensors
 
-DIGITS = 200  # a number is told in two digits, 1 to 200, which every floating-point dtype holds exactly
+# A number is told in two digits, 1 to 80: every floating-point dtype holds them exactly, and float32 powers
+# of e with them.
+DIGITS = 80
 
 
 class VllmModel(Protocol):
@@ -31,48 +36,103 @@ class VllmModel(Protocol):
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any: ...
 
 
-def find_views(model: VllmModel, base: Tensors, dtype: torch.dtype) -> Tensors:
-    """Views of vLLM's parameters in the shapes and by the names of `base`, filled with cast(base).
+class Made(NamedTuple):
+    """Rows of vLLM's that are made of a parameter of transformers': a state's rates of their logarithms."""
 
-    model: vLLM's. Raises InputError where a parameter is not in vLLM's model as it is in transformers',
-    or where vLLM's model has parameters that no parameter of transformers' fills.
+    rows: torch.Tensor
+    of: torch.Tensor
+    """The live weights."""
+
+    def remake(self) -> None:
+        self.rows.copy_(-torch.exp(self.of.float()))
+
+
+class Views(NamedTuple):
+    live: Tensors
+    """In the shapes and by the names of the base: vLLM's memory, but for what vLLM has made of them."""
+    made: list[Made]
+
+
+def find_views(
+    model: VllmModel, base: Tensors, dtype: torch.dtype, theirs: PreTrainedModel, device: torch.device
+) -> Views:
+    """Views of vLLM's parameters, filled with cast(base).
+
+    model: vLLM's, on `device`; theirs: transformers'. Raises InputError where a parameter is not in vLLM's
+    model as it is in transformers', or where vLLM's model has parameters that nothing of transformers' fills.
     """
-    own = dict(model.named_parameters())
-    for name, parameter in own.items():
-        if parameter.dtype != dtype:
-            raise _refusal(f"vLLM keeps {name} in {parameter.dtype}".replace("torch.", ""))
-    numbers = {name: _numbers(model, own, base, place) for place, name in enumerate(("high", "low"))}
-    found: Tensors = {}
+    own, fixed = dict(model.named_parameters()), fixed_tensors(theirs)
+    loader = Loader(model, theirs, device)
+    numbers = {place: loader.numbers([*base.items(), *fixed.items()], place) for place in ("high", "low")}
+    found = Views({}, [])
     for number, name in enumerate(base):
-        high, low = divmod(number, DIGITS)
-        found[name] = _view(name, base[name], own, numbers["high"], numbers["low"], high + 1, low + 1)
+        high, low = (digit + 1 for digit in divmod(number, DIGITS))
+        view = _view(name, base[name], own, numbers["high"], numbers["low"], high, low)
+        if view is None:
+            view = torch.empty(base[name].shape, dtype=dtype, device=device)
+            rows = _view(name, base[name], own, numbers["high"], numbers["low"], -high, -low)
+            if rows is None:
+                raise _refusal(f"{name} is in none of vLLM's parameters")
+            found.made.append(Made(rows, view))
+        if view.dtype != dtype:
+            raise _refusal(f"vLLM keeps {name} in {view.dtype}".replace("torch.", ""))
+        found.live[name] = view
     _refuse_unfilled(model, own, numbers["low"])
-    _compare(model, base, found, dtype)
+    loader.load(((name, base[name].to(device).to(dtype)) for name in base), fixed.items())
+    _compare(base, found)
     return found
 
 
-def _numbers(model: VllmModel, own: Mapping[str, nn.Parameter], base: Tensors, place: int) -> Tensors:
-    """A digit of the number of the parameter that each row of vLLM's parameters is from; 0: of none.
+def _compare(base: Tensors, found: Views) -> None:
+    """Do the views show what vLLM has loaded of the base?"""
+    for made in found.made:
+        name = next(name for name, live in found.live.items() if live is made.of)
+        made.of.copy_(base[name])
+        loaded = made.rows.clone()
+        made.remake()
+        if not torch.equal(made.rows, loaded):
+            raise _refusal(f"vLLM changes {name} when it loads it")
+    for name, live in found.live.items():
+        if not torch.equal(live, base[name].to(live.device).to(live.dtype)):
+            raise _refusal(f"vLLM changes {name} when it loads it")
 
-    On the CPU, where they are looked through: on a GPU, each look would have to be waited for.
-    """
-    for parameter in own.values():
-        parameter.data.zero_()
 
-    def marked() -> Iterator[tuple[str, torch.Tensor]]:
-        for number, (name, tensor) in enumerate(base.items()):
-            digit = divmod(number, DIGITS)[place] + 1
-            like = next(iter(own.values()))
-            yield (
-                name,
-                torch.full((), float(digit), dtype=like.dtype, device=like.device).expand(tensor.shape),
-            )
+class Loader:
+    """vLLM's own way to load a checkpoint, given what is no checkpoint."""
 
-    _load(model, marked())
-    return {
-        name: (parameter.data.flatten(1)[:, 0] if parameter.dim() > 1 else parameter.data).cpu().clone()
-        for name, parameter in own.items()
-    }
+    def __init__(self, model: VllmModel, theirs: PreTrainedModel, device: torch.device):
+        self.model, self.theirs, self.device = model, theirs, device
+
+    def numbers(self, tensors: Sequence[tuple[str, torch.Tensor]], place: str) -> Tensors:
+        """A digit of the number of the tensor that each row of vLLM's parameters is from; 0: of none.
+
+        Below 0 where it is made of that tensor.
+
+        On the CPU, where they are looked through: on a GPU, each look would have to be waited for.
+        """
+
+        def marked() -> Iterator[tuple[str, torch.Tensor]]:
+            for number, (name, tensor) in enumerate(tensors):
+                digit = divmod(number, DIGITS)[place == "low"] + 1
+                yield name, torch.full((), float(digit), device=self.device).expand(tensor.shape)
+
+        self.load(marked())
+        return {name: _digits(parameter.data) for name, parameter in self.model.named_parameters()}
+
+    def load(self, *tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Into parameters that are all zero. Raises InputError if vLLM cannot."""
+        for _, parameter in self.model.named_parameters():
+            parameter.data.zero_()
+        try:
+            self.model.load_weights(as_stored(self.theirs, chain(*tensors)))
+        except Exception as error:
+            raise _refusal(f"vLLM cannot load it ({type(error).__name__}: {reason(error)})") from error
+
+
+def _digits(loaded: torch.Tensor) -> torch.Tensor:
+    """Of each row; vLLM may have taken digits for logarithms of rates below 0."""
+    rows = (loaded.flatten(1)[:, 0] if loaded.dim() > 1 else loaded).cpu().float()
+    return torch.where(rows < 0, -(-rows).log().round(), rows)
 
 
 def _view(
@@ -83,12 +143,14 @@ def _view(
     lows: Tensors,
     high: int,
     low: int,
-) -> torch.Tensor:
-    """The rows of vLLM's parameters whose digits are `high` and `low`."""
+) -> torch.Tensor | None:
+    """The rows of vLLM's parameters whose digits are `high` and `low`; None if there are none."""
     places = [
         (key, rows) for key in own if len(rows := ((highs[key] == high) & (lows[key] == low)).nonzero()[:, 0])
     ]
-    if len(places) != 1:
+    if not places:
+        return None
+    if len(places) > 1:
         raise _refusal(f"{name} is in {len(places)} of vLLM's parameters")
     ((key, rows),) = places
     first, last = int(rows[0]), int(rows[-1])
@@ -108,24 +170,6 @@ def _refuse_unfilled(model: VllmModel, own: Mapping[str, nn.Parameter], lows: Te
     for name in own:
         if bool((lows[name][: padded.get(name)] == 0).any()):
             raise _refusal(f"nothing in transformers' model fills all of vLLM's {name}")
-
-
-def _compare(model: VllmModel, base: Tensors, found: Tensors, dtype: torch.dtype) -> None:
-    """Let vLLM load the base, and see whether the views show it."""
-    for _, parameter in model.named_parameters():
-        parameter.data.zero_()
-    device = next(iter(found.values())).device  # the base may be kept elsewhere
-    _load(model, ((name, tensor.to(device).to(dtype)) for name, tensor in base.items()))
-    for name, tensor in base.items():
-        if not torch.equal(found[name], tensor.to(device).to(dtype)):
-            raise _refusal(f"vLLM changes {name} when it loads it")
-
-
-def _load(model: VllmModel, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-    try:
-        model.load_weights(weights)
-    except Exception as error:
-        raise _refusal(f"vLLM cannot load it ({type(error).__name__}: {reason(error)})") from error
 
 
 def _refusal(why: str) -> InputError:

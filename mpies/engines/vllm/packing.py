@@ -4,7 +4,8 @@ oneDNN multiplies faster by a weight that lies in blocks of its own, so vLLM pac
 loaded them. Here they change with every member. Packing them again costs little more than a perturbation
 does, and is won back in some ten tokens: see docs/performance.md. It takes a second copy of the matrices, on
 CPUs only; GPUs multiply by the parameters themselves. The kernel for experts wants a layout of its own as
-well, and is given copies in it in place of the parameters.
+well, and is given copies in it in place of the parameters. And what vLLM makes of parameters when it loads
+them, on all devices, is made anew with them (mapping.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from mpies.engines.vllm.mapping import Made
 from mpies.errors import InputError
 from mpies.model.linear_cpu import linear
 from mpies.model.weights import Weights
@@ -68,6 +70,7 @@ class Packing:
     def __init__(self) -> None:
         self.layers: list[LinearLayer] = []
         self.experts: list[Experts] = []
+        self.made: list[Made] = []
         self.weights: WatchedWeights | None = None
         """Those that the layers hold, once they are known."""
         self._packed = 0
@@ -111,6 +114,8 @@ class Packing:
             layer.cpu_linear = packed_product(layer.weight)
         for experts in self.experts:
             experts.pack()
+        for made in self.made:
+            made.remake()
 
 
 def packed_product(weight: torch.Tensor) -> Product:

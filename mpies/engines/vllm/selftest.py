@@ -35,6 +35,7 @@ from mpies.engines.probing import TOLERANCES, Probe, by_one_forward, rms, spread
 from mpies.engines.vllm import INSTEAD, WITHOUT_BLOCKS
 from mpies.engines.vllm.engine import Told, VllmEngine
 from mpies.engines.vllm.lowrank import BlocksInVllm
+from mpies.engines.vllm.windows import refuse_other_windows
 from mpies.errors import InputError
 from mpies.model.weights import Weights
 
@@ -49,6 +50,7 @@ ROUNDING = 3.0
 
 def check_vllm(model: PreTrainedModel, weights: Weights, blocks: BlocksInVllm | None, engine: Any) -> None:
     """Raise InputError if vLLM computes a block's members, or without one live weights, otherwise."""
+    refuse_other_windows(model, engine.llm, engine.most_tokens)
     if blocks:
         check_members(model, weights, blocks, engine)
     else:
