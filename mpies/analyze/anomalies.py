@@ -61,7 +61,7 @@ def _unscored(run: Run) -> Iterator[str]:
         total, worst = int(unscored.sum()), int(unscored.argmax())
         share = 100 * total / (run.committed * run.population)
         yield (
-            f"{total} of {run.committed * run.population} members unscored ({share:.2g} %),"
+            f"{total} of {run.committed * run.population} members unscored ({share:.3g} %),"
             f" most in generation {worst + 1}: {unscored[worst]}"
         )
 
@@ -72,7 +72,8 @@ def _no_spread(run: Run) -> Iterator[str]:
     high = np.where(scored, rewards, -np.inf).max(axis=1)
     low = np.where(scored, rewards, np.inf).min(axis=1)
     size = np.maximum(np.abs(high), np.abs(low))
-    flat = int(np.count_nonzero((high - low) <= RELATIVE_SPREAD * size)) if run.population > 1 else 0
+    same = scored.any(axis=1) & (high - low <= RELATIVE_SPREAD * size)
+    flat = int(np.count_nonzero(same)) if run.population > 1 else 0
     if flat:
         yield f"in {flat} of {run.committed} generations all members got the same reward: no update"
 
@@ -80,16 +81,19 @@ def _no_spread(run: Run) -> Iterator[str]:
 def _collapse(run: Run) -> Iterator[str]:
     """The mean reward has lost more than half of what it had gained, and more than noise explains: that of
     members, and that of prompts which are others in each generation."""
-    means = run.column("generation/reward_mean")
-    rewards = series.smooth(means)
-    if run.committed < 4 or not np.isfinite(rewards).all():
+    everything = run.column("generation/reward_mean")
+    there = np.flatnonzero(np.isfinite(everything))
+    if len(there) < 4:
         return
+    means = everything[there]
+    rewards = series.smooth(means)
     best, last = int(rewards.argmax()), rewards[-1]
     gained, lost = rewards[best] - rewards[0], rewards[best] - last
     members = np.median(np.nan_to_num(run.column("generation/reward_std"))) / np.sqrt(run.population)
     error = max(members, np.median(np.abs(np.diff(means))))  # of normal noise, 0.95 of its deviation
     if lost > max(gained / 2, 5 * error):
-        yield f"collapse: mean reward fell from {rewards[best]:.4g} (generation {best + 1}) to {last:.4g}"
+        where = there[best] + 1
+        yield f"collapse: mean reward fell from {rewards[best]:.4g} (generation {where}) to {last:.4g}"
 
 
 def _idle_ranks(run: Run) -> Iterator[str]:

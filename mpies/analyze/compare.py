@@ -93,12 +93,12 @@ def permutation_p(a: Sequence[float], b: Sequence[float]) -> float:
     return as_large / ways if ways <= EXACT else (as_large + 1) / (EXACT + 1)
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """p values corrected for their number, by Holm's method; NaN stays, and does not count."""
+def holm(ps: Sequence[float], comparisons: int) -> list[float]:
+    """p values corrected for so many comparisons, by Holm's method; NaN stays."""
     order = sorted((i for i, p in enumerate(ps) if not math.isnan(p)), key=lambda i: ps[i])
     corrected, highest = list(ps), 0.0
     for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * ps[i]))
+        highest = max(highest, min(1.0, (comparisons - rank) * ps[i]))
         corrected[i] = highest
     return corrected
 
@@ -142,10 +142,12 @@ def _against_first(rows: list[ComparedGroup]) -> list[ComparedGroup]:
         enough = row is not first and first.seeds > 1 and row.seeds > 1
         ps.append(permutation_p(first.values, row.values) if enough else math.nan)
         least.append(_least_p(first.seeds, row.seeds) if enough else math.nan)
-    comparisons = sum(not math.isnan(p) for p in ps)
+    # The first is the best, which was chosen after looking: any of the pairs might have been compared.
+    groups = 1 + sum(not math.isnan(p) for p in ps)
+    comparisons = groups * (groups - 1) // 2
     # NaN first: it stays.
     least = [min(comparisons * low, 1.0) for low in least]
-    return [replace(row, p=p, p_least=low) for row, p, low in zip(rows, holm(ps), least)]
+    return [replace(row, p=p, p_least=low) for row, p, low in zip(rows, holm(ps, comparisons), least)]
 
 
 def _least_p(a: int, b: int) -> float:

@@ -109,7 +109,11 @@ def scalars(run: Run) -> Iterator[tuple[int, float, dict[str, float]]]:
             f"{later.split}, {later.decoding}/{name}": mean for name, (mean, _) in later.figures.items()
         }
         evaluations.setdefault(later.generation, {}).update(_finite(values))
-    columns = {c: v for c, v in run.tables["generation"].items() if c != "digest"}
+    columns = {
+        name: values
+        for name, values in run.tables["generation"].items()
+        if name != "digest" and values.dtype.kind in "biuf"
+    }
     ended = series.finished_at(run).tolist()
     for g in range(run.committed + 1):
         values = {_tag(c): float(v[g]) for c, v in columns.items()} if g < run.committed else {}

@@ -80,12 +80,14 @@ def changes_since_start(run: Run, split: str) -> list[Change]:
 def _by_generation(run: Run, split: str) -> dict[int, dict[str, np.ndarray]]:
     """Generation -> {"accuracy", "reward"} of its prompts, float64 (prompts,), in their order."""
     table = run.tables["prompt"]
-    found = {}
-    for generation in np.unique(table["generation"][table["split"] == split]).astype(int).tolist():
-        rows = np.flatnonzero((table["split"] == split) & (table["generation"] == generation))
-        rows = rows[np.argsort(table["number"][rows], kind="stable")]
-        found[generation] = {name: table[name][rows].astype(float) for name in (ACCURACY, "reward")}
-    return found
+    rows = np.flatnonzero(table["split"] == split)
+    rows = rows[np.lexsort((table["number"][rows], table["generation"][rows]))]
+    generations = table["generation"][rows].astype(int)
+    evaluations = np.split(rows, np.flatnonzero(np.diff(generations)) + 1) if len(rows) else []
+    return {
+        int(table["generation"][those[0]]): {n: table[n][those].astype(float) for n in (ACCURACY, "reward")}
+        for those in evaluations
+    }
 
 
 def _change(split: str, before: int, after: int, one: dict, other: dict) -> Change:

@@ -229,7 +229,18 @@ def _columns(file: h5py.File, name: str) -> dict[str, np.ndarray]:
         return {column: np.zeros(0) for column in schema}
     table = file[name]
     known = [column for column in schema if column in table]
-    return {c: _array(table[c]) for c in dict.fromkeys([*known, *table]) if c != CHECKSUM}
+    own = [
+        column for column in table if column not in (*schema, CHECKSUM) and _is_column(table, column, known)
+    ]
+    return {c: _array(table[c]) for c in [*known, *own] if c != CHECKSUM}
+
+
+def _is_column(table: h5py.Group, name: str, known: list[str]) -> bool:
+    """Is what somebody has put into a table a column of it? Of generations, it need not be as long."""
+    dataset = table[name]
+    if not isinstance(dataset, h5py.Dataset) or not dataset.shape:
+        return False
+    return table.name in ("/generation", "/member") or dataset.shape[0] == len(table[known[0]])
 
 
 def _array(dataset: h5py.Dataset) -> np.ndarray:

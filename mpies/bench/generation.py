@@ -147,7 +147,7 @@ def compare(
             lambda: paper.update(tensors, [m.index for m in few], small), len(few)
         ),
     }
-    return in_turns(cases, repeats, synchronize, say), phases
+    return in_turns(cases, repeats, synchronize, say, phases.take), phases
 
 
 def share(rig: Rig, work: Work, repeats: int, synchronize: Callable[[], None], say) -> Timings:

@@ -87,8 +87,8 @@ def measure(
         yield from _measure_memory(rig, device, work)
     if "generation" in rest and first:
         timings, phases = generation.compare(rig, work, repeats, wait, say)
-        yield from report.generations(timings, phases, work, repeats + 1)
-        yield from report.forecast(timings, phases, work, repeats + 1, given.population, given.forecast)
+        yield from report.generations(timings, phases, work, repeats)
+        yield from report.forecast(timings, phases, work, repeats, given.population, given.forecast)
     if "one-turn" in rest and first:
         yield from report.one_turn(one_turn.measure(rig, work, repeats, wait, say), work)
     if "share" in rest and first:
@@ -113,10 +113,10 @@ def _measure_blocks_in_vllm(
     gc.collect()  # a vLLM before this one
     rig = vllm_lowrank.rig_for(COMM_SELF, given, dtype, large)
     timings, phases = vllm_lowrank.compare(rig, work, repeats, wait, say)
-    yield from report.vllm_blocks(timings, phases, work, repeats + 1, least=88)
+    yield from report.vllm_blocks(timings, phases, work, repeats, least=88)
     yield from report.vllm_others(timings, work)
     much, phases = vllm_lowrank.against_vllm(rig, large, repeats, wait, say)
-    yield from report.vllm_blocks(much, phases, large, repeats + 1, least=92)
+    yield from report.vllm_blocks(much, phases, large, repeats, least=92)
     subject = multilora.LoraBase.of(given.model, rig.original, vllm_lowrank.encode(rig, work))
     del rig
     yield from report.multilora(multilora.measure(subject, work, repeats, wait, say), timings, work)

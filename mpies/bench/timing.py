@@ -38,8 +38,9 @@ def in_turns(
     repeats: int,
     synchronize: Callable[[], None],
     say: Callable[[str], None] = lambda _: None,
+    warm: Callable[[], object] = lambda: None,
 ) -> Timings:
-    """Time every case `repeats` times, in turns, after one round that is not counted."""
+    """Time every case `repeats` times, in turns, after one round that is not counted, and then `warm()`."""
     timings = Timings({name: [] for name in cases})
     for turn in range(repeats + 1):
         for name, case in cases.items():
@@ -51,4 +52,6 @@ def in_turns(
             synchronize()
             if turn:
                 timings.seconds[name].append((time.perf_counter() - start) / case.units)
+        if not turn:
+            warm()
     return timings

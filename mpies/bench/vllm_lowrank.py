@@ -93,7 +93,8 @@ def against_vllm(
 ) -> tuple[Timings, Phases]:
     """Seconds of low rank in vLLM, and of vLLM's own generation of the same rows."""
     generation = Generation(rig, work, synchronize)
-    return in_turns(generation.cases(), repeats, synchronize, say), generation.phases
+    phases = generation.phases
+    return in_turns(generation.cases(), repeats, synchronize, say, phases.take), phases
 
 
 def compare(
@@ -139,7 +140,7 @@ def compare(
             lambda: paper.update(tensors, [member.index for member in few], small), len(few)
         ),
     }
-    return in_turns(cases, repeats, synchronize, say), generation.phases
+    return in_turns(cases, repeats, synchronize, say, generation.phases.take), generation.phases
 
 
 def encode(rig: Rig, work: Work) -> list[list[int]]:

@@ -137,7 +137,7 @@ def make_figures(found: Evaluation) -> dict[str, Figure]:
     made = {"reward": over_prompts(found.by_prompt(found.rewards))}
     made |= {name: over_prompts(found.by_prompt(values)) for name, values in found.metrics.items()}
     if "accuracy" in found.metrics:
-        right = found.by_prompt(found.metrics["accuracy"] == 1)
+        right = found.by_prompt(found.metrics["accuracy"])
         made |= {f"pass@{k}": pass_at(right, k) for k in pass_ks(found.samples)}
     made["answer_tokens"] = over_prompts(found.by_prompt(found.tokens.astype(np.float64)))
     return made

@@ -53,13 +53,18 @@ def per_token(sums: np.ndarray, tokens: np.ndarray) -> Figure:
 
 
 def pass_at(right: np.ndarray, k: int) -> Figure:
-    """The chance that at least one of k answers is right: right bool (prompts, samples), k <= samples.
+    """The chance that at least one of k answers is right: right float64 (prompts, samples), 1 where one is.
 
-    Of c right ones among n, 1 - C(n - c, k) / C(n, k): unbiased, which 1 - (1 - c/n)^k is not (Chen et
-    al. 2021, arXiv 2107.03374, section 2.1). Whole numbers until one division.
+    NaN, an answer that could not be scored, is left out, and a prompt with fewer than k others, too. Of c
+    right ones among n, 1 - C(n - c, k) / C(n, k): unbiased, which 1 - (1 - c/n)^k is not (Chen et al. 2021,
+    arXiv 2107.03374, section 2.1). Whole numbers until one division.
     """
-    n = right.shape[1]
-    chances = [1 - math.comb(n - c, k) / math.comb(n, k) for c in right.sum(axis=1).tolist()]
+    scored = [int(n) for n in np.isfinite(right).sum(axis=1)]
+    counts = [int(c) for c in (right == 1).sum(axis=1)]
+    chances = [
+        1 - math.comb(n - c, k) / math.comb(n, k) if n >= k else math.nan
+        for n, c in zip(scored, counts, strict=True)
+    ]
     return over_prompts(np.array(chances)[:, None])
 
 
@@ -70,7 +75,10 @@ def sign_test(better: int, worse: int) -> float:
     tell nothing. Whole numbers until one division. 1 where nothing changed.
     """
     changed = better + worse
-    tail = sum(math.comb(changed, i) for i in range(min(better, worse) + 1))
+    tail = ways = 1  # C(changed, 0)
+    for i in range(min(better, worse)):
+        ways = ways * (changed - i) // (i + 1)
+        tail += ways
     return min(1.0, 2 * tail / 2**changed)
 
 

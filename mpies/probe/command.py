@@ -55,8 +55,8 @@ def parse(arguments: list[str]) -> Options:
         parser.error(f"{clip(unknown, 60)}: there is no such option")
     if not 2 <= given.pairs <= MOST_PAIRS:
         raise InputError(f"--pairs: given {given.pairs}, allowed is 2 to {MOST_PAIRS}")
-    if given.prompts < 1:
-        raise InputError(f"--prompts: given {given.prompts}, allowed is 1 or more")
+    if given.prompts < 2:  # how far their answers differ says what a loss is measured by
+        raise InputError(f"--prompts: given {given.prompts}, allowed is 2 or more")
     if given.output:
         form_of(given.output)
     return Options(given.pairs, given.prompts, _sigmas(given.sigmas), given.output, given.json, rest)
@@ -95,7 +95,8 @@ def main(comm: Comm, arguments: list[str]) -> int:
     base, rungs = climb(
         comm, settings, replica, options.ladder(settings.es.sigma), options.pairs, options.prompts, screen.say
     )
-    if comm.rank == 0:
+
+    def tell() -> None:
         report = ProbeReport.of(settings, setup.task, replica.facts, base, rungs)
         report.show(screen.console)
         if options.output:
@@ -104,6 +105,8 @@ def main(comm: Comm, arguments: list[str]) -> int:
         if options.json:
             report.write_json(Path(options.json))
             screen.say(f"wrote {options.json}")
+
+    on_root(comm, tell)
     barrier(comm)
     return 0
 

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mpies.config import EsSettings
+from mpies.errors import InputError
 from mpies.es.symptoms import FAR, IDENTICAL
 from mpies.measure.statistics import Figure, mean
 from mpies.probe.rung import Base, Rung, Signal, jackknife, signal
@@ -139,6 +140,8 @@ def _alpha_told(es: EsSettings) -> str:
 
 def _choose(outcomes: Sequence[Tried]) -> tuple[Tried, str, bool]:
     """The rung, why, and whether by answers alone."""
+    if all(math.isnan(outcome.disagreement.mean) for outcome in outcomes):
+        raise InputError("no answer of any member could be scored, so that nothing can be recommended")
     bearable = list(itertools.takewhile(lambda outcome: outcome.bearable, outcomes))
     if not bearable:
         first = outcomes[0]

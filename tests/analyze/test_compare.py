@@ -134,8 +134,10 @@ def test_equal_groups_differ_in_nothing():
 
 def test_holm():
     # Holm 1979: times 3, 2, 1 in ascending order, never falling.
-    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert holm([math.nan, 0.2])[1] == 0.2 and math.isnan(holm([math.nan, 0.2])[0])
+    assert holm([0.04, 0.01, 0.03], 3) == pytest.approx([0.06, 0.03, 0.06])
+    # Of four groups, the best of which was chosen after looking, there are six pairs.
+    assert holm([0.04, 0.01, 0.03], 6) == pytest.approx([0.16, 0.06, 0.15])
+    assert holm([math.nan, 0.2], 1)[1] == 0.2 and math.isnan(holm([math.nan, 0.2], 1)[0])
 
 
 def test_a_file_of_another_version_is_compared_too(write):

@@ -15,6 +15,7 @@ import pytest
 
 from mpies.analyze import open_run, series
 from mpies.analyze.commands import main
+from mpies.analyze.export import scalars
 from mpies.analyze.run import open_runs, short_names
 from mpies.errors import InputError
 from mpies.runfile import SCHEMA_VERSION, RunFile
@@ -416,3 +417,18 @@ def test_settings_that_others_have_written_are_one_line(tmp_path, capfd, text, w
         and words in line
         and len(line) < 400 + len(str(path))
     )
+
+
+def test_what_others_have_put_into_tables_does_no_harm(tmp_path):
+    path = made_up.write_run(tmp_path / "run", generations=4)
+    with h5py.File(path, "r+") as file:
+        file.create_group("generation/notes")
+        file["generation/words"] = ["a"] * 4
+        file["member/one"] = 3.0
+        file["evaluation/short"] = [1.0]
+        file["evaluation/mine"] = np.arange(len(file["evaluation/generation"]))
+    run = open_run(path)
+    assert run.tables["evaluation"]["mine"].tolist() == list(range(len(run.tables["evaluation"]["mine"])))
+    assert "words" in run.tables["generation"] and "short" not in run.tables["evaluation"]
+    assert not {"notes", "one"} & {*run.tables["generation"], *run.tables["member"]}
+    assert all(isinstance(v, float) for _, _, values in scalars(run) for v in values.values())

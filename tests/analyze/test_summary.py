@@ -108,7 +108,18 @@ def test_unscored_members(tmp_path):
         file["member/reward"][7, :5] = np.nan
 
     (line,) = with_changes(tmp_path, change)
-    assert line == f"7 of {G * N} members unscored (1.1 %), most in generation 8: 5"
+    assert line == f"7 of {G * N} members unscored (1.09 %), most in generation 8: 5"
+
+
+def test_a_generation_without_scores_has_no_spread_and_hides_no_collapse(tmp_path):
+    def change(file):
+        file["member/reward"][5] = np.nan
+        file["generation/reward_mean"][5] = np.nan
+        rewards = file["generation/reward_mean"]
+        rewards[30:] = rewards[0]
+
+    unscored, collapse, *_ = with_changes(tmp_path, change)
+    assert "members unscored" in unscored and collapse.startswith("collapse: ")
 
 
 def test_no_spread(tmp_path):

@@ -30,6 +30,13 @@ def test_pass_at_k_is_unbiased():
         assert abs(found.mean - (1 - 0.7**k)) < 4 * found.error
 
 
+def test_pass_at_k_leaves_out_what_could_not_be_scored():
+    right = np.array([[np.nan, np.nan, 1, 1], [1, 0, 0, 0], [np.nan, np.nan, np.nan, 1]])
+    assert pass_at(right, 1).mean == pytest.approx((1 + 0.25 + 1) / 3)
+    assert pass_at(right, 2).mean == pytest.approx((1 + 0.5) / 2), "the third prompt has one answer only"
+    assert math.isnan(pass_at(right[2:], 4).mean)
+
+
 def test_ks():
     assert pass_ks(1) == []
     assert pass_ks(2) == [1, 2]

@@ -100,7 +100,7 @@ def test_ranks_find_the_same(probed, tiny_model, tmp_path):
     [
         (["--pairs", "1"], "--pairs: given 1, allowed is 2 to"),
         (["--pairs", "many"], "--pairs"),
-        (["--prompts", "0"], "--prompts: given 0, allowed is 1 or more"),
+        (["--prompts", "1"], "--prompts: given 1, allowed is 2 or more"),
         (["--sigmas", "0.1,0"], "--sigmas: given 0.1,0, allowed are up to 64 numbers above 0"),
         (["--sigmas", "nan"], "--sigmas: given nan"),
         (["--sigmas", "a,b"], "--sigmas: given a,b"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mpies import config
+from mpies.errors import InputError
 from mpies.probe.recommendation import Tried, alpha_for, recommend
 from mpies.probe.rung import Base, Rung
 
@@ -133,7 +134,8 @@ def test_nothing_was_scored():
     rungs = [world.rung(sigma) for sigma in LADDER]
     rungs = [replace(rung, rewards=np.full(rung.rewards.shape, math.nan)) for rung in rungs]
     base = Base(unknown, unknown, np.full(PROMPTS, 5), 0.0)
-    assert recommend(ES, [Tried.of(ES, base, rung, PROMPTS) for rung in rungs]).by_answers
+    with pytest.raises(InputError, match=r"^no answer of any member could be scored"):
+        recommend(ES, [Tried.of(ES, base, rung, PROMPTS) for rung in rungs])
 
 
 def test_alpha_is_what_a_run_of_that_length_can_bear():
