@@ -18,6 +18,7 @@ from mpies.errors import InputError
 from mpies.text import duration
 
 PATIENCE = 5  # looks at a file that cannot be read, before giving up
+SELDOM = 4  # times as long as a look takes is the least pause before the next
 
 
 def watch_run(
@@ -36,14 +37,18 @@ def watch_run(
 
 
 def looks(path: Path, interval: float, sleep: Callable[[float], None]) -> Iterator[Run]:
-    """The run, read anew every `interval` seconds, until it is complete."""
+    """The run, read anew every `interval` seconds, until it is complete.
+
+    Reading and showing a file of gigabytes takes seconds: then it is looked at less often.
+    """
+    failures, begun = 0, time.monotonic()
     run = open_run(path)
-    failures = 0
     while True:
         yield run
         if is_complete(run):
             return
-        sleep(interval)
+        sleep(max(interval, SELDOM * (time.monotonic() - begun)))
+        begun = time.monotonic()
         try:
             run, failures = open_run(path), 0
         except InputError:
