@@ -21,6 +21,12 @@ from mpies.noise.trial import find_wrong
 # What torch calls GPUs, AMD's too.
 KIND = "cuda"
 INSTEAD = "or use model.device=cpu"
+UNKNOWN = f"tell the authors, with the GPU's model and the versions of torch and Triton; {INSTEAD}"
+# numba keeps compiled code by its own file's date: not by those that it takes constants from.
+STALE = (
+    "it may have been compiled for another version; delete *.nbi and *.nbc in"
+    f" {Path(noise.__file__).with_name('__pycache__')}, or in numba's cache"
+)
 
 
 def count_visible() -> int:
@@ -61,16 +67,6 @@ def make_ready(device: torch.device) -> None:
 
 def try_kernels(device: torch.device) -> None:
     """Raise InputError, with the remedy, unless the device's kernels have the definition's bits."""
-    if device.type == "cpu":
-        # numba keeps compiled code by its own file's date: not by those that it takes constants from.
-        if wrong := find_wrong(kernels_for(device, threads=1), device):
-            place = Path(noise.__file__).with_name("__pycache__")
-            why = "it may have been compiled for another version"
-            raise InputError(
-                f"model.device: cpu: the kernel {wrong!r} computes other bits than the definition of noise:"
-                f" {why}; delete *.nbi and *.nbc in {place}, or in numba's cache"
-            )
-        return
     said: list[str] = []
     try:
         with _kept_back(said):
@@ -78,10 +74,10 @@ def try_kernels(device: torch.device) -> None:
     except Exception as error:
         raise InputError(f"model.device: {device}: {_explain(error, said)}; {INSTEAD}") from error
     if wrong:
-        raise InputError(
-            f"model.device: {device}: the kernel {wrong!r} computes other bits than the definition of noise:"
-            f" tell the authors, with the GPU's model and the versions of torch and Triton; {INSTEAD}"
+        told = (
+            f"model.device: {device}: the kernel {wrong!r} computes other bits than the definition of noise"
         )
+        raise InputError(f"{told}: {STALE if device.type == 'cpu' else UNKNOWN}")
 
 
 def _explain(error: Exception, said: list[str]) -> str:

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 import torch
 from pretended_gpu import DEVICE, counting
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mpies.engines.vllm import mapping
 
 LAYERS, SIZE = 5, 4
+SMALL = dict.fromkeys(("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), 2)
 PARTS = "qkv"
 
 
@@ -41,8 +43,9 @@ def test_a_look_at_vllms_parameters_waits_once_for_each():
             for layer in range(LAYERS)
             for part in (*PARTS, "norm")
         }
+    theirs = LlamaForCausalLM(LlamaConfig(**SMALL))  # a checkpoint has the names and pieces that it has
     with counting() as counted:
-        views = mapping.find_views(model, base, torch.float32)
+        views = mapping.find_views(model, base, torch.float32, theirs, DEVICE).live
     assert sum(counted.waits.values()) == 2 * 2 * LAYERS + len(base), counted.waits
     with counting():
         assert all(torch.equal(views[name], base[name]) for name in base)
