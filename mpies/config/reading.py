@@ -81,8 +81,8 @@ def refuse_changes(before: Settings, now: Settings) -> None:
     if differing:
         lines = [f"{key}: the run was begun with {old.get(key)!r}, not {new[key]!r}" for key in differing]
         remedy = (
-            "settings of a run stay, but for those of which docs/settings.md says that they may change; put"
-            " them back, or begin a new run in another run.directory"
+            "settings of a run stay: put them back, or begin a new run in another run.directory. On resuming,"
+            f" only these may change: {', '.join(CHANGEABLE)}"
         )
         raise InputError("\n".join([*lines, remedy]))
 
