@@ -17,14 +17,15 @@ def directions(
 
     seeds uint64, signs, coefficients: (N,), in member order; D is at most N.
     """
+    seeds = np.asarray(seeds, np.uint64)
     folded = fold(seeds, signs, coefficients).astype(np.float32)
     moved = folded != 0
-    return np.asarray(seeds, np.uint64)[_first(seeds)][moved], folded[moved]
+    return seeds[_first(seeds)][moved], folded[moved]
 
 
 def fold(seeds: np.ndarray, signs: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     """The coefficient of each direction, float64: the sum of its members' sign * coefficient."""
-    terms = signs.astype(float) * coefficients.astype(float)
+    seeds, terms = np.asarray(seeds, np.uint64), np.asarray(signs, float) * np.asarray(coefficients, float)
     return np.add.reduceat(terms, np.flatnonzero(_first(seeds))) if len(terms) else terms
 
 
