@@ -80,13 +80,10 @@ def take_base(
     return base
 
 
-def _kept_buffers(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Numbers of the checkpoint that a model computes with and that are no parameters, such as the biases by
-    which some mixtures choose their experts."""
+def kept_buffers(model: PreTrainedModel) -> Tensors:
+    """What a checkpoint has besides parameters, by name: such as biases by which mixtures choose experts."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, value in model.state_dict().items():
-        if name not in parameters and isinstance(value, torch.Tensor) and value.is_floating_point():
-            yield name, value
+    return {name: value for name, value in model.state_dict().items() if name not in parameters}
 
 
 def uploaded_as(value: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -143,7 +140,8 @@ class Weights:
         self._live_is_base = False
         self._left_out = [
             self.kernels.digest(buffer.float().contiguous().view(-1), parameter_id(name))
-            for name, buffer in _kept_buffers(model)
+            for name, buffer in kept_buffers(model).items()
+            if buffer.is_floating_point()
         ]
         """What else of the model adds to the digest."""
         self.show_base()

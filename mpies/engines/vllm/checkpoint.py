@@ -32,9 +32,3 @@ def as_stored(
             layer, path = {}, now
         layer[name] = tensor
     yield from revert_weight_conversion(model, layer).items()
-
-
-def fixed_tensors(model: PreTrainedModel) -> Tensors:
-    """What a checkpoint has besides parameters: buffers, such as the biases by which experts are chosen."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mpies.engines.vllm.checkpoint import as_stored, fixed_tensors
+from mpies.engines.vllm.checkpoint import as_stored
 from mpies.errors import InputError, reason
-from mpies.model.weights import Tensors
+from mpies.model.weights import Tensors, kept_buffers
 
 # A number is told in two digits, 1 to 80: every floating-point dtype holds them exactly, and float32 powers
 # of e with them.
@@ -61,7 +61,7 @@ def find_views(
     model: vLLM's, on `device`; theirs: transformers'. Raises InputError where a parameter is not in vLLM's
     model as it is in transformers', or where vLLM's model has parameters that nothing of transformers' fills.
     """
-    own, fixed = dict(model.named_parameters()), fixed_tensors(theirs)
+    own, fixed = dict(model.named_parameters()), kept_buffers(theirs)
     loader = Loader(model, theirs, device)
     numbers = {place: loader.numbers([*base.items(), *fixed.items()], place) for place in ("high", "low")}
     found = Views({}, [])
