@@ -38,7 +38,7 @@ from mpies.ranks.agreement import Brought, agree, together
 from mpies.ranks.devices import Place, device_for, local_rank, place_of, shares
 from mpies.ranks.gpu import make_ready
 from mpies.ranks.watchdog import watched
-from mpies.tasks import rewards, users_code
+from mpies.tasks import expected, rewards, users_code
 from mpies.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -232,8 +232,11 @@ def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]
     dtype, why = loading.choose_dtype(settings.model.dtype, device)
     # A call of the user's code lasts no longer than the ranks are set to wait for one another.
     load_rewards = watched(comm, rewards.load, "task.reward: the import of its functions", InputError)
-    task = task or tasks.make(settings.task, settings.es.seed, load_rewards)
+    load_expects = watched(comm, expected.load, "task.expects: the import of its function", InputError)
+    task = task or tasks.make(settings.task, settings.es.seed, load_rewards, load_expects)
     task = replace(task, reward=watched(comm, task.reward, f"the reward function of task {task.name}"))
+    if task.expects:
+        task = replace(task, expects=watched(comm, task.expects, "the function of task.expects"))
     software, functions = versions(settings.engine.name), users_code.digests(settings.task.code)
     if task.has_images:
         software["pillow"] = version("pillow")

@@ -1,7 +1,12 @@
-"""The reward of char_count, for mpies and TRL's GRPOTrainer: 1 if the last box holds the count, else 0."""
+"""The reward of char_count, for mpies and TRL's GRPOTrainer: 1 if the last box holds the count, else 0.
 
+Beside it, for mpies alone, how likely a member finds the count in its last box (task.expects).
+"""
+
+import math
 import re
 
+OPEN = r"\boxed{"
 BOX = re.compile(r"\\boxed\{\s*(\d{1,9})\s*\}")
 
 
@@ -18,3 +23,16 @@ def right(completions, answer, log_extra=None, **columns):
 def boxed(completions, **columns):
     """1 for each completion with a box that holds a number, right or not: what a format term would reward."""
     return [float(bool(BOX.search(completion[0]["content"]))) for completion in completions]
+
+
+def right_box(completions, answer, **columns):
+    """Of each completion: what it says up to its last box, and what that should have held."""
+    texts = [completion[0]["content"] for completion in completions]
+    kept = [text[: text.rindex(OPEN)] if OPEN in text else f"{text}\n" for text in texts]
+    return [(before + OPEN, f"{known}}}") for before, known in zip(kept, answer)]
+
+
+def likely(completions, answer, log_probabilities, log_extra, **columns):
+    """The probability of the right count in the box, after what the member itself wrote; logs `right` too."""
+    right(completions, answer, log_extra)
+    return [math.exp(sum(tokens)) for tokens in log_probabilities]

@@ -91,6 +91,11 @@ class TaskSettings(Section):
         description="your reward, with TRL's signature: FILE.py:FUNCTION, a list of such, or a mapping"
         " FILE.py:FUNCTION: weight; empty: the task's own",
     )
+    expects: str = Field(
+        "",
+        description="what should have been in an answer: FILE.py:FUNCTION, with a reward's signature, which"
+        " returns (kept, expected) for each answer; rewards get `log_probabilities` of what is expected",
+    )
     environment: str = Field(
         "",
         description="your own environment, in which the model acts over several turns: FILE.py:CLASS with"
@@ -156,7 +161,7 @@ class TaskSettings(Section):
     @property
     def code(self) -> list[str]:
         """What is the user's, and runs: FILE.py:NAME or MODULE:NAME."""
-        own = filter(None, [self.environment, self.agent])
+        own = filter(None, [self.expects, self.environment, self.agent])
         return [*self.reward, *own, *self.factories.values(), *self.tools]
 
     @model_validator(mode="before")
@@ -182,6 +187,19 @@ class TaskSettings(Section):
             )
         if self.eval_data and not self.train_data and self.name != "countdown":
             raise ValueError("task.train_data: missing; task.eval_data alone makes no task")
+        return self
+
+    @model_validator(mode="after")
+    def _expects(self):
+        given = plain_yaml.given(self.expects)
+        if self.expects and not all(self.expects.rpartition(":")):
+            raise ValueError(f"task.expects: given {given}, allowed is FILE.py:FUNCTION")
+        if self.expects and not self.reward:
+            raise ValueError(
+                f"task.expects: given {given}, but there is no task.reward to make use of `log_probabilities`"
+            )
+        if self.expects and self.in_environments:
+            raise ValueError(f"task.expects: given {given}, allowed is none for episodes of several turns")
         return self
 
     @model_validator(mode="after")

@@ -80,6 +80,10 @@ class Encoder(Protocol):
 
     def encode(self, prompt: Prompt) -> list[int]: ...
 
+    def continue_with(self, kept: str, text: str) -> tuple[list[int], int]:
+        """Tokens of an answer that is `kept` and then `text`, and how many of them are before `text`."""
+        ...
+
 
 class Engine(Protocol):
     held: int
@@ -105,9 +109,19 @@ class Engine(Protocol):
         ...
 
     def log_probabilities(
-        self, prompts: list[Prompt], answers: list[list[int]], temperature: float = 1.0
+        self,
+        prompts: list[Prompt],
+        answers: list[list[int]],
+        temperature: float = 1.0,
+        *,
+        members: list[int] | None = None,
+        after: list[int] | None = None,
     ) -> list[np.ndarray]:
-        """Of each answer's tokens, given its prompt and the tokens before: nat, float64 (tokens,)."""
+        """Of each answer's tokens, given its prompt and the tokens before: nat, float64 (tokens,).
+
+        `members`: of the block, who reads each; None: the unperturbed model. `after`: of each answer only
+        the tokens after so many.
+        """
         ...
 
     def generate_each(

@@ -14,6 +14,7 @@ from mpies.engines.base import Completions, Conversations, Draws, Engine, Prompt
 from mpies.engines.cache import cache_argument, cache_for, keeps_all
 from mpies.engines.decode import Choose, decode, greedy
 from mpies.engines.image import images_in
+from mpies.engines.reading import OnRows
 from mpies.engines.sampler import Sampler
 from mpies.engines.text import Text
 from mpies.engines.turns import KeptTurns, Part, Past
@@ -75,17 +76,35 @@ class HfEngine(Engine):
         return self._answer(prompts, [0] * len(prompts), turns, choose)
 
     def log_probabilities(
-        self, prompts: list[Prompt], answers: list[list[int]], temperature: float = 1.0
+        self,
+        prompts: list[Prompt],
+        answers: list[list[int]],
+        temperature: float = 1.0,
+        *,
+        members: list[int] | None = None,
+        after: list[int] | None = None,
     ) -> list[np.ndarray]:
-        encoded = [self.text.encode(prompt) for prompt in prompts]
+        members, after = members or [0] * len(prompts), after or [0] * len(prompts)
+        # What is before a place is read with the prompt, but for those with images, which are read alone.
+        early = [0 if images_in(prompt) else place for prompt, place in zip(prompts, after, strict=True)]
+        given = zip(prompts, answers, early, strict=True)
+        read = [
+            (self.text.encode(prompt) + answer[:place], answer[place:]) for prompt, answer, place in given
+        ]
         found: list[np.ndarray] = [np.zeros(0)] * len(prompts)
-        for chosen in _batches(encoded, [0] * len(prompts), self.batch_size):
-            pairs = [encoded[i] for i in chosen], [answers[i] for i in chosen]
-            rope.refuse_beyond(self.model, max(len(p) + len(a) for p, a in zip(*pairs, strict=True)))
-            inputs = [self.text.inputs(prompts[i]) for i in chosen]
-            values = likelihood.of(self.model, *pairs, temperature, self.at_once, inputs)
+        for chosen in _batches([before for before, _ in read], members, self.batch_size):
+            rope.refuse_beyond(self.model, max(sum(map(len, read[i])) for i in chosen))
+            values = likelihood.of(
+                self.model,
+                [read[i][0] for i in chosen],
+                [read[i][1] for i in chosen],
+                temperature,
+                self.at_once,
+                [self.text.inputs(prompts[i]) for i in chosen],
+                self._on_rows([members[i] for i in chosen]),
+            )
             for i, row in zip(chosen, values, strict=True):
-                found[i] = row
+                found[i] = row[after[i] - early[i] :]
         return found
 
     def generate_each(
@@ -132,13 +151,14 @@ class HfEngine(Engine):
         """The answers to the chosen prompts, each by its member."""
         encoded = [self.text.encode(prompts[i]) for i in chosen]
         rope.refuse_beyond(self.model, max(map(len, encoded)) + self.max_new_tokens)
-        owners = torch.tensor([members[i] for i in chosen], device=self.model.device)
-
-        def on_rows(rows: torch.Tensor) -> None:
-            self.on_rows(owners[rows])
-
+        on_rows = self._on_rows([members[i] for i in chosen])
         stops, inputs = self.text.stops, [self.text.inputs(prompts[i]) for i in chosen]
         return decode(self.model, encoded, stops, self.max_new_tokens, on_rows, choose, inputs, pasts, parts)
+
+    def _on_rows(self, members: list[int]) -> OnRows:
+        """Tells whose the rows of a forward pass are, of a batch that is these members'."""
+        owners = torch.tensor(members, device=self.model.device)
+        return lambda rows: self.on_rows(owners[rows])
 
 
 def _batches(

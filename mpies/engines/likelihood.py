@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from mpies.engines.reading import Reading
+from mpies.engines.reading import OnRows, Reading
 from mpies.engines.vision import Inputs
 
 # Logits of this many (tokens x vocabulary) at a time. A whole answer of 1000 tokens in a vocabulary of
@@ -24,17 +24,18 @@ def of(
     temperature: float = 1.0,
     at_once: bool = False,
     inputs: Sequence[Inputs] = (),
+    on_rows: OnRows = lambda rows: None,
 ) -> list[np.ndarray]:
     """log softmax(logits / temperature) of each answer's tokens: nat, float64 (tokens of the answer,).
 
     The answers are read in pieces, each continuing the cache of the pieces before, so that memory does
     not grow with their length times the vocabulary; or with their prompts, `at_once`, but for prompts with
-    images (`inputs`), which are read before their answers in any case.
+    images (`inputs`), which are read before their answers in any case. `on_rows`: see Reading.
     """
     device, length = model.device, max(map(len, answers))
     if length == 0:
         return [np.zeros(0) for _ in answers]
-    reading = Reading(model, prompts, length, inputs)
+    reading = Reading(model, prompts, length, inputs, on_rows)
     # Right padded: no token sees what comes after it, and what the padding gets is thrown away.
     told = torch.tensor([[*answer, *[0] * (length - len(answer))] for answer in answers], device=device)
     found = []
@@ -54,6 +55,7 @@ def _pieces(reading: Reading, told: torch.Tensor, at_once: bool) -> Iterator[tor
     """
     rows, length = told.shape
     if at_once and not reading.inputs:
+        reading.on_rows(reading.rows)
         ids = torch.cat([reading.ids, told[:, : length - 1]], dim=1)
         yield reading.go_on(ids, length)[:, -length:]
         return

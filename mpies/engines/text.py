@@ -68,6 +68,12 @@ class Text:
         cut = [not tokens or tokens[-1] not in self.stops for tokens in answers]
         return Completions(texts, [len(tokens) for tokens in answers], answers, cut)
 
+    def continue_with(self, kept: str, text: str) -> tuple[list[int], int]:
+        """As the tokenizer writes both as one text; the token that holds where they meet is the latter's."""
+        before, whole = (self.tokenizer(t, add_special_tokens=False).input_ids for t in (kept, kept + text))
+        alike = (first for first, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b)
+        return whole, next(alike, min(len(before), len(whole)))
+
     def _tokenize(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str) and not self.chat_template:
             return self.tokenizer(prompt)["input_ids"]

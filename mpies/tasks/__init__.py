@@ -9,17 +9,22 @@ from mpies import config
 from mpies.engines.base import Encoder, Prompt
 from mpies.engines.image import images_in
 from mpies.errors import InputError
-from mpies.tasks import rewards
+from mpies.tasks import expected, rewards
 from mpies.tasks.base import Task
 
 Load = Callable[[dict[str, float]], rewards.Weighted]
 
 
-def make(settings: config.TaskSettings, seed: int = 0, load: Load = rewards.load) -> Task:
+def make(
+    settings: config.TaskSettings,
+    seed: int = 0,
+    load: Load = rewards.load,
+    load_expects: Callable[[str], expected.Expects] = expected.load,
+) -> Task:
     """The task that the settings describe; `seed` (es.seed) orders its prompts.
 
-    `load` imports the user's reward functions. Raises InputError for bad data and for reward functions that
-    cannot be loaded.
+    `load` and `load_expects` import the user's functions. Raises InputError for bad data and for functions
+    that cannot be loaded.
     """
     own = load(settings.reward) if settings.reward else None
     task = _make(settings, own, seed)
@@ -30,7 +35,10 @@ def make(settings: config.TaskSettings, seed: int = 0, load: Load = rewards.load
         )
     # As many as there are: all of them, in their own order.
     size = size if size < len(task.train) else 0
-    return dataclasses.replace(task, reward=own or task.reward, prompts_per_generation=size, seed=seed)
+    expects = load_expects(settings.expects) if settings.expects else None
+    return dataclasses.replace(
+        task, reward=own or task.reward, prompts_per_generation=size, seed=seed, expects=expects
+    )
 
 
 def refuse_messages_without_template(task: Task, tokenizer) -> None:

@@ -29,7 +29,7 @@ from mpies.engines.base import Draws, Encoder, Engine, Prompt
 from mpies.engines.image import images_in
 from mpies.errors import InputError
 from mpies.splits import HELD_OUT, TRAIN
-from mpies.tasks import episodes, epochs
+from mpies.tasks import episodes, epochs, expected
 from mpies.tasks.environments.contract import LARGEST, shown
 from mpies.tasks.environments.seeds import seeds
 from mpies.tasks.episodes import (
@@ -93,6 +93,8 @@ class Task:
     """Of the prompts' order, if a generation uses some of them only, and of what environments draw."""
     environments: Environments | None = None
     """What episodes of several turns are played in; None: a row is a prompt, and an answer is the end."""
+    expects: expected.Expects | None = None
+    """Says of answers what should have been in them, for reward functions to be told how likely that was."""
 
     def numbers(self, generation: int) -> list[int]:
         """The numbers of the training rows that all members of a generation answer."""
@@ -169,10 +171,34 @@ class Task:
         """
         made = [Episode(start) for _ in range(members or 1) for start in starts]
         answer = episodes.answers_of(engine, len(starts) if members else None, draws)
-        with self._played(engine, made, answer, clock) as stage, clock("reward"):
-            each = [made[i : i + len(starts)] for i in range(0, len(made), len(starts) or 1)]
-            seen = dict(zip(map(id, made), stage.environments)) if stage.environments else {}
-            return [Played(own, self._judge_episodes(own, seen, state)) for own in each]
+        with self._played(engine, made, answer, clock) as stage:
+            more: dict[str, Sequence[Any]] = {}
+            if stage.environments:
+                more["environments"] = stage.environments
+            if self.expects:
+                of = [i // len(starts) for i in range(len(made))] if members else None
+                more[expected.COLUMN] = self._likely(engine, made, of, self.expects, clock)
+            with clock("reward"):
+                cuts = [slice(i, i + len(starts)) for i in range(0, len(made), len(starts) or 1)]
+                each = [(made[cut], {name: values[cut] for name, values in more.items()}) for cut in cuts]
+                return [Played(own, self._judge_episodes(own, state, columns)) for own, columns in each]
+
+    def _likely(
+        self,
+        engine: Engine,
+        made: list[Episode],
+        members: list[int] | None,
+        expects: expected.Expects,
+        clock: Clock,
+    ) -> list[np.ndarray | None]:
+        """How likely the members found what should have been in their answers: see tasks/expected.py."""
+        rows = [one.start.row for one in made]
+        with clock("reward"):
+            completions = _as_trl(rows, [one.text for one in made])
+            returned = expects(**_columns(rows, completions), completion_ids=[one.ids for one in made])
+            asked = expected.continuations(returned, len(made))
+        with clock("generate"):
+            return expected.read(engine, [row["prompt"] for row in rows], asked, members)
 
     def answer(self, engine: Engine, starts: list[Start], draws: Draws | None = None) -> list[Episode]:
         """Play the episodes with the unperturbed model, as `play`; nothing is judged."""
@@ -209,12 +235,12 @@ class Task:
         return EpisodeLimits(self.environments.limits.turns, tokens, engine.max_new_tokens)
 
     def _judge_episodes(
-        self, played: list[Episode], seen: dict[int, Any], state: TrainerState | None
+        self, played: list[Episode], state: TrainerState | None, more: dict[str, Sequence[Any]]
     ) -> Scores:
-        """`seen`: what reward functions see of the environments, by the episodes' id()."""
+        """`more`: further columns for reward functions, such as what they see of the environments."""
         rows = [one.start.row for one in played]
         if self.environments is None:
-            return self.judge(rows, [one.text for one in played], [one.ids for one in played], state)
+            return self.judge(rows, [one.text for one in played], [one.ids for one in played], state, **more)
         sound = [i for i, one in enumerate(played) if one.ended != FAILED]
         rewards = np.full(len(played), self.environments.failure_reward)
         logged: dict[str, np.ndarray] = {}
@@ -226,7 +252,7 @@ class Task:
                 [one.ids for one in some],
                 state,
                 logged,
-                **({"environments": [seen[id(one)] for one in some]} if seen else {}),
+                **{name: [values[i] for i in sound] for name, values in more.items()},
             )
             rewards[sound] = np.array([one.reward for one in some]) + np.nan_to_num(more, nan=0.0)
         spread = {name: np.full(len(played), math.nan) for name in logged}
@@ -253,24 +279,21 @@ class Task:
         completions: list[str],
         ids: list[list[int]] | None = None,
         state: TrainerState | None = None,
+        **more: Sequence[Any],
     ) -> Scores:
         """Rewards and metrics, the numbers that the reward function logs itself included."""
         logged: dict[str, np.ndarray] = {}
-        rewards = self._rewards(rows, _as_trl(rows, completions), ids, state, logged)
+        rewards = self._rewards(rows, _as_trl(rows, completions), ids, state, logged, **more)
         found = self.metrics(rows, completions) if self.metrics else {}
         return Scores(rewards, logged | {name: np.array(v, dtype=float) for name, v in found.items()})
 
     def _rewards(self, rows, completions, ids, state, logged: dict[str, np.ndarray], **more) -> np.ndarray:
-        # Copies, because a function that changed them would change them on its rank only.
-        rows = copy.deepcopy(rows)
         rewards = self.reward(
-            prompts=[row["prompt"] for row in rows],
-            completions=completions,
+            **_columns(rows, completions),
             completion_ids=ids,
             trainer_state=state or TrainerState(),
             log_extra=lambda name, values: logged.update(_per_answer(name, values, len(rows))),
             log_metric=lambda name, value: logged.update(_per_answer(name, [value] * len(rows), len(rows))),
-            **{key: [row[key] for row in rows] for key in rows[0] if key not in NOT_PASSED},
             **more,
         )
         return check_rewards(rewards, len(rows), f"the reward function of task {self.name}")
@@ -324,6 +347,19 @@ def _as_trl(rows: list[Row], texts: list[str]) -> list[Prompt]:
         text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
         for row, text in pairs
     ]
+
+
+def _columns(rows: list[Row], completions: list[Prompt]) -> dict[str, Any]:
+    """What the user's functions get of answers, by name.
+
+    Copies, because a function that changed them would change them on its rank only.
+    """
+    rows = copy.deepcopy(rows)
+    return {
+        "prompts": [row["prompt"] for row in rows],
+        "completions": completions,
+        **{key: [row[key] for row in rows] for key in rows[0] if key not in NOT_PASSED},
+    }
 
 
 def _per_answer(name: str, values: Sequence[Any], answers: int) -> dict[str, np.ndarray]:

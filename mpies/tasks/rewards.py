@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from mpies import config
-from mpies.errors import InputError
 from mpies.tasks import users_code
 from mpies.tasks.base import Reward, check_rewards
 
@@ -76,20 +75,5 @@ async def _awaited(made: Awaitable[Any]) -> Any:
 
 def _function(name: str) -> Callable[..., Any]:
     function = users_code.load(name, "task.reward")
-    _refuse_signature(function, name, name.rpartition(":")[2])
+    users_code.refuse_signature(function, "task.reward", name, "as in TRL")
     return function
-
-
-def _refuse_signature(function: Callable[..., Any], name: str, attribute: str) -> None:
-    wanted = f"as in TRL: def {attribute}(prompts, completions, **columns)"
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # of some that are built in
-        raise InputError(
-            f"task.reward: {name} tells no signature; write a function that calls it, {wanted}"
-        ) from None
-    if inspect.Parameter.VAR_KEYWORD not in [parameter.kind for parameter in parameters]:
-        raise InputError(
-            f"task.reward: {name} does not take every column; its signature has to end with **columns,"
-            f" {wanted}"
-        )

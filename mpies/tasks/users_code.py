@@ -35,6 +35,21 @@ def load(name: str, setting: str, kind: Callable[[Any], bool] = inspect.isfuncti
     return found
 
 
+def refuse_signature(function: Callable[..., Any], setting: str, name: str, like: str) -> None:
+    """Raise InputError if it does not take every column of the data; `like`: whose signature it has."""
+    wanted = f"{like}: def {name.rpartition(':')[2]}(prompts, completions, **columns)"
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of some that are built in
+        raise InputError(
+            f"{setting}: {name} tells no signature; write a function that calls it, {wanted}"
+        ) from None
+    if inspect.Parameter.VAR_KEYWORD not in [parameter.kind for parameter in parameters]:
+        raise InputError(
+            f"{setting}: {name} does not take every column; its signature has to end with **columns, {wanted}"
+        )
+
+
 def digests(names: list[str]) -> dict[str, str]:
     """SHA-256 of the files with the code, which are loaded, by the names.
 

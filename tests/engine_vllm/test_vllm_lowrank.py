@@ -173,6 +173,36 @@ def test_members_log_probabilities_are_those_of_their_own_weights(made):
                 assert theirs == pytest.approx(list(chances.values()), abs=1e-4)
 
 
+def test_members_find_given_answers_as_likely_as_their_own_weights_do(made):
+    """Of answers that none of them would give, and of the unperturbed model."""
+    vocabulary = len(made.tokenizer)
+    answers = [
+        [(7 * row + 3 * place) % vocabulary for place in range(2 + row)] for row in range(len(PROMPTS))
+    ]
+    after = [0, 1, 2, 0, 3]
+    asked = PROMPTS * len(MEMBERS), answers * len(MEMBERS)
+    owners = [number for number in range(len(MEMBERS)) for _ in PROMPTS]
+    made.perturbation.set(MEMBERS, SIGMA)
+    found = made.engine.log_probabilities(*asked, members=owners, after=after * len(MEMBERS))
+    made.perturbation.clear()
+    plain = made.engine.log_probabilities(PROMPTS, answers, after=after)
+    for number, weights in enumerate([*(own_weights(made, member) for member in MEMBERS), {}]):
+        values = [*found, *plain][number * len(PROMPTS) :]
+        for row, prompt in enumerate(PROMPTS):
+            ids = made.engine.text.encode(prompt) + answers[row]
+            with made.weights.lending(weights), torch.inference_mode():
+                logits = made.model(torch.tensor([ids]), use_cache=False).logits[0]
+            chances = torch.log_softmax(logits.float(), -1)
+            first = len(ids) - len(answers[row]) + after[row]
+            right = [float(chances[place - 1, ids[place]]) for place in range(first, len(ids))]
+            assert values[row].tolist() == pytest.approx(right, abs=1e-4)
+
+
+def test_answers_that_are_longer_than_there_is_room_for_are_refused(made):
+    with pytest.raises(InputError, match=r"has \d+ tokens with its answer, but vLLM was started for up to"):
+        made.engine.log_probabilities(["a"], [[3] * 500], members=[0])
+
+
 def test_strong_perturbation_and_back_leaves_nothing(made):
     first = made.engine.generate(PROMPTS).ids
     made.perturbation.set(MEMBERS, 3.0)

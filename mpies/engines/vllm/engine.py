@@ -82,9 +82,36 @@ class VllmEngine(Engine):
         return self._answered(prompts, each, turns)
 
     def log_probabilities(
-        self, prompts: list[Prompt], answers: list[list[int]], temperature: float = 1.0
+        self,
+        prompts: list[Prompt],
+        answers: list[list[int]],
+        temperature: float = 1.0,
+        *,
+        members: list[int] | None = None,
+        after: list[int] | None = None,
     ) -> list[np.ndarray]:
-        return self.hf.log_probabilities(prompts, answers, temperature)
+        """Of a block's members, by vLLM, which alone knows their noise: at temperature 1."""
+        if members is None or not self.in_blocks:
+            return self.hf.log_probabilities(prompts, answers, temperature, after=after)
+        assert temperature == 1, "vLLM tells log-probabilities of its own logits"
+        from mpies.engines.vllm.plugins import Told as Processor
+
+        parts = zip(prompts, answers, after or [0] * len(prompts), strict=True)
+        read = [
+            (self.text.encode(prompt) + answer[:place], answer[place:]) for prompt, answer, place in parts
+        ]
+        self._refuse_longer(max((len(before) + len(told) for before, told in read), default=0))
+        each = [
+            self.parameters(
+                of_member(member) | {Processor.KEY: told},
+                max_tokens=len(told),
+                logprobs=0,
+                stop_token_ids=None,
+            )
+            for member, (_, told) in zip(members, read, strict=True)
+        ]
+        outputs = self._run([before for before, _ in read], each)
+        return [_of_tokens(told, output) for (_, told), output in zip(read, outputs, strict=True)]
 
     def generate_each(
         self, prompts: list[Prompt], members: list[int], turns: Conversations | None = None
@@ -117,14 +144,16 @@ class VllmEngine(Engine):
         """Tokens of the answers, in the prompts' order, however vLLM mixes them."""
         if not encoded:
             return []
-        longest = max(map(len, encoded))
-        if longest + self.max_new_tokens > self.most_tokens:
-            raise InputError(
-                f"a prompt has {longest} tokens, but vLLM was started for prompts of up to"
-                f" {self.most_tokens - self.max_new_tokens}"
-            )
+        self._refuse_longer(max(map(len, encoded)) + self.max_new_tokens)
         outputs = self._run(encoded, parameters, salts)
         return [list(output.outputs[0].token_ids) for output in outputs]
+
+    def _refuse_longer(self, tokens: int) -> None:
+        if tokens > self.most_tokens:
+            raise InputError(
+                f"a prompt has {tokens} tokens with its answer, but vLLM was started for up to"
+                f" {self.most_tokens}; use a larger engine.max_new_tokens"
+            )
 
     def _run(
         self,
@@ -208,3 +237,12 @@ class VllmEngine(Engine):
         found, right = (one.outputs[0].logprobs[0] for one in (again, anew))
         apart = [abs(found[token].logprob - right[token].logprob) for token in found if token in right]
         return again.num_cached_tokens > 0 and bool(np.mean(apart) <= ALIKE[self.hf.model.dtype.itemsize])
+
+
+def _of_tokens(told: list[int], output: RequestOutput) -> np.ndarray:
+    """Log-probabilities of the answer's tokens, which are those that were told: nat, float64 (tokens,)."""
+    (answer,) = output.outputs
+    if list(answer.token_ids) != told:
+        raise InputError(f"engine.name: vllm goes on with other tokens than it is told; {INSTEAD}")
+    places = zip(told, answer.logprobs, strict=True)
+    return np.array([place[token].logprob for token, place in places], dtype=np.float64)

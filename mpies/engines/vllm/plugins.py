@@ -110,3 +110,34 @@ class CounterBased(LogitsProcessor):
     def _state(parameters: SamplingParams, prompt, answer: list[int]):
         draws = (parameters.extra_args or {}).get(CounterBased.KEY)
         return (tuple(draws), answer) if draws else None
+
+
+class Told(LogitsProcessor):
+    """Of requests whose answers are known, their tokens, one after another, by making others impossible.
+
+    vLLM takes log-probabilities from logits as they were before.
+    """
+
+    KEY = "mpies_told"
+
+    def __init__(self, vllm_config, device: torch.device, is_pin_memory: bool):
+        self.rows: dict[int, tuple[list[int], list[int]]] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        process_dict_updates(self.rows, batch_update, self._state)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.rows:
+            rows = torch.tensor(list(self.rows), device=logits.device)
+            following = [told[len(answer)] for told, answer in self.rows.values()]
+            logits[rows] = -torch.inf
+            logits[rows, torch.tensor(following, device=logits.device)] = 0.0
+        return logits
+
+    @staticmethod
+    def _state(parameters: SamplingParams, prompt, answer: list[int]):
+        told = (parameters.extra_args or {}).get(Told.KEY)
+        return (list(told), answer) if told else None
