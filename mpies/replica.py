@@ -283,11 +283,12 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     blocks = host.perturb_in_blocks(weights) if host and host.noise else None
     perturbed: Perturbation = blocks or perturbation.make(settings.es, model, weights)
     engine = _engine(settings, setup.task, model, text, weights, perturbed, host)
-    selftest.check(model, weights, perturbed, engine, two_with_images(setup.task.prompts, text.encode))
+    images, reads = two_with_images(setup.task.prompts, text.encode), setup.task.expects is not None
+    selftest.check(model, weights, perturbed, engine, images, reads)
     if host:
         from mpies.engines.vllm.selftest import check_vllm
 
-        check_vllm(model, weights, blocks, engine)
+        check_vllm(model, weights, blocks, engine, reads)
     facts = _facts_of(path, setup, weights, digest, master, host)
     return Replica(
         model=model,

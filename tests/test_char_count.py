@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 
 import launching
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from mpies import config, tasks
+from mpies.tasks import users_code
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "char_count"
 DIGESTS = {
@@ -56,6 +58,29 @@ def test_worked_answers_are_right_and_others_are_not(example):
     assert task.score(rows, [row["solution"] for row in rows]).tolist() == [1] * 200
     assert not task.score(rows, [row["solution"].replace("boxed{", "boxed{1") for row in rows]).any()
     assert not task.score(rows, [str(row["answer"]) for row in rows]).any(), "an answer belongs in a box"
+
+
+def test_what_the_last_box_should_have_held(example):
+    place = str(example / "rewards.py")
+    right_box, likely = (users_code.load(f"{place}:{name}", "test") for name in ("right_box", "likely"))
+    texts = ["a = a\n\\boxed{3}", "\\boxed{1} or \\boxed{2", "a != b"]
+    given = {
+        "completions": [[{"role": "assistant", "content": text}] for text in texts],
+        "answer": [1, 12, 4],
+    }
+    assert right_box(**given) == [
+        ("a = a\n\\boxed{", "1}"),
+        ("\\boxed{1} or \\boxed{", "12}"),
+        ("a != b\n\\boxed{", "4}"),
+    ]
+    logged = {}
+    found = likely(
+        **given,
+        log_probabilities=np.log([[0.5, 0.5], [1, 1], [0.1, 1]]),
+        log_extra=lambda name, values: logged.update({name: values}),
+    )
+    assert found == pytest.approx([0.25, 1, 0.1])
+    assert logged["accuracy"] == [0, 0, 0] and logged["format"] == [1, 1, 0]
 
 
 @pytest.mark.long

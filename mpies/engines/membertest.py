@@ -42,15 +42,16 @@ def check_members(
     probe: Probe,
     base: np.ndarray,
     alone: bool = False,
+    reads: Callable[..., np.ndarray] | None = None,
 ) -> None:
     """The members of a block must compute what their own weights compute; `base`: what the base does.
 
     `alone`: one kind of parameter after another, since what 16 bits round of all of them is as much as one
-    that is missing. Modules that do not are computed in simpler ways from now on. Raises InputError if none
-    is right.
+    that is missing. `reads`: how they read given answers (probing.read), if they do. Modules that do not are
+    computed in simpler ways from now on. Raises InputError if none is right.
     """
     for sigmas in sigmas_in_turn(model, weights, probe, base, alone):
-        Attempt(model, weights, lowrank, probe, base, sigmas).find_ways()
+        Attempt(model, weights, lowrank, probe, base, sigmas, reads).find_ways()
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Attempt:
     probe: Probe
     base: np.ndarray
     sigmas: dict[str, float]
+    reads: Callable[..., np.ndarray] | None = None
 
     def find_ways(self) -> None:
         """Until the block computes what its members' weights do. Raises what is wrong if it never does."""
@@ -111,10 +113,10 @@ class Attempt:
     def _difference(self, names: list[str]) -> str | None:
         """A refusal, if the block is not what the members' weights are; only `names` are perturbed."""
         tolerance = TOLERANCES[self.weights.dtype]
-        *apart, moved = self._apart(names)
+        unperturbed, perturbed, moved = self._apart(names)
         # Some parameters are never used, and have no effect.
         tolerated = max(tolerance.members * moved, tolerance.reading * spread(self.base))
-        for those, difference in zip(("unperturbed", "perturbed"), apart, strict=True):
+        for those, difference in (("unperturbed", unperturbed), ("perturbed", perturbed)):
             if not difference <= tolerated:
                 return (
                     f"es.perturbation: lowrank computes {type(self.model).__name__} otherwise than its"
@@ -132,13 +134,18 @@ class Attempt:
         lowrank.set_each(MEMBERS, dict.fromkeys(weights.base, 0.0) | sigmas)
         try:
             told = decoded(self.model, probe, probe.tokens, len(MEMBERS), lowrank.rows)
+            given = self.reads(self.model, probe, len(MEMBERS), lowrank.rows) if self.reads else None
         finally:
             lowrank.clear()
         unmoved, block = told[1::2]
         own = {name: weights_of_member(weights, name, sigma) for name, sigma in sigmas.items()}
         with weights.lending(own):
             expected = by_one_forward(self.model, probe)
-        return rms(unmoved - self.base), rms(block - expected), rms(expected - self.base)
+        unperturbed, perturbed = rms(unmoved - self.base), rms(block - expected)
+        if given is not None:
+            unperturbed = max(unperturbed, rms(given[0] - probe.of_answer(self.base)))
+            perturbed = max(perturbed, rms(given[1] - probe.of_answer(expected)))
+        return unperturbed, perturbed, rms(expected - self.base)
 
 
 def packs_of_kinds(

@@ -82,6 +82,10 @@ class Probe:
         """Those of the answers: their log-probabilities are compared at every place."""
         return [token for answer in self.answers for token in answer]
 
+    def of_answer(self, found: np.ndarray) -> np.ndarray:
+        """Of log-probabilities of all tokens, (places, tokens), the second answer's own: (places,)."""
+        return found[:, -len(self.answers[1]) :].diagonal()
+
 
 @torch.inference_mode()
 def by_one_forward(model: PreTrainedModel, probe: Probe) -> np.ndarray:
@@ -125,9 +129,28 @@ def decoded(
     return found.numpy()
 
 
-def read(model: PreTrainedModel, probe: Probe, at_once: bool = False) -> np.ndarray:
-    """Log-probabilities of the second answer's own tokens, as both are read for KL divergence: (places,)."""
-    return likelihood.of(model, probe.prompts, probe.answers, at_once=at_once, inputs=probe.inputs)[1]
+def read(
+    model: PreTrainedModel,
+    probe: Probe,
+    members: int = 1,
+    on_rows: Callable[[torch.Tensor], None] = lambda members: None,
+    *,
+    at_once: bool = False,
+) -> np.ndarray:
+    """Log-probabilities of the second answer's own tokens, as given answers are read: (members, places).
+
+    `on_rows` gets the rows' members.
+    """
+    count = len(probe.prompts)
+    found = likelihood.of(
+        model,
+        probe.prompts * members,
+        probe.answers * members,
+        at_once=at_once,
+        inputs=probe.inputs * members,
+        on_rows=lambda rows: on_rows(rows // count),
+    )
+    return np.stack(found[1::count])
 
 
 @torch.inference_mode()

@@ -8,8 +8,9 @@ live weights as they are, and a model for which they differ is refused in one li
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ def check(
     perturbation: Perturbation,
     engine: Engine,
     images: Sequence[Prompt] = (),
+    reads: bool = False,
 ) -> None:
     """Raise InputError if the hf engine, or low rank, computes this model otherwise than its weights do.
 
@@ -41,7 +43,8 @@ def check(
     Base, digest and live weights, which are the base's, are afterwards what they were. Reading given
     answers in pieces is given up if it is wrong for this model and reading them at once is not; so is keeping
     anything from turn to turn.
-    `images`: two prompts with images, if there are any among the task's, which are computed as well.
+    `images`: two prompts with images, if there are any among the task's, which are computed as well; `reads`:
+    do members read given answers (task.expects)?
     """
     if not isinstance(engine, HfEngine):
         return  # vLLM's compares itself with transformers
@@ -56,18 +59,21 @@ def check(
         instead = INSTEAD.replace("use ", "use model.dtype=float32, ")
     with _computing(f"engine.name: hf cannot compute {name} in {live}", instead):
         bases = [check_reading(model, engine, probe) for probe in probes]
+    reading = partial(read, at_once=engine.at_once) if reads else None
     if isinstance(perturbation, LowRank):
         with _computing(f"es.perturbation: lowrank cannot compute {name} in {live}", FULL):
             pairs = list(zip(probes, bases, strict=True))
             # Again, since ways that are simpler for images' sake have to be right for text, too.
             for probe, base in [*pairs, *pairs[:-1]]:
-                check_members(model, weights, perturbation, probe, base)
-    if weights.dtype == torch.float32 or _checked_by_base(model, weights, perturbation, engine, probes):
+                check_members(model, weights, perturbation, probe, base, reads=reading)
+    if weights.dtype == torch.float32 or _checked_by_base(
+        model, weights, perturbation, engine, probes, reading
+    ):
         return
     if isinstance(perturbation, LowRank):
         with _computing(f"es.perturbation: lowrank cannot compute {name} in {live}", FULL):
             for probe, base in zip(probes, bases, strict=True):
-                check_members(model, weights, perturbation, probe, base, alone=True)
+                check_members(model, weights, perturbation, probe, base, alone=True, reads=reading)
 
 
 def _checked_by_base(
@@ -76,6 +82,7 @@ def _checked_by_base(
     perturbation: Perturbation,
     engine: HfEngine,
     probes: list[Probe],
+    reading: Callable[..., np.ndarray] | None,
 ) -> bool:
     """Has the same been compared with the float32 base's weights? Raises InputError if it is otherwise.
 
@@ -89,7 +96,7 @@ def _checked_by_base(
             for probe in probes:
                 base = check_reading(model, engine, probe)
                 if isinstance(perturbation, LowRank):
-                    check_members(model, weights, perturbation, probe, base)
+                    check_members(model, weights, perturbation, probe, base, reads=reading)
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"model: the device has no memory for the test at the start, in float32 ({reason(error)}); use"
@@ -124,13 +131,11 @@ def check_reading(model: PreTrainedModel, engine: HfEngine, probe: Probe) -> np.
             together[: probe.ends], "beside a longer prompt than alone", expected[: probe.ends]
         )
         refuse_if_different(together, "where another answer has ended")
-    told = expected[:, -len(alone.tokens) :].diagonal()
-    if not rms(read(model, probe, engine.at_once) - told) <= tolerated:
+    told, when = probe.of_answer(expected), "where it reads answers than where it decodes"
+    if not rms(read(model, probe, at_once=engine.at_once)[0] - told) <= tolerated:
         if probe.inputs:
-            refuse_if_different(read(model, probe), "where it reads answers than where it decodes", told)
-        refuse_if_different(
-            read(model, probe, at_once=True), "where it reads answers than where it decodes", told
-        )
+            refuse_if_different(read(model, probe)[0], when, told)
+        refuse_if_different(read(model, probe, at_once=True)[0], when, told)
         engine.at_once = True
     if engine.keeps and not probe.inputs:
         engine.keeps = _goes_on(model, probe, expected, tolerated)

@@ -78,7 +78,7 @@ class Screen:
         self.say(f"mpies {mpies.__version__}")
         wide = max(map(len, rows))
         for key, value in rows.items():  # lines, which a terminal breaks: a table would cut long paths
-            self.say(f"  {key:{wide}}  {value}")
+            self.say(f"  {key:{wide}}  {value}".replace("\n", f"\n{'':{wide + 4}}"))
         sys.stdout.flush()
 
     @contextlib.contextmanager

@@ -246,7 +246,7 @@ class Task:
         logged: dict[str, np.ndarray] = {}
         if sound:
             some = [played[i] for i in sound]
-            more = self._rewards(
+            scored = self._rewards(
                 [{**one.start.row, "prompt": one.prompt} for one in some],
                 [one.completion for one in some],
                 [one.ids for one in some],
@@ -254,7 +254,7 @@ class Task:
                 logged,
                 **{name: [values[i] for i in sound] for name, values in more.items()},
             )
-            rewards[sound] = np.array([one.reward for one in some]) + np.nan_to_num(more, nan=0.0)
+            rewards[sound] = np.array([one.reward for one in some]) + np.nan_to_num(scored, nan=0.0)
         spread = {name: np.full(len(played), math.nan) for name in logged}
         for name, values in logged.items():
             spread[name][sound] = values

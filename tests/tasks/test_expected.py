@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 import small
 import torch
 
+from jobs import arguments, assert_same_run, refused, train
 from mpies import config
 from mpies.engines.base import Draws
 from mpies.errors import InputError
@@ -31,22 +33,50 @@ ROWS = [
 ]
 
 
+def settings(folder):
+    return {
+        "task__name": "custom",
+        "task__reward": f"{folder}/likely.py:chances",
+        "task__expects": f"{folder}/likely.py:halves",
+        "task__train_data": folder / "rows.jsonl",
+        "task__eval_data": "",
+        "task__chat_template": "false",
+        "engine__max_new_tokens": 6,
+    }
+
+
 @pytest.fixture
 def runs_of(alone, tiny_model, tmp_path):
     """runs_of(setting=value, ...) -> a replica; and its task's file of rewards."""
     (tmp_path / "likely.py").write_text(REWARDS)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    own = {
-        "task__name": "custom",
-        "task__reward": f"{tmp_path}/likely.py:chances",
-        "task__expects": f"{tmp_path}/likely.py:halves",
-        "task__train_data": tmp_path / "rows.jsonl",
-        "task__eval_data": "",
-        "task__chat_template": "false",
-        "engine__max_new_tokens": 6,
-    }
     with small.Runs(alone, tiny_model(), tmp_path) as runs:
-        yield lambda **changes: runs.build(**(own | changes))
+        yield lambda **changes: runs.build(**(settings(tmp_path) | changes))
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("perturbation, dtype", [("full", "float32"), ("lowrank", "bfloat16")])
+def test_a_run_does_not_depend_on_the_ranks(runs_of, tiny_model, tmp_path, perturbation, dtype):
+    changes = settings(tmp_path) | {
+        "model__dtype": dtype,
+        "es__perturbation": perturbation,
+        "es__population": 6,
+    }
+    if perturbation == "lowrank":
+        changes["es__block"] = 2
+    for ranks in (1, 3):
+        train(ranks, *arguments(tiny_model(), tmp_path / f"{ranks}", 3, **changes))
+    assert_same_run(tmp_path / "1", tmp_path / "3", 3)
+    with h5py.File(tmp_path / "1" / "run.h5") as file:
+        assert len(set(file["member/reward"][:].flat)) == 18
+        assert set(json.loads(file["start/rewards"][0])) == {
+            changes["task__reward"],
+            changes["task__expects"],
+        }
+    code = (tmp_path / "likely.py").read_text()
+    (tmp_path / "likely.py").write_text(code.replace("sum(tokens)", "min(tokens)"))
+    (line,) = refused(*arguments(tiny_model(), tmp_path / "1", 4, **changes))
+    assert "likely.py" in line and "run.changed_reward=accept" in line
 
 
 def by_own_weights(replica, member, text: str, kept: str, wanted: str) -> float:

@@ -31,6 +31,8 @@ class Told(NamedTuple):
     prompt: list[int]
     answer: list[int]
     places: list[dict[int, float]]
+    member: int = 0
+    """Whose of the block."""
 
 
 class VllmEngine(Engine):
@@ -94,24 +96,28 @@ class VllmEngine(Engine):
         if members is None or not self.in_blocks:
             return self.hf.log_probabilities(prompts, answers, temperature, after=after)
         assert temperature == 1, "vLLM tells log-probabilities of its own logits"
-        from mpies.engines.vllm.plugins import Told as Processor
+        parts = list(zip(answers, after or [0] * len(prompts), strict=True))
+        before = [self.text.encode(p) + a[:place] for p, (a, place) in zip(prompts, parts, strict=True)]
+        return self.read(before, [answer[place:] for answer, place in parts], members)
 
-        parts = zip(prompts, answers, after or [0] * len(prompts), strict=True)
-        read = [
-            (self.text.encode(prompt) + answer[:place], answer[place:]) for prompt, answer, place in parts
-        ]
-        self._refuse_longer(max((len(before) + len(told) for before, told in read), default=0))
+    def read(
+        self, prompts: list[list[int]], answers: list[list[int]], members: list[int]
+    ) -> list[np.ndarray]:
+        """Log-probabilities of given answers' tokens, which vLLM is made to say, each by its member: nat."""
+        from mpies.engines.vllm.plugins import Forced
+
+        self._refuse_longer(max((len(p) + len(a) for p, a in zip(prompts, answers, strict=True)), default=0))
         each = [
             self.parameters(
-                of_member(member) | {Processor.KEY: told},
-                max_tokens=len(told),
+                of_member(member) | Forced.parameters(answer),
+                max_tokens=len(answer),
                 logprobs=0,
                 stop_token_ids=None,
             )
-            for member, (_, told) in zip(members, read, strict=True)
+            for member, answer in zip(members, answers, strict=True)
         ]
-        outputs = self._run([before for before, _ in read], each)
-        return [_of_tokens(told, output) for (_, told), output in zip(read, outputs, strict=True)]
+        outputs = self._run(prompts, each)
+        return [_of_tokens(answer, output) for answer, output in zip(answers, outputs, strict=True)]
 
     def generate_each(
         self, prompts: list[Prompt], members: list[int], turns: Conversations | None = None
@@ -125,11 +131,11 @@ class VllmEngine(Engine):
         """
         options = {"max_tokens": tokens, "logprobs": likeliest, "stop_token_ids": None}
         each, given = self._of_members(owners(len(prompts), members), **options), prompts * members
-        told = []
-        for prompt, output in zip(given, self._run(given, each), strict=True):
+        whose, told = owners(len(prompts), members), []
+        for prompt, member, output in zip(given, whose, self._run(given, each), strict=True):
             (answer,) = output.outputs
             places = [{token: one.logprob for token, one in place.items()} for place in answer.logprobs]
-            told.append(Told(prompt, list(answer.token_ids), places))
+            told.append(Told(prompt, list(answer.token_ids), places, member))
         return told
 
     def _answered(

@@ -277,7 +277,7 @@ def _make(
 ) -> LLM:
     from vllm import LLM
 
-    from mpies.engines.vllm.plugins import CounterBased, Executor, Told, Unfilled
+    from mpies.engines.vllm.plugins import CounterBased, Executor, Forced, Unfilled
 
     Unfilled.register()
     options: dict[str, Any] = {"enforce_eager": True}
@@ -299,7 +299,9 @@ def _make(
         "enable_prefix_caching": False,
         # What the folder suggests for sampling would make fitness depend on more than the weights.
         "generation_config": "vllm",
-        "logits_processors": [CounterBased, Told],
+        "logits_processors": [CounterBased, Forced],
+        # As they are before those choose: see Forced.
+        "logprobs_mode": "raw_logprobs",
         "distributed_executor_backend": Executor.on(device),
         "disable_log_stats": True,
     }

@@ -112,16 +112,21 @@ class CounterBased(LogitsProcessor):
         return (tuple(draws), answer) if draws else None
 
 
-class Told(LogitsProcessor):
-    """Of requests whose answers are known, their tokens, one after another, by making others impossible.
+class Forced(LogitsProcessor):
+    """Chooses the tokens of requests that come with their answers, one after another.
 
-    vLLM takes log-probabilities from logits as they were before.
+    Others are made impossible. vLLM takes log-probabilities from logits as they were before.
     """
 
-    KEY = "mpies_told"
+    KEY = "mpies_forced"
 
     def __init__(self, vllm_config, device: torch.device, is_pin_memory: bool):
         self.rows: dict[int, tuple[list[int], list[int]]] = {}
+
+    @staticmethod
+    def parameters(answer: list[int]) -> dict[str, list[int]]:
+        """`extra_args` of the request."""
+        return {Forced.KEY: answer}
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -132,12 +137,12 @@ class Told(LogitsProcessor):
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         if self.rows:
             rows = torch.tensor(list(self.rows), device=logits.device)
-            following = [told[len(answer)] for told, answer in self.rows.values()]
+            following = [given[len(answer)] for given, answer in self.rows.values()]
             logits[rows] = -torch.inf
             logits[rows, torch.tensor(following, device=logits.device)] = 0.0
         return logits
 
     @staticmethod
     def _state(parameters: SamplingParams, prompt, answer: list[int]):
-        told = (parameters.extra_args or {}).get(Told.KEY)
-        return (list(told), answer) if told else None
+        given = (parameters.extra_args or {}).get(Forced.KEY)
+        return (list(given), answer) if given else None

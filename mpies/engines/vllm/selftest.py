@@ -48,17 +48,26 @@ LEAST = 1e-4
 ROUNDING = 3.0
 
 
-def check_vllm(model: PreTrainedModel, weights: Weights, blocks: BlocksInVllm | None, engine: Any) -> None:
-    """Raise InputError if vLLM computes a block's members, or without one live weights, otherwise."""
+def check_vllm(
+    model: PreTrainedModel, weights: Weights, blocks: BlocksInVllm | None, engine: Any, reads: bool = False
+) -> None:
+    """Raise InputError if vLLM computes a block's members, or without one live weights, otherwise.
+
+    `reads`: do members read given answers (task.expects)?
+    """
     refuse_other_windows(model, engine.llm, engine.most_tokens)
     if blocks:
-        check_members(model, weights, blocks, engine)
+        check_members(model, weights, blocks, engine, reads)
     else:
         check_live_weights(model, weights, engine)
 
 
 def check_members(
-    model: PreTrainedModel, weights: Weights, lowrank: BlocksInVllm, engine: VllmEngine
+    model: PreTrainedModel,
+    weights: Weights,
+    lowrank: BlocksInVllm,
+    engine: VllmEngine,
+    reads: bool = False,
 ) -> None:
     """Raise InputError if members of a block compute otherwise than their weights say.
 
@@ -71,9 +80,11 @@ def check_members(
         lowrank.set_each(MEMBERS, dict.fromkeys(weights.base, 0.0) | sigmas)
         try:
             told = engine.tell(prompts, len(MEMBERS), TOKENS, LIKELIEST)
+            if reads:
+                told = [*told, *_read_given(engine, told)]
         finally:
             lowrank.clear()
-        unmoved, moved = told[: len(prompts)], told[len(prompts) :]
+        unmoved, moved = ([one for one in told if one.member == member] for member in range(len(MEMBERS)))
         unperturbed = base.of(moved)
         with weights.lending(dict(_own(weights, sigmas))):
             expected = LogProbabilities(model).of(moved)
@@ -89,6 +100,17 @@ def check_members(
                     f" {those} weights do (log-probabilities {apart:.2g} apart, the perturbation's effect is"
                     f" {effect:.2g}); {WITHOUT_BLOCKS}"
                 )
+
+
+def _read_given(engine: VllmEngine, told: list[Told]) -> list[Told]:
+    """Each answer backwards, which none would give: what the same member finds of its tokens."""
+    answers = [one.answer[::-1] for one in told]
+    members = [one.member for one in told]
+    found = engine.read([one.prompt for one in told], answers, members)
+    return [
+        Told(one.prompt, answer, [{t: v} for t, v in zip(answer, values, strict=True)], one.member)
+        for one, answer, values in zip(told, answers, found, strict=True)
+    ]
 
 
 def check_live_weights(model: PreTrainedModel, weights: Weights, engine: VllmEngine) -> None:
