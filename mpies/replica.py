@@ -366,7 +366,8 @@ def _host(settings: Settings, setup: Setup, model: Any, text: Text, local: int) 
     es = settings.es
     members = max(es.block_size, len(MEMBERS))  # those of the test at the start, at least
     noise = Noise(members, es.rank) if es.perturbation == "lowrank" else None
-    room = Room.of(text, setup.task.prompts, settings.engine.batch_size, settings.engine.max_new_tokens)
+    new, tells = settings.engine.max_new_tokens, setup.task.expects is not None
+    room = Room.of(text, setup.task.prompts, settings.engine.batch_size, new, tells)
     room = replace(room, tokens=max(room.tokens, setup.task.most_tokens(text) or 0))
     folder = loading.folder_of(settings.model.path)
     given = folder, model.config, room, setup.dtype, setup.device, setup.memory, local, noise

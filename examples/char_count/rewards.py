@@ -35,4 +35,4 @@ def right_box(completions, answer, **columns):
 def likely(completions, answer, log_probabilities, log_extra, **columns):
     """The probability of the right count in the box, after what the member itself wrote; logs `right` too."""
     right(completions, answer, log_extra)
-    return [math.exp(sum(tokens)) for tokens in log_probabilities]
+    return [0.0 if tokens is None else math.exp(sum(tokens)) for tokens in log_probabilities]

@@ -129,6 +129,7 @@ def find_symptoms(run: Run) -> Iterator[str]:
         run.column("generation/truncated"),
         cosines(run),
         frozenset(map(column_name, parts)),
+        bool(task.get("expects")),
     )
     yield from _far_below(run, known_prompts=not task.get("prompts_per_generation"))
     yield from filter(None, (rule(course) for rule in symptoms.RULES.values()))

@@ -20,6 +20,7 @@ def make_absolute(settings: Settings) -> Settings:
         "task": {
             "train_data": _absolute(settings.task.train_data),
             "eval_data": _absolute(settings.task.eval_data),
+            "expects": _of_code(settings.task.expects),
             "environment": _of_code(settings.task.environment),
             "environment_factory": _of_factories(settings.task.environment_factory),
             "agent": _of_code(settings.task.agent),
@@ -45,6 +46,7 @@ def relative_paths(settings: Settings) -> dict[str, str]:
         "task.train_data": [task.train_data],
         "task.eval_data": [task.eval_data],
         "task.reward": [name for name in task.reward if names_file(name)],
+        "task.expects": [name for name in (task.expects,) if names_file(name)],
         "task.environment": [name for name in (task.environment,) if names_file(name)],
         "task.environment_factory": [name for name in task.factories.values() if names_file(name)],
         "task.agent": [name for name in (task.agent,) if names_file(name)],

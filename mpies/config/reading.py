@@ -27,7 +27,7 @@ from mpies.plain_yaml import LONGEST, given, parse
 from mpies.text import clip
 
 # Whoever sets one of these means another task than the quickstart's, whose settings would not fit it.
-TASKS = ("name", "reward", "train_data", "environment", "environment_factory", "tools", "agent")
+TASKS = ("name", "reward", "expects", "train_data", "environment", "environment_factory", "tools", "agent")
 A_TASK_OF_ONES_OWN = tuple(f"task.{key}=" for key in TASKS)
 
 
@@ -93,6 +93,7 @@ def comparable(settings: Settings) -> dict[str, Any]:
     task = settings.task
     return settings.flat() | {
         "task.reward": rewards,
+        "task.expects": task.expects and short_name(task.expects),
         "task.environment": task.environment and short_name(task.environment),
         "task.environment_factory": {name: short_name(place) for name, place in task.factories.items()},
         "task.tools": [short_name(name) for name in task.tools],

@@ -20,6 +20,9 @@ from mpies.engines.text import Text
 from mpies.engines.turns import KeptTurns, Part, Past
 from mpies.errors import InputError
 
+# Tokens before given answers that are read at a time: of prompts alone, as many as `batch_size` brings.
+PREFILL = 2**15
+
 
 class HfEngine(Engine):
     """Decodes with `model` as it is at the time of the call."""
@@ -53,6 +56,7 @@ class HfEngine(Engine):
         self.on_rows = on_rows
         self.version = version
         self.keeps = version is not None and keeps_all(cache_for(model, 0))
+        self.most_tokens = min(filter(None, (text.positions, rope.reach(model.config))), default=None)
 
     def refuse_dependent(self, prompts: Iterable[Prompt], most: int | None = None) -> None:
         """Raise InputError if an answer to one of the prompts may depend on what else is in its batch.
@@ -84,7 +88,8 @@ class HfEngine(Engine):
         members: list[int] | None = None,
         after: list[int] | None = None,
     ) -> list[np.ndarray]:
-        members, after = members or [0] * len(prompts), after or [0] * len(prompts)
+        members = [0] * len(prompts) if members is None else members
+        after = [0] * len(prompts) if after is None else after
         # What is before a place is read with the prompt, but for those with images, which are read alone.
         early = [0 if images_in(prompt) else place for prompt, place in zip(prompts, after, strict=True)]
         given = zip(prompts, answers, early, strict=True)
@@ -92,7 +97,8 @@ class HfEngine(Engine):
             (self.text.encode(prompt) + answer[:place], answer[place:]) for prompt, answer, place in given
         ]
         found: list[np.ndarray] = [np.zeros(0)] * len(prompts)
-        for chosen in _batches([before for before, _ in read], members, self.batch_size):
+        batches = _batches([before for before, _ in read], members, self.batch_size)
+        for chosen in [part for batch in batches for part in self._fitting(batch, read)]:
             rope.refuse_beyond(self.model, max(sum(map(len, read[i])) for i in chosen))
             values = likelihood.of(
                 self.model,
@@ -154,6 +160,18 @@ class HfEngine(Engine):
         on_rows = self._on_rows([members[i] for i in chosen])
         stops, inputs = self.text.stops, [self.text.inputs(prompts[i]) for i in chosen]
         return decode(self.model, encoded, stops, self.max_new_tokens, on_rows, choose, inputs, pasts, parts)
+
+    def _fitting(self, batch: list[int], read: list[tuple[list[int], list[int]]]) -> list[list[int]]:
+        """The batch, or parts of it, by number: what pads shorter prompts and answers has positions, too.
+
+        `read`: each one's prompt and answer.
+        """
+        prompt, answer = (max(len(read[i][part]) for i in batch) for part in (0, 1))
+        beyond = self.most_tokens is not None and prompt + answer > self.most_tokens
+        if len(batch) == 1 or (not beyond and len(batch) * prompt <= PREFILL):
+            return [batch]
+        middle = len(batch) // 2
+        return self._fitting(batch[:middle], read) + self._fitting(batch[middle:], read)
 
     def _on_rows(self, members: list[int]) -> OnRows:
         """Tells whose the rows of a forward pass are, of a batch that is these members'."""

@@ -26,6 +26,7 @@ from mpies.model.perturbation import Perturbation
 from mpies.model.weights import Weights
 
 INSTEAD = "use engine.name=vllm or another model"
+INSTEAD_OF = "leave task.expects out, or use another model"
 
 
 def check(
@@ -46,8 +47,13 @@ def check(
     `images`: two prompts with images, if there are any among the task's, which are computed as well; `reads`:
     do members read given answers (task.expects)?
     """
-    if not isinstance(engine, HfEngine):
-        return  # vLLM's compares itself with transformers
+    if not isinstance(engine, HfEngine):  # vLLM's compares itself with transformers, which reads for it
+        if reads:
+            with _computing(
+                f"task.expects: transformers cannot read with {type(model).__name__}", INSTEAD_OF
+            ):
+                check_reading(model, engine.hf, Probe.of(model))  # type: ignore[attr-defined]
+        return
     perturbation.clear()
     probes, name = [Probe.of(model)], type(model).__name__
     if images:

@@ -46,12 +46,14 @@ class Course:
     """Of each figure's own update with the one that was made."""
     parts: frozenset[str] = frozenset()
     """Of these figures, those that the reward is made of, where it has several."""
+    of_probabilities: bool = False
+    """Is the reward made of probabilities (task.expects)? Then answers that are the same teach as well."""
 
 
 def find_small_sigma(course: Course) -> str | None:
     """Most answers are the same whatever the perturbation."""
     latest = course.identical_pairs[-PATIENCE:]
-    if len(latest) < PATIENCE or not (latest > IDENTICAL).all():
+    if course.of_probabilities or len(latest) < PATIENCE or not (latest > IDENTICAL).all():
         return None
     return (
         f"{100 * latest.mean():.0f} % of the pairs of answers to a prompt are identical, and teach"

@@ -74,8 +74,8 @@ def assemble(
 def refuse_unasked_changes(history: History, setup: Setup, options: argparse.Namespace) -> None:
     """Raise RefusedError if prompts or rewards are not the run's, unless others are asked for."""
     asked = [given for given in options.settings if given.startswith("task.")]
-    other_rewards = [given for given in asked if given.startswith("task.reward=")]
-    if not other_rewards:
+    other_rewards = [given for given in asked if given.startswith(("task.reward=", "task.expects="))]
+    if not any(given.startswith("task.reward=") for given in asked):
         continuity.refuse_other_rewards(
             history, setup.reward_digests, "to use it nonetheless, give task.reward=..."
         )

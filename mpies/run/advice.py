@@ -20,10 +20,16 @@ MOSTLY = 0.9  # of a generation's episodes
 class Advisor:
     """Looks at every generation of this job; `say` is given a line where something is wrong.
 
-    `parts`: names of the figures that the reward is made of, where it has several.
+    `parts`: names of the figures that the reward is made of, where it has several; `of_probabilities`: is it
+    made of those (task.expects)?
     """
 
-    def __init__(self, say: Callable[[str], None], parts: frozenset[str] = frozenset()):
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        parts: frozenset[str] = frozenset(),
+        of_probabilities: bool = False,
+    ):
         self.unperturbed: float | None = None
         """The unperturbed model's mean reward on training prompts, when it was last evaluated."""
         self.error: float = np.nan
@@ -31,6 +37,7 @@ class Advisor:
         0."""
         self._say = say
         self._parts = parts
+        self._of_probabilities = of_probabilities
         self._said: set[str] = set()
         self._below = 0
         self._rewards: list[tuple[float, float]] = []
@@ -88,6 +95,7 @@ class Advisor:
             np.array(truncated),
             {name: np.array([one.get(name, np.nan) for one in cosines]) for name in names},
             self._parts,
+            self._of_probabilities,
         )
         for name, rule in symptoms.RULES.items():
             if name not in self._said and (text := rule(course)):

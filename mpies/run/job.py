@@ -250,7 +250,7 @@ def _make_job(
         phases=phases,
         stop=stop,
         screen=screen,
-        advisor=Advisor(screen.say, parts_of(settings.task.reward)),
+        advisor=Advisor(screen.say, parts_of(settings.task.reward), bool(settings.task.expects)),
         monitor=Monitor(settings, screen.say) if comm.rank == 0 else None,
         log=log,
     )

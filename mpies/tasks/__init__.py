@@ -36,6 +36,11 @@ def make(
     # As many as there are: all of them, in their own order.
     size = size if size < len(task.train) else 0
     expects = load_expects(settings.expects) if settings.expects else None
+    if expects and any(expected.COLUMN in row for row in [*task.train, *task.held_out]):
+        raise InputError(
+            f"task.train_data: the column {expected.COLUMN!r} has a name that task.expects uses for something"
+            " else; rename it"
+        )
     return dataclasses.replace(
         task, reward=own or task.reward, prompts_per_generation=size, seed=seed, expects=expects
     )

@@ -172,33 +172,32 @@ class Task:
         made = [Episode(start) for _ in range(members or 1) for start in starts]
         answer = episodes.answers_of(engine, len(starts) if members else None, draws)
         with self._played(engine, made, answer, clock) as stage:
+            cuts = [slice(i, i + len(starts)) for i in range(0, len(made), len(starts) or 1)]
             more: dict[str, Sequence[Any]] = {}
             if stage.environments:
                 more["environments"] = stage.environments
             if self.expects:
-                of = [i // len(starts) for i in range(len(made))] if members else None
-                more[expected.COLUMN] = self._likely(engine, made, of, self.expects, clock)
+                with clock("reward"):
+                    asked = [one for cut in cuts for one in self._expected(made[cut], state)]
+                with clock("generate"):
+                    of = [i // len(starts) for i in range(len(made))] if members else None
+                    prompts = [one.start.row["prompt"] for one in made]
+                    more[expected.COLUMN] = expected.read(engine, prompts, asked, of)
             with clock("reward"):
-                cuts = [slice(i, i + len(starts)) for i in range(0, len(made), len(starts) or 1)]
                 each = [(made[cut], {name: values[cut] for name, values in more.items()}) for cut in cuts]
                 return [Played(own, self._judge_episodes(own, state, columns)) for own, columns in each]
 
-    def _likely(
-        self,
-        engine: Engine,
-        made: list[Episode],
-        members: list[int] | None,
-        expects: expected.Expects,
-        clock: Clock,
-    ) -> list[np.ndarray | None]:
-        """How likely the members found what should have been in their answers: see tasks/expected.py."""
-        rows = [one.start.row for one in made]
-        with clock("reward"):
-            completions = _as_trl(rows, [one.text for one in made])
-            returned = expects(**_columns(rows, completions), completion_ids=[one.ids for one in made])
-            asked = expected.continuations(returned, len(made))
-        with clock("generate"):
-            return expected.read(engine, [row["prompt"] for row in rows], asked, members)
+    def _expected(
+        self, played: list[Episode], state: TrainerState | None
+    ) -> list[expected.Continuation | None]:
+        """What should have been in a member's answers; what the function logs is not kept."""
+        assert self.expects
+        rows = [one.start.row for one in played]
+        columns = _columns(rows, _as_trl(rows, [one.text for one in played]))
+        ids, state = [one.ids for one in played], state or TrainerState()
+        silent = dict.fromkeys(("log_extra", "log_metric"), lambda name, values: None)
+        returned = self.expects(**columns, completion_ids=ids, trainer_state=state, **silent)
+        return expected.continuations(returned, len(played))
 
     def answer(self, engine: Engine, starts: list[Start], draws: Draws | None = None) -> list[Episode]:
         """Play the episodes with the unperturbed model, as `play`; nothing is judged."""

@@ -11,20 +11,12 @@ from mpies import config
 from mpies.engines.base import Prompt, prompt_text
 from mpies.engines.image import Image
 from mpies.errors import InputError
-from mpies.tasks import data, expected
+from mpies.tasks import data
 from mpies.tasks.base import Reward, Row, Task
 from mpies.tasks.environments.contract import is_message
 
 # What reward functions get under these names is not a column.
-TAKEN = (
-    "prompts",
-    "completions",
-    "environments",
-    "trainer_state",
-    "log_extra",
-    "log_metric",
-    expected.COLUMN,
-)
+TAKEN = ("prompts", "completions", "environments", "trainer_state", "log_extra", "log_metric")
 
 MOST_IMAGES = 256  # of a row
 LONGEST = 1_000_000  # characters of a prompt, more than models have positions for

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def load(name: str) -> Expects:
     """The function. Raises InputError if there is none, or if it does not take every column."""
     function = users_code.load(name, SETTING)
     users_code.refuse_signature(function, SETTING, name, "as of a reward function")
-    return function
+    return partial(users_code.call, function)
 
 
 def continuations(returned: Any, answers: int) -> list[Continuation | None]:
@@ -61,18 +62,21 @@ def read(
 ) -> list[np.ndarray | None]:
     """Log-probabilities of each expected text's tokens, after the prompt and what is kept: nat.
 
-    `members`: of the block, whose each is; None: the unperturbed model's. Raises InputError for a text
-    that the model has no positions for.
+    None where nothing is asked, or where the engine has no room for it. `members`: of the block, whose each
+    is; None: the unperturbed model's. Raises InputError for a text of which no token would be asked.
     """
-    chosen = [i for i, one in enumerate(asked) if one is not None]
-    told = [engine.text.continue_with(one.kept, one.text) for one in asked if one is not None]
-    for i, (tokens, _) in zip(chosen, told, strict=True):
-        _refuse_too_long(engine.text, prompts[i], tokens)
+    told = {i: _tokens(engine.text, one) for i, one in enumerate(asked) if one is not None}
+    most = engine.most_tokens
+    chosen = [
+        i
+        for i, (tokens, _) in told.items()
+        if not most or len(engine.text.encode(prompts[i])) + len(tokens) <= most
+    ]
     found = engine.log_probabilities(
         [prompts[i] for i in chosen],
-        [tokens for tokens, _ in told],
+        [told[i][0] for i in chosen],
         members=[members[i] for i in chosen] if members is not None else None,
-        after=[kept for _, kept in told],
+        after=[told[i][1] for i in chosen],
     )
     made: list[np.ndarray | None] = [None] * len(asked)
     for i, values in zip(chosen, found, strict=True):
@@ -80,10 +84,11 @@ def read(
     return made
 
 
-def _refuse_too_long(text: Encoder, prompt: Prompt, tokens: list[int]) -> None:
-    before = len(text.encode(prompt))
-    if text.positions and before + len(tokens) > text.positions:
+def _tokens(text: Encoder, one: Continuation) -> tuple[list[int], int]:
+    tokens, kept = text.continue_with(one.kept, one.text)
+    if len(tokens) <= kept:  # nothing would be as likely as what is certain
         raise InputError(
-            f"{SETTING}: a prompt has {before} tokens, and what is kept and expected after it {len(tokens)};"
-            f" the model knows {text.positions} positions"
+            f"{SETTING}: the text {shown(one.text)} after {shown(one.kept[-40:])} has no tokens of its own in"
+            " this model's tokenizer"
         )
+    return tokens, kept

@@ -6,10 +6,8 @@ that do not return None for an answer.
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import math
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +28,7 @@ class Weighted:
     def __call__(self, **columns: Any) -> list[float]:
         answers = len(columns["completions"])
         made = {
-            name: check_rewards(_called(function, columns), answers, name)
+            name: check_rewards(users_code.call(function, **columns), answers, name)
             for name, function in self.functions.items()
         }
         if len(made) > 1:
@@ -61,16 +59,6 @@ def _logged_as(names: Collection[str]) -> dict[str, str]:
 
 def _sum(terms: list[float]) -> float:
     return math.fsum(terms) if terms else math.nan
-
-
-def _called(function: Reward, columns: dict[str, Any]) -> Any:
-    """What the function returns; TRL takes functions that are `async`, too."""
-    made = function(**columns)
-    return asyncio.run(_awaited(made)) if inspect.isawaitable(made) else made
-
-
-async def _awaited(made: Awaitable[Any]) -> Any:
-    return await made
 
 
 def _function(name: str) -> Callable[..., Any]:

@@ -113,3 +113,17 @@ def test_frequencies_that_stay_are_never_refused(changes):
     model = zoo.build("llama", **changes, **SHORT)
     assert len(engine_of(model).generate(["3 + 5 =", "x" * 2 * REACH]).ids) == 2
     np.testing.assert_allclose(read(model, 2 * REACH), read(model), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [*DEPENDENT, "learned"])
+def test_a_long_prompt_beside_a_long_answer_changes_nothing(kind):
+    """Each row is within reach; the longest prompt with the longest answer is not."""
+    model = zoo.build("gpt2", max_position_embeddings=REACH) if kind == "learned" else model_of(kind)
+    engine = engine_of(model)
+    prompts, answers = ["a" * 17, "b", "ab"], [[5, 9], [9, 11] * 10, [7, 8]]
+    assert [len(engine.text.encode(prompt)) for prompt in prompts] == [17, 1, 2]
+    for after in (None, [1, 2, 0]):
+        together = engine.log_probabilities(prompts, answers, after=after)
+        for i, found in enumerate(together):
+            one = engine.log_probabilities(prompts[i : i + 1], answers[i : i + 1])[0]
+            assert found == pytest.approx(one[after[i] if after else 0 :], abs=1e-5)

@@ -168,8 +168,16 @@ def test_functions_that_cannot_be_one_are_refused(tmp_path):
         expected.load(f"{tmp_path}/file.py:narrow")
 
 
-def test_more_than_the_model_has_positions_for_is_refused(runs_of, tmp_path):
+def test_what_has_no_room_is_not_asked(runs_of):
     replica = runs_of()
-    asked = [expected.Continuation("a " * 5000, "b")]
-    with pytest.raises(InputError, match=r"task.expects: a prompt has 3 tokens.* knows 512 positions"):
-        expected.read(replica.engine, ["a b"], asked, None)
+    asked = [expected.Continuation("a " * 5000, "b"), expected.Continuation("a", "b")]
+    for members in (None, [0, 0]):
+        long, short = expected.read(replica.engine, ["a b", "a"], asked, members)
+        assert long is None and len(short) >= 1
+
+
+def test_a_text_without_tokens_of_its_own_is_refused(runs_of, monkeypatch):
+    replica = runs_of()
+    monkeypatch.setattr(replica.engine.text, "continue_with", lambda kept, text: ([3, 4], 2))
+    with pytest.raises(InputError, match=r"task.expects: the text 'b' .* has no tokens of its own"):
+        expected.read(replica.engine, ["a b"], [expected.Continuation("a", "b")], None)

@@ -60,7 +60,7 @@ class VllmEngine(Engine):
         self.text = text
         self.hf = hf
         self.max_new_tokens = max_new_tokens
-        self.most_tokens = host.room.tokens
+        self.most_tokens = min(filter(None, (host.room.tokens, hf.most_tokens)))
         self.cached = host.turns
         """Does vLLM look for what it has read before?"""
         self._plays, self._alone = itertools.count(1), itertools.count()
@@ -96,7 +96,7 @@ class VllmEngine(Engine):
         if members is None or not self.in_blocks:
             return self.hf.log_probabilities(prompts, answers, temperature, after=after)
         assert temperature == 1, "vLLM tells log-probabilities of its own logits"
-        parts = list(zip(answers, after or [0] * len(prompts), strict=True))
+        parts = list(zip(answers, [0] * len(prompts) if after is None else after, strict=True))
         before = [self.text.encode(p) + a[:place] for p, (a, place) in zip(prompts, parts, strict=True)]
         return self.read(before, [answer[place:] for answer, place in parts], members)
 
@@ -106,7 +106,9 @@ class VllmEngine(Engine):
         """Log-probabilities of given answers' tokens, which vLLM is made to say, each by its member: nat."""
         from mpies.engines.vllm.plugins import Forced
 
-        self._refuse_longer(max((len(p) + len(a) for p, a in zip(prompts, answers, strict=True)), default=0))
+        if not prompts:
+            return []
+        self._refuse_longer(max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)))
         each = [
             self.parameters(
                 of_member(member) | Forced.parameters(answer),

@@ -60,10 +60,16 @@ class Room:
     tokens: int
 
     @classmethod
-    def of(cls, text: Text, prompts: Iterable[Prompt], rows: int, new: int) -> Room:
-        """For these prompts, with up to `new` tokens more."""
+    def of(cls, text: Text, prompts: Iterable[Prompt], rows: int, new: int, given: bool = False) -> Room:
+        """For these prompts, with up to `new` tokens more.
+
+        `given`: and what is given after them, of as many again, as far as the model has positions.
+        """
         longest = max((len(text.encode(prompt)) for prompt in prompts), default=0)
-        return cls(rows, max(LEAST, new + longest))
+        tokens = longest + new
+        if given:
+            tokens = max(tokens, min(tokens + new, text.positions or tokens + new))
+        return cls(rows, max(LEAST, tokens))
 
     def bytes(self, config: PretrainedConfig, dtype: torch.dtype, rows: int | None = None) -> int:
         """Of keys and values, for so many answers (all of them), in whole blocks and two to spare."""
