@@ -47,20 +47,18 @@ def check(
     `images`: two prompts with images, if there are any among the task's, which are computed as well; `reads`:
     do members read given answers (task.expects)?
     """
+    name = type(model).__name__
     if not isinstance(engine, HfEngine):  # vLLM's compares itself with transformers, which reads for it
         if reads:
-            with _computing(
-                f"task.expects: transformers cannot read with {type(model).__name__}", INSTEAD_OF
-            ):
+            with _computing(f"task.expects: transformers cannot read with {name}", INSTEAD_OF):
                 check_reading(model, engine.hf, Probe.of(model))  # type: ignore[attr-defined]
         return
     perturbation.clear()
-    probes, name = [Probe.of(model)], type(model).__name__
+    probes = [Probe.of(model)]
     if images:
         asked = [engine.text.encode(prompt) for prompt in images]
         probes.append(Probe.of_images(model, asked, [engine.text.inputs(prompt) for prompt in images]))
-    live = str(weights.dtype).removeprefix("torch.")
-    instead = INSTEAD
+    live, instead = str(weights.dtype).removeprefix("torch."), INSTEAD
     if weights.dtype != torch.float32:  # some models have tables that stay in the checkpoint's dtype
         instead = INSTEAD.replace("use ", "use model.dtype=float32, ")
     with _computing(f"engine.name: hf cannot compute {name} in {live}", instead):

@@ -30,6 +30,7 @@ def model(tiny_model):
     return tiny_model(kind="llama", tied=True, hidden=128)
 
 
+LIKELY = {"expects": "first", "reward": "likely"}
 LOW_RANK = ["es.perturbation=lowrank", "es.block=2", "es.rank=2"]
 
 
@@ -104,3 +105,24 @@ def test_low_rank_learns_as_with_the_hf_engine(model, tmp_path):
     (digests, rewards, _), (expected, theirs, _) = runs
     assert rewards == theirs and digests == expected
     assert len({reward for row in rewards for reward in row}) > 3, "members answer differently"
+
+
+@pytest.mark.parametrize("changes", [[], LOW_RANK], ids=["full", "lowrank"])
+def test_probabilities_as_rewards_are_those_of_the_hf_engine_on_any_ranks(model, tmp_path, changes):
+    """Up to rounding, which the two engines do otherwise; so the weights of one are compared."""
+    (tmp_path / "likely.py").write_text(
+        "def first(completions, answer, **columns):\n"
+        "    return [(text[:2], right) for text, right in zip(completions, answer)]\n"
+        "def likely(log_probabilities, **columns):\n"
+        "    return [float(sum(tokens)) for tokens in log_probabilities]\n"
+    )
+    rows = [{"prompt": "3 + 5 =", "answer": "8."}, {"prompt": "Say it", "answer": " now, or never"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["task.name=custom", f"task.train_data={tmp_path / 'rows.jsonl'}", "task.chat_template=false"]
+    given += [f"task.{key}={tmp_path / 'likely.py'}:{name}" for key, name in LIKELY.items()]
+    digests, rewards, _ = train(2, model, tmp_path / "two", 2, *given, *changes)
+    if changes:  # without, the hf engine reads for vLLM
+        assert train(1, model, tmp_path / "one", 2, *given, *changes)[:2] == (digests, rewards)
+    _, others, _ = train(1, model, tmp_path / "hf", 2, *given, *changes, "engine.name=hf")
+    assert rewards[0] == pytest.approx(others[0], abs=1e-4)
+    assert len(set(rewards[0])) == 4
