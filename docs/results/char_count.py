@@ -20,6 +20,7 @@ FILE = Path(__file__).with_suffix(".csv")
 SETTINGS = ("perturbation", "rank", "population", "sigma", "alpha", "seed")
 COLUMNS = (
     "run",
+    "reward",
     *SETTINGS,
     "prompts",
     "generation",
@@ -53,6 +54,7 @@ def of_run(file: Path) -> Iterator[dict]:
         right, number = row["accuracy"], row["generation"]
         yield {
             "run": file.parent.name,
+            "reward": " ".join(name.rpartition(":")[2] for name in run.settings["task"]["reward"]),
             **{key: es[key] for key in SETTINGS},
             "prompts": prompts,
             "generation": number,

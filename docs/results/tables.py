@@ -196,18 +196,22 @@ def char_count(frame: pd.DataFrame) -> str:
     """Of char_count.csv, which has its own runs."""
     rows = []
     for _, run in pd.read_csv(HERE / "char_count.csv").groupby("run", sort=False):
+        before = rights_of(run[run["answers"] == 0])
         for answers, group in run[run["answers"] > 0].groupby("answers"):
-            by_split = group.set_index("split")
             first = group.iloc[0]
-            cells = [
-                f"{by_split.right[split]:.3f} ± {by_split.error[split]:.3f}"
-                if split in by_split.index
-                else ""
-                for split in ("train", "held_out")
-            ]
-            told = [f"{first[key]:g}" for key in ("sigma", "alpha", "seed")]
-            rows.append([*told, f"{answers:,}", *cells, str(first["weights"])])
-    return markdown(["sigma", "alpha", "seed", "answers", "right, train", "right, held out", "weights"], rows)
+            told = [first["reward"], *(f"{first[key]:g}" for key in ("sigma", "alpha", "population", "prompts"))]
+            rows.append([*told, f"{answers:,}", *before, *rights_of(group), str(first["weights"])])
+    head = ["reward", "sigma", "alpha", "N", "prompts", "answers", "train, before", "held out, before"]
+    return markdown([*head, "train", "held out", "weights"], rows)
+
+
+def rights_of(evaluations: pd.DataFrame) -> list[str]:
+    """Shares of right answers to training and to held-out prompts, with their standard errors."""
+    by_split = evaluations.set_index("split")
+    return [
+        f"{by_split.right[split]:.3f} ± {by_split.error[split]:.3f}" if split in by_split.index else ""
+        for split in ("train", "held_out")
+    ]
 
 
 TABLES = {
