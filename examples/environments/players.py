@@ -71,11 +71,12 @@ def expressions(nums: list[int]) -> list[str]:
 
 
 def compute(problem: dict, draw: Random) -> Turns:
-    """Tries expressions with the calculator, one after another, and answers what gave the target; careless:
-    answers at once what it would have tried. Chat messages instead of text; an answer is a message."""
-    messages = list(problem["prompt"])
+    """Tries expressions with the calculator, one after another, and answers what gave the target; careless,
+    mostly where the target is small: answers what it would have tried. Chat messages instead of text; an
+    answer is a message."""
+    messages, careless = list(problem["prompt"]), 0.7 if problem["target"] < 20 else 0.3
     for tried in expressions(problem["nums"])[:TRIES]:
-        if draw.random() < CARELESS:
+        if draw.random() < careless:
             break
         made = {"name": "calculator", "arguments": {"expression": tried}}
         call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": made}]}

@@ -20,7 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import get_json_schema
 
-STEPS = {"number": 300, "sudoku": 600, "calculator": 600}
+STEPS = {"number": 200, "sudoku": 600, "calculator": 500}
 BATCH = 32  # episodes a step
 RATE, WARM_UP = 3e-3, 20
 BEGIN, END = "<begin>", "<end>"
