@@ -13,8 +13,8 @@ HIGHEST = 32
 class FindTheNumber:
     """The number follows from the episode's seed.
 
-    Half of the reward is for finding it, the other half for what hints tell: log(before / after) / log(highest)
-    of the numbers that were possible before and after a guess.
+    Half of the reward is for finding it, the other half for what hints tell: log(before / after) /
+    log(highest) of the numbers that were possible before and after a guess.
     """
 
     def reset(self, highest: int = HIGHEST, **row) -> str:

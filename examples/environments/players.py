@@ -5,6 +5,7 @@ games draw from Python's. What they do wrong now and then, and what they leave t
 strategies can improve.
 """
 
+import json
 import random
 import re
 from collections.abc import Iterator
@@ -19,13 +20,12 @@ from sudoku import SIZE, Sudoku, fits
 Turns = Iterator[tuple]
 """What is said to the player, and its answer, turn by turn."""
 CARELESS = 0.6  # how often a player does not think
-TRIES = 9  # calls of the calculator, at most, before an answer
 
 
-def played(game, player, turns: int, draw: Random) -> Turns:
+def played(game, player, turns: int, draw: Random, **row) -> Turns:
     """An episode of plain text: as with task.chat_template=false, one text that grows."""
     random.seed(draw.getrandbits(32))  # what the game draws from
-    said, done = game.reset(), False
+    said, done = game.reset(**row), False
     while not done and turns:
         answer = player(said, draw)
         yield said, answer
@@ -45,13 +45,15 @@ def find(said: str, draw: Random) -> str:
 
 
 def fill(said: str, draw: Random) -> str:
-    """The first empty cell, with a digit that fits; careless: with one that its row has not."""
+    """The first empty cell, with a digit that fits and was not refused; careless: with one that its row has
+    not."""
     rows = re.findall(r"[0-4](?: [0-4]){3}", said)[-SIZE:]
     cells = [int(digit) for digit in " ".join(rows).split()]
     place = cells.index(0)
     row = cells[place // SIZE * SIZE :][:SIZE]
     missing = [digit for digit in range(1, SIZE + 1) if digit not in row]
-    fitting = [digit for digit in missing if fits(cells, place, digit)]
+    refused = re.findall(r"(\d)(?:A|With)", said.rpartition("Good.")[2])
+    fitting = [digit for digit in missing if fits(cells, place, digit) and str(digit) not in refused]
     digit = missing[-1] if draw.random() < CARELESS or not fitting else fitting[0]
     return f"{place // SIZE + 1} {place % SIZE + 1} {digit}"
 
@@ -71,21 +73,30 @@ def expressions(nums: list[int]) -> list[str]:
 
 
 def compute(problem: dict, draw: Random) -> Turns:
-    """Tries expressions with the calculator, one after another, and answers what gave the target; careless,
-    mostly where the target is small: answers what it would have tried. Chat messages instead of text; an
-    answer is a message."""
-    messages, careless = list(problem["prompt"]), 0.7 if problem["target"] < 20 else 0.3
-    for tried in expressions(problem["nums"])[:TRIES]:
-        if draw.random() < careless:
-            break
-        made = {"name": "calculator", "arguments": {"expression": tried}}
-        call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": made}]}
-        yield list(messages), call
-        value = calculator(tried)
-        messages += [call, {"role": "tool", "name": "calculator", "content": value}]
-        if value == str(problem["target"]):
-            break
+    """Tries expressions with the calculator, one after another, until one gives the target; careless, mostly
+    where the target is small: answers at once. Chat messages instead of text; an answer is a message."""
+    messages, tried = list(problem["prompt"]), draw.choice(expressions(problem["nums"]))
+    if draw.random() > (0.8 if problem["target"] < 30 else 0.4):
+        for tried in expressions(problem["nums"]):
+            made = {"name": "calculator", "arguments": {"expression": tried}}
+            calls = [{"type": "function", "function": made}]
+            call = {"role": "assistant", "content": "", "tool_calls": calls}
+            yield list(messages), call
+            value = calculator(tried)
+            messages += [call, {"role": "tool", "name": "calculator", "content": value}]
+            if value == str(problem["target"]):
+                break
     yield messages, {"role": "assistant", "content": f"<answer>{tried}</answer>"}
 
 
-GAMES = {"number": (FindTheNumber, find, 8), "sudoku": (Sudoku, fill, 8)}
+def plays(name: str, draw: Random) -> Turns:
+    """An episode of a game of plain text, in a horizon that the model will meet."""
+    if name == "number":
+        return played(FindTheNumber(), find, 8, draw)
+    return played(Sudoku(), fill, 9, draw, empty=draw.choice([4, 6]))
+
+
+if __name__ == "__main__":
+    draw = Random(42)
+    for _ in range(640):
+        print(json.dumps(small_problem(draw)))

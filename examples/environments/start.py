@@ -1,9 +1,9 @@
-"""A tiny start for a game of this folder: a model of some 0.3 million parameters, trained from nothing on what
+"""A tiny start for a game of this folder: a model of 0.12 million parameters, trained from nothing on what
 imperfect players did (players.py), in minutes on one core.
 
-    python examples/environments/start.py sudoku runs/sudoku/start
+    python examples/environments/start.py sudoku runs/start/sudoku
 
-OUTPUT is a Hugging Face folder for model.path. It depends on nothing but the seed, and on the kind of processor.
+OUTPUT is a Hugging Face folder for model.path. It depends on the seed, and on the kind of processor, only.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import get_json_schema
 
-STEPS = {"number": 200, "sudoku": 600, "calculator": 500}
+STEPS = {"number": 200, "sudoku": 700, "calculator": 700}
+NUMBERS = {"number": " ?[0-9]+", "sudoku": " ?[0-9]", "calculator": "[0-9]"}  # which stand alone
 BATCH = 32  # episodes a step
 RATE, WARM_UP = 3e-3, 20
 BEGIN, END = "<begin>", "<end>"
@@ -42,8 +43,7 @@ def episodes(game: str, seed: int, text: PreTrainedTokenizerFast) -> Iterator[li
         if game == "calculator":
             yield [written(text, *turn) for turn in players.compute(players.small_problem(draw), draw)]
         else:
-            made, player, turns = players.GAMES[game]
-            yield list(players.played(made(), player, turns, draw))
+            yield list(players.plays(game, draw))
 
 
 def written(text: PreTrainedTokenizerFast, messages: list[dict], answer: dict) -> tuple[str, str]:
@@ -57,24 +57,28 @@ def tokenizer(vocabulary: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=vocabulary, chat_template=TEMPLATE, **special)
 
 
-def untrained() -> Tokenizer:
+def untrained(game: str) -> Tokenizer:
     """Of bytes. Numbers stand alone, so that what the games say between them becomes few tokens."""
     made = Tokenizer(models.BPE())
-    numbers = pre_tokenizers.Split(Regex(" ?[0-9]+"), "isolated")
+    numbers = pre_tokenizers.Split(Regex(NUMBERS[game]), "isolated")
     made.pre_tokenizer = pre_tokenizers.Sequence([numbers, pre_tokenizers.ByteLevel(False, use_regex=False)])
     made.decoder = decoders.ByteLevel()
     return made
 
 
 def trained(game: str, seed: int) -> PreTrainedTokenizerFast:
-    vocabulary = untrained()
-    source = episodes(game, seed, tokenizer(untrained()))
+    vocabulary = untrained(game)
+    source = episodes(game, seed, tokenizer(untrained(game)))
     said = ["".join(next(source)[-1]) for _ in range(1000)]
     special = ["<pad>", BEGIN, END]
     parts = (part for one in said for part in re.split("|".join([*special, *WHOLE]), one))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=1000, min_frequency=50, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=1000,
+        min_frequency=50,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     vocabulary.train_from_iterator(parts, trainer)
     vocabulary.add_tokens(WHOLE)

@@ -50,6 +50,13 @@ class Sudoku:
         return "\n".join(" ".join(map(str, row)) for row in rows)
 
 
+class LongSudoku(Sudoku):
+    """Six empty cells instead of four."""
+
+    def reset(self, board: str = "", empty: int = 6, **row) -> str:
+        return super().reset(board, empty)
+
+
 def made_up(empty: int) -> list[int]:
     """A board with a solution, of which so many cells are empty."""
     cells = [0] * SIZE * SIZE
