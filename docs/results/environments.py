@@ -111,7 +111,7 @@ def draw(frame: pd.DataFrame):
                 )
         below.set_xlabel("episodes")
     axes[0, 0].set_ylabel("held-out reward")
-    axes[1, 0].set_ylabel("share that is won or solved")
+    axes[1, 0].set_ylabel("share won")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
