@@ -69,7 +69,7 @@ def small_problem(draw: Random) -> dict:
 
 
 def expressions(nums: list[int]) -> list[str]:
-    return [f"{nums[0]} {a} {nums[1]} {b} {nums[2]}" for a, b in product("+-*", repeat=2)]
+    return [f"{nums[0]} {a} {nums[1]} {b} {nums[2]}" for a, b in product("+*", repeat=2)]
 
 
 def compute(problem: dict, draw: Random) -> Turns:
