@@ -42,7 +42,7 @@ def collect(folder: Path) -> None:
         if (path := folder / str(number) / RUN_FILE).exists():
             run = open_run(path)
             refuse_other_settings(number, config.load(line.split()).model_dump(mode="json"), run.settings)
-            if run.committed == run.settings["es"]["generations"]:
+            if run.evaluations["generation"].max() == run.settings["es"]["generations"]:
                 rows += of_run(number, run)
                 continue
         rows += [row for row in known if row["run"] == str(number)]
@@ -94,13 +94,13 @@ def draw(frame: pd.DataFrame):
     figure, axes = pyplot.subplots(
         2,
         len(games),
-        figsize=(2.3 * len(games) + 0.6, 4.2),
+        figsize=(1.7 * len(games) + 0.6, 4),
         layout="constrained",
         sharey="row",
         squeeze=False,
     )
     for (above, below), ((game, turns), rows) in zip(axes.T, games, strict=True):
-        above.set_title(f"{game}, {turns} turns", fontsize=9)
+        above.set_title(f"{game}\n{turns} turns", fontsize=9)
         for schedule, color in SCHEDULES.items():
             curves = rows[rows["schedule"] == schedule].groupby("episodes")
             for place, figure_name in ((above, "reward"), (below, "accuracy")):

@@ -59,7 +59,7 @@ def fill(said: str, draw: Random) -> str:
 
 
 def small_problem(draw: Random) -> dict:
-    """Countdown for beginners: three digits, which are used in the order in which they are shown."""
+    """Countdown for beginners: sums and products of three digits, in the order in which they are shown."""
     while True:
         nums = [draw.randint(1, 9) for _ in range(3)]
         target = int(value_of(draw.choice(expressions(nums))))

@@ -1,4 +1,4 @@
-"""A tiny start for a game of this folder: a model of 0.12 million parameters, trained from nothing on what
+"""A tiny start for a game of this folder: a model of 0.13 million parameters, trained from nothing on what
 imperfect players did (players.py), in minutes on one core.
 
     python examples/environments/start.py sudoku runs/start/sudoku
