@@ -214,6 +214,19 @@ def rights_of(evaluations: pd.DataFrame) -> list[str]:
     ]
 
 
+def environments(frame: pd.DataFrame) -> str:
+    """Of environments.csv, which has its own runs: held-out episodes before and after."""
+    played = pd.read_csv(HERE / "environments.csv")
+    played = played[played["split"] == "held_out"]
+    rows = []
+    for (game, turns, schedule), runs in played.groupby(["game", "max_turns", "schedule"], sort=False):
+        first, last = (runs[runs["episodes"] == end(runs["episodes"])] for end in (min, max))
+        cells = [mean(part[figure], 2) for figure in ("reward", "accuracy") for part in (first, last)]
+        rows.append([game, str(turns), schedule, str(len(last)), f"{last['episodes'].max():,}", *cells])
+    head = ["game", "turns", "sigma", "seeds", "episodes", "reward before", "after", "won before", "after"]
+    return markdown(head, rows)
+
+
 TABLES = {
     "grid": grid,
     "others": others,
@@ -221,6 +234,7 @@ TABLES = {
     "anchor": anchor,
     "char_count": char_count,
     "countdown": countdown,
+    "environments": environments,
 }
 
 

@@ -25,11 +25,20 @@ def calculator(expression: str) -> str:
     return str(value_of(expression))
 
 
-def right(prompts, completions, target, nums, **columns) -> list[float]:
+def right(prompts, completions, target, nums, log_extra=None, **columns) -> list[float]:
     """1 where the last answer ends in <answer>EXPRESSION</answer> that is the target, of all the numbers."""
-    return [
+    found = [
         float(is_right(c[-1]["content"], t, n)) for c, t, n in zip(completions, target, nums, strict=True)
     ]
+    if log_extra:
+        log_extra("accuracy", found)
+    return found
+
+
+def reached(prompts, completions, target, **columns) -> list[float]:
+    """1 where the calculator gave the target: for models that do not know yet what it is good for."""
+    values = ([m["content"] for m in c if m["role"] == "tool"] for c in completions)
+    return [float(str(t) in each) for each, t in zip(values, target, strict=True)]
 
 
 def is_right(answer: str, target: int, nums: list[int]) -> bool:

@@ -36,18 +36,25 @@ class Sudoku:
             self.cells[place] = 0
             return self.no(f"With a {digit} there, it has no solution.")
         done = 0 not in self.cells
-        return "Solved." if done else f"Good.\n{self.shown()}", 1.0 / self.empty, done
+        return "Solved." if done else f"Good.\n{self.shown()}\n", 1.0 / self.empty, done
 
     def metrics(self) -> dict[str, float]:
         return {"accuracy": float(0 not in self.cells), "wrong moves": self.wrong}
 
     def no(self, why: str) -> tuple[str, float, bool]:
         self.wrong += 1
-        return f"{why}\n{self.shown()}", 0.0, False
+        return f"{why}\n{self.shown()}\n", 0.0, False
 
     def shown(self) -> str:
         rows = [self.cells[i : i + SIZE] for i in range(0, SIZE * SIZE, SIZE)]
         return "\n".join(" ".join(map(str, row)) for row in rows)
+
+
+class LongSudoku(Sudoku):
+    """Six empty cells instead of four."""
+
+    def reset(self, board: str = "", empty: int = 6, **row) -> str:
+        return super().reset(board, empty)
 
 
 def made_up(empty: int) -> list[int]:

@@ -40,12 +40,15 @@ def test_a_number_is_found_by_halving():
         for text in NONSENSE:
             _, reward, done = game.step(text)
             assert (reward, done) == (0.0, False)
-        low, high, done = 1, 32, False
+        low, high, total, done = 1, 32, 0.0, False
         while not done:
             guess = (low + high) // 2
             said, reward, done = game.step(f"I say {guess}.")
+            total += reward
+            assert done or 0 < total < 0.5 + 1e-9
             low, high = (guess + 1, high) if "higher" in said else (low, guess - 1)
-        assert reward == 1 and game.metrics()["guesses"] <= len(NONSENSE) + 6
+        assert total == pytest.approx(1) and game.metrics()["accuracy"] == 1
+        assert game.metrics()["guesses"] <= len(NONSENSE) + 6
 
 
 def test_a_sudoku_is_solved_cell_by_cell():
@@ -68,6 +71,9 @@ def test_a_sudoku_is_solved_cell_by_cell():
                     break
         assert total == pytest.approx(1) and game.metrics()["accuracy"] == 1 and game.wrong >= wrong
     assert game.reset(board="1234341221430000").count("0 0 0 0") == 1
+    longer = sudoku.LongSudoku()
+    longer.reset()
+    assert longer.cells.count(0) == 6
 
 
 def test_a_calculator_computes_and_answers_are_right_or_not():
@@ -86,7 +92,12 @@ def test_a_calculator_computes_and_answers_are_right_or_not():
         ("<answer>" * 1000, 0.0),
     ):
         said = [[{"role": "assistant", "content": answer}]]
+        logged = {}
+        assert calculator.right([[]], said, [9], [[1, 2, 3]], log_extra=logged.__setitem__) == [right]
+        assert logged == {"accuracy": [right]}
         assert calculator.right([[]], said, [9], [[1, 2, 3]]) == [right]
+    called = [{"role": "tool", "name": "calculator", "content": value} for value in ("8", "9")]
+    assert calculator.reached([[]] * 3, [called, called[:1], []], [9, 9, 9]) == [1, 0, 0]
 
 
 @pytest.mark.parametrize("tries, reward", [(1, 1.0), (2, 2 / 3), (3, 1 / 3), (4, 0)])
@@ -119,7 +130,9 @@ def test_the_problems_are_those_that_the_program_writes():
     )
 
 
-@pytest.mark.parametrize("name", ["number", "sudoku", "calculator", "agent"])
+@pytest.mark.parametrize(
+    "name", ["number", "sudoku", "calculator", "agent", "number-tiny", "sudoku-tiny", "calculator-tiny"]
+)
 def test_the_settings_can_be(name, monkeypatch):
     monkeypatch.chdir(launching.REPOSITORY)
     settings = config.load([str(FOLDER / f"{name}.yaml")])
