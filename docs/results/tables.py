@@ -199,7 +199,10 @@ def char_count(frame: pd.DataFrame) -> str:
         before = rights_of(run[run["answers"] == 0])
         for answers, group in run[run["answers"] > 0].groupby("answers"):
             first = group.iloc[0]
-            told = [first["reward"], *(f"{first[key]:g}" for key in ("sigma", "alpha", "population", "prompts"))]
+            told = [
+                first["reward"],
+                *(f"{first[key]:g}" for key in ("sigma", "alpha", "population", "prompts")),
+            ]
             rows.append([*told, f"{answers:,}", *before, *rights_of(group), str(first["weights"])])
     head = ["reward", "sigma", "alpha", "N", "prompts", "answers", "train, before", "held out, before"]
     return markdown([*head, "train", "held out", "weights"], rows)
