@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import zoo
 
 from mpies.engines.base import Conversations
 from mpies.engines.hf import HfEngine
+from mpies.engines.text import Text
 from mpies.es.population import Member
 from mpies.model.lowrank import LowRank
 from mpies.model.weights import Weights
@@ -159,7 +161,8 @@ def test_windows_latent_attention_and_learned_positions(name):
 @pytest.mark.parametrize("name", ["lfm2", "mamba"])
 def test_states_cannot_be_cut_back(name):
     model = zoo.build(name)
-    engine = HfEngine(model, None, max_new_tokens=4, batch_size=4, version=lambda: 0)
+    text = Text(model, tiny.tokenizer(), chat_template=False)
+    engine = HfEngine(model, text, max_new_tokens=4, batch_size=4, version=lambda: 0)
     assert not engine.keeps and engine.keep() is None
 
 
