@@ -90,8 +90,8 @@ class Engine(Protocol):
     """Bytes beyond the weights that the engine has had since it was made: a cache of its own."""
     text: Encoder
     max_new_tokens: int
-    most_tokens: int | None
-    """Of a prompt and an answer that is given; None: any number."""
+    most_given: int | None
+    """Tokens of a prompt and an answer that is given; None: any number."""
     keeps: bool
     """Does it keep anything of conversations from turn to turn? It may have found that it must not."""
 

@@ -20,7 +20,7 @@ from mpies.engines.text import Text
 from mpies.engines.turns import KeptTurns, Part, Past
 from mpies.errors import InputError
 
-# Tokens before given answers that are read at a time: of prompts alone, as many as `batch_size` brings.
+# Tokens of prompts, and of what is kept of answers, that are read at a time before given tokens.
 PREFILL = 2**15
 
 
@@ -56,7 +56,7 @@ class HfEngine(Engine):
         self.on_rows = on_rows
         self.version = version
         self.keeps = version is not None and keeps_all(cache_for(model, 0))
-        self.most_tokens = min(filter(None, (text.positions, rope.reach(model.config))), default=None)
+        self.most_given = min(filter(None, (text.positions, rope.reach(model.config))), default=None)
 
     def refuse_dependent(self, prompts: Iterable[Prompt], most: int | None = None) -> None:
         """Raise InputError if an answer to one of the prompts may depend on what else is in its batch.
@@ -167,7 +167,7 @@ class HfEngine(Engine):
         `read`: each one's prompt and answer.
         """
         prompt, answer = (max(len(read[i][part]) for i in batch) for part in (0, 1))
-        beyond = self.most_tokens is not None and prompt + answer > self.most_tokens
+        beyond = self.most_given is not None and prompt + answer > self.most_given
         if len(batch) == 1 or (not beyond and len(batch) * prompt <= PREFILL):
             return [batch]
         middle = len(batch) // 2

@@ -66,7 +66,7 @@ def read(
     is; None: the unperturbed model's. Raises InputError for a text of which no token would be asked.
     """
     told = {i: _tokens(engine.text, one) for i, one in enumerate(asked) if one is not None}
-    most = engine.most_tokens
+    most = engine.most_given
     chosen = [
         i
         for i, (tokens, _) in told.items()

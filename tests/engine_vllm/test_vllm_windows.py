@@ -37,3 +37,15 @@ def test_windows_that_nothing_reaches_beyond_are_none(world, tmp_path):
 def test_members_look_through_the_windows_that_transformers_has(world, tmp_path):
     folder = blocks.save(tmp_path, "Mistral", sliding_window=WINDOW)
     blocks.test_members_answer_as_their_own_weights_do(blocks.build(world, folder))
+
+
+def test_answers_go_beyond_where_rows_depend_on_the_longest_in_transformers_alone(world, tmp_path):
+    """What is given to be read does not: transformers reads some of it."""
+    reach, factors = 60, {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+    stretched = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    stretched["original_max_position_embeddings"] = reach
+    changes = {"rope_parameters": stretched, "original_max_position_embeddings": reach}
+    folder = blocks.save(tmp_path, "Phi3", **changes)
+    engine = blocks.build(world, folder, "es.perturbation=full").engine
+    assert engine.most_given == reach < engine.most_tokens
+    assert all(engine.generate(blocks.PROMPTS).ids)

@@ -60,7 +60,8 @@ class VllmEngine(Engine):
         self.text = text
         self.hf = hf
         self.max_new_tokens = max_new_tokens
-        self.most_tokens = min(filter(None, (host.room.tokens, hf.most_tokens)))
+        self.most_tokens = host.room.tokens
+        self.most_given = min(filter(None, (self.most_tokens, hf.most_given)))
         self.cached = host.turns
         """Does vLLM look for what it has read before?"""
         self._plays, self._alone = itertools.count(1), itertools.count()
@@ -108,7 +109,12 @@ class VllmEngine(Engine):
 
         if not prompts:
             return []
-        self._refuse_longer(max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True)))
+        longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+        if longest > self.most_tokens:
+            raise InputError(
+                f"a prompt has {longest} tokens with its answer, but vLLM was started for up to"
+                f" {self.most_tokens}"
+            )
         each = [
             self.parameters(
                 of_member(member) | Forced.parameters(answer),
@@ -132,8 +138,8 @@ class VllmEngine(Engine):
         Of those that are likeliest: from vLLM's own logits.
         """
         options = {"max_tokens": tokens, "logprobs": likeliest, "stop_token_ids": None}
-        each, given = self._of_members(owners(len(prompts), members), **options), prompts * members
-        whose, told = owners(len(prompts), members), []
+        whose, given, told = owners(len(prompts), members), prompts * members, []
+        each = self._of_members(whose, **options)
         for prompt, member, output in zip(given, whose, self._run(given, each), strict=True):
             (answer,) = output.outputs
             places = [{token: one.logprob for token, one in place.items()} for place in answer.logprobs]
@@ -152,16 +158,14 @@ class VllmEngine(Engine):
         """Tokens of the answers, in the prompts' order, however vLLM mixes them."""
         if not encoded:
             return []
-        self._refuse_longer(max(map(len, encoded)) + self.max_new_tokens)
+        longest = max(map(len, encoded))
+        if longest + self.max_new_tokens > self.most_tokens:
+            raise InputError(
+                f"a prompt has {longest} tokens, but vLLM was started for prompts of up to"
+                f" {self.most_tokens - self.max_new_tokens}"
+            )
         outputs = self._run(encoded, parameters, salts)
         return [list(output.outputs[0].token_ids) for output in outputs]
-
-    def _refuse_longer(self, tokens: int) -> None:
-        if tokens > self.most_tokens:
-            raise InputError(
-                f"a prompt has {tokens} tokens with its answer, but vLLM was started for up to"
-                f" {self.most_tokens}; use a larger engine.max_new_tokens"
-            )
 
     def _run(
         self,
