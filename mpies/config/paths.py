@@ -45,12 +45,7 @@ def relative_paths(settings: Settings) -> dict[str, str]:
     files = {
         "task.train_data": [task.train_data],
         "task.eval_data": [task.eval_data],
-        "task.reward": [name for name in task.reward if names_file(name)],
-        "task.expects": [name for name in (task.expects,) if names_file(name)],
-        "task.environment": [name for name in (task.environment,) if names_file(name)],
-        "task.environment_factory": [name for name in task.factories.values() if names_file(name)],
-        "task.agent": [name for name in (task.agent,) if names_file(name)],
-        "task.tools": [name for name in task.tools if names_file(name)],
+        **{f"task.{key}": list(filter(names_file, names)) for key, names in task.code_by_setting.items()},
     }
     return {
         key: path

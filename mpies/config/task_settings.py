@@ -161,8 +161,19 @@ class TaskSettings(Section):
     @property
     def code(self) -> list[str]:
         """What is the user's, and runs: FILE.py:NAME or MODULE:NAME."""
-        own = filter(None, [self.expects, self.environment, self.agent])
-        return [*self.reward, *own, *self.factories.values(), *self.tools]
+        return [name for names in self.code_by_setting.values() for name in names]
+
+    @property
+    def code_by_setting(self) -> dict[str, list[str]]:
+        """The same by the settings that name it."""
+        return {
+            "reward": list(self.reward),
+            "expects": as_list(self.expects),
+            "environment": as_list(self.environment),
+            "agent": as_list(self.agent),
+            "environment_factory": list(self.factories.values()),
+            "tools": self.tools,
+        }
 
     @model_validator(mode="before")
     @classmethod
@@ -192,8 +203,6 @@ class TaskSettings(Section):
     @model_validator(mode="after")
     def _expects(self):
         given = plain_yaml.given(self.expects)
-        if self.expects and not all(self.expects.rpartition(":")):
-            raise ValueError(f"task.expects: given {given}, allowed is FILE.py:FUNCTION")
         if self.expects and not self.reward:
             raise ValueError(
                 f"task.expects: given {given}, but there is no task.reward to make use of `log_probabilities`"
@@ -230,14 +239,13 @@ class TaskSettings(Section):
             raise ValueError(
                 "task.chat_template: given false, allowed is true with tools or an agent, which need it"
             )
-        for key, names in (
-            ("environment", [self.environment] if self.environment else []),
-            ("environment_factory", list(self.factories.values())),
-            ("tools", self.tools),
-            ("agent", [self.agent] if self.agent else []),
-        ):
+        return self
+
+    @model_validator(mode="after")
+    def _names_of_code(self):
+        for key, names in self.code_by_setting.items():
             for name in names:
                 if not all(name.rpartition(":")):
-                    what = "FUNCTION" if key in ("tools", "agent") else "CLASS"
+                    what = "CLASS" if key in ("environment", "environment_factory") else "FUNCTION"
                     raise ValueError(f"task.{key}: given {plain_yaml.given(name)}, allowed is FILE.py:{what}")
         return self

@@ -33,7 +33,7 @@ def _missing_files(task: config.TaskSettings) -> Iterator[str]:
         path = getattr(task, key)
         if path and not Path(path).expanduser().exists():
             yield f"task.{key}: {path}: {absence(path)}"
-    for key, names in (("reward", list(task.reward)), ("expects", [task.expects])):
-        for file in dict.fromkeys(name.rpartition(":")[0] for name in names):
+    for key in ("reward", "expects"):
+        for file in dict.fromkeys(name.rpartition(":")[0] for name in task.code_by_setting[key]):
             if file.endswith(".py") and not Path(file).expanduser().is_file():
                 yield f"task.{key}: there is no file {file}"

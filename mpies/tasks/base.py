@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from mpies.engines.base import Draws, Encoder, Engine, Prompt
+from mpies.engines.base import Draws, Encoder, Engine, Prompt, owners
 from mpies.engines.image import images_in
 from mpies.errors import InputError
 from mpies.splits import HELD_OUT, TRAIN
@@ -180,7 +180,7 @@ class Task:
                 with clock("reward"):
                     asked = [one for cut in cuts for one in self._expected(made[cut], state)]
                 with clock("generate"):
-                    of = [i // len(starts) for i in range(len(made))] if members else None
+                    of = owners(len(starts), members) if members else None
                     prompts = [one.start.row["prompt"] for one in made]
                     more[expected.COLUMN] = expected.read(engine, prompts, asked, of)
             with clock("reward"):
@@ -193,10 +193,9 @@ class Task:
         """What should have been in a member's answers; what the function logs is not kept."""
         assert self.expects
         rows = [one.start.row for one in played]
-        columns = _columns(rows, _as_trl(rows, [one.text for one in played]))
-        ids, state = [one.ids for one in played], state or TrainerState()
+        texts, ids = [one.text for one in played], [one.ids for one in played]
         silent = dict.fromkeys(("log_extra", "log_metric"), lambda name, values: None)
-        returned = self.expects(**columns, completion_ids=ids, trainer_state=state, **silent)
+        returned = self.expects(**_columns(rows, _as_trl(rows, texts), ids, state), **silent)
         return expected.continuations(returned, len(played))
 
     def answer(self, engine: Engine, starts: list[Start], draws: Draws | None = None) -> list[Episode]:
@@ -288,9 +287,7 @@ class Task:
 
     def _rewards(self, rows, completions, ids, state, logged: dict[str, np.ndarray], **more) -> np.ndarray:
         rewards = self.reward(
-            **_columns(rows, completions),
-            completion_ids=ids,
-            trainer_state=state or TrainerState(),
+            **_columns(rows, completions, ids, state),
             log_extra=lambda name, values: logged.update(_per_answer(name, values, len(rows))),
             log_metric=lambda name, value: logged.update(_per_answer(name, [value] * len(rows), len(rows))),
             **more,
@@ -348,7 +345,9 @@ def _as_trl(rows: list[Row], texts: list[str]) -> list[Prompt]:
     ]
 
 
-def _columns(rows: list[Row], completions: list[Prompt]) -> dict[str, Any]:
+def _columns(
+    rows: list[Row], completions: list[Prompt], ids: list[list[int]] | None, state: TrainerState | None
+) -> dict[str, Any]:
     """What the user's functions get of answers, by name.
 
     Copies, because a function that changed them would change them on its rank only.
@@ -357,6 +356,8 @@ def _columns(rows: list[Row], completions: list[Prompt]) -> dict[str, Any]:
     return {
         "prompts": [row["prompt"] for row in rows],
         "completions": completions,
+        "completion_ids": ids,
+        "trainer_state": state or TrainerState(),
         **{key: [row[key] for row in rows] for key in rows[0] if key not in NOT_PASSED},
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -69,64 +71,17 @@ class Executor(UniProcExecutor):
         return method, rank, self.index
 
 
-class CounterBased(LogitsProcessor):
-    """Chooses the tokens of requests that come with draws, as `engines/sampler.py` defines them.
+class Chooses(LogitsProcessor):
+    """Chooses the tokens of requests that bring `KEY` among their `extra_args`.
 
     What is not chosen is made impossible, so that greedy decoding takes what is.
     """
 
-    KEY = "mpies"
+    KEY = ""
 
     def __init__(self, vllm_config, device: torch.device, is_pin_memory: bool):
-        self.rows: dict[int, tuple[tuple[int, float, int, int], list[int]]] = {}
-
-    @staticmethod
-    def parameters(draws: Draws, row: int) -> dict[str, tuple[int, float, int, int]]:
-        """`extra_args` of the request for one of the draws' answers."""
-        first = int(draws.places(np.array(row), 0))
-        return {CounterBased.KEY: (draws.seed, draws.temperature, int(draws.numbers[row]), first)}
-
-    def is_argmax_invariant(self) -> bool:
-        return False
-
-    def update_state(self, batch_update: BatchUpdate | None) -> None:
-        process_dict_updates(self.rows, batch_update, self._state)
-
-    def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        if not self.rows:
-            return logits
-        rows = sorted(self.rows)
-        (seed, temperature, *_), _ = self.rows[rows[0]]  # the same for a call's requests
-        numbers = np.array([self.rows[row][0][2] for row in rows], dtype=np.uint64)
-        places = np.array([self.rows[row][0][3] + len(self.rows[row][1]) for row in rows], dtype=np.uint64)
-        index = torch.tensor(rows, device=logits.device)
-        sampler = Sampler(Draws(seed, temperature, numbers))
-        chosen = sampler(logits[index], torch.arange(len(rows)), places)
-        logits[index] = -torch.inf
-        logits[index, chosen] = 0.0
-        return logits
-
-    @staticmethod
-    def _state(parameters: SamplingParams, prompt, answer: list[int]):
-        draws = (parameters.extra_args or {}).get(CounterBased.KEY)
-        return (tuple(draws), answer) if draws else None
-
-
-class Forced(LogitsProcessor):
-    """Chooses the tokens of requests that come with their answers, one after another.
-
-    Others are made impossible. vLLM takes log-probabilities from logits as they were before.
-    """
-
-    KEY = "mpies_forced"
-
-    def __init__(self, vllm_config, device: torch.device, is_pin_memory: bool):
-        self.rows: dict[int, tuple[list[int], list[int]]] = {}
-
-    @staticmethod
-    def parameters(answer: list[int]) -> dict[str, list[int]]:
-        """`extra_args` of the request."""
-        return {Forced.KEY: answer}
+        self.rows: dict[int, tuple[Any, list[int]]] = {}
+        """What each row's request has brought, and its tokens so far."""
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -136,13 +91,52 @@ class Forced(LogitsProcessor):
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         if self.rows:
-            rows = torch.tensor(list(self.rows), device=logits.device)
-            following = [given[len(answer)] for given, answer in self.rows.values()]
-            logits[rows] = -torch.inf
-            logits[rows, torch.tensor(following, device=logits.device)] = 0.0
+            rows = sorted(self.rows)
+            index = torch.tensor(rows, device=logits.device)
+            chosen = self.choose(logits[index], [self.rows[row] for row in rows])
+            logits[index] = -torch.inf
+            logits[index, chosen] = 0.0
         return logits
 
+    def choose(self, logits: torch.Tensor, rows: list[tuple[Any, list[int]]]) -> torch.Tensor:
+        """Those rows' next tokens, int64 (rows,), from logits (rows, vocabulary)."""
+        raise NotImplementedError
+
+    def _state(self, parameters: SamplingParams, prompt, answer: list[int]):
+        brought = (parameters.extra_args or {}).get(self.KEY)
+        return (brought, answer) if brought else None
+
+
+class CounterBased(Chooses):
+    """For requests that come with draws, as `engines/sampler.py` defines them."""
+
+    KEY = "mpies"
+
     @staticmethod
-    def _state(parameters: SamplingParams, prompt, answer: list[int]):
-        given = (parameters.extra_args or {}).get(Forced.KEY)
-        return (list(given), answer) if given else None
+    def parameters(draws: Draws, row: int) -> dict[str, tuple[int, float, int, int]]:
+        """`extra_args` of the request for one of the draws' answers."""
+        first = int(draws.places(np.array(row), 0))
+        return {CounterBased.KEY: (draws.seed, draws.temperature, int(draws.numbers[row]), first)}
+
+    def choose(self, logits: torch.Tensor, rows: list[tuple[Any, list[int]]]) -> torch.Tensor:
+        (seed, temperature, *_), _ = rows[0]  # the same for a call's requests
+        numbers = np.array([number for (*_, number, _), _ in rows], dtype=np.uint64)
+        places = np.array([first + len(answer) for (*_, first), answer in rows], dtype=np.uint64)
+        return Sampler(Draws(seed, temperature, numbers))(logits, torch.arange(len(rows)), places)
+
+
+class Forced(Chooses):
+    """For requests that come with their answers: their tokens, one after another.
+
+    vLLM takes log-probabilities from logits as they were before.
+    """
+
+    KEY = "mpies_forced"
+
+    @staticmethod
+    def parameters(answer: list[int]) -> dict[str, list[int]]:
+        """`extra_args` of the request."""
+        return {Forced.KEY: answer}
+
+    def choose(self, logits: torch.Tensor, rows: list[tuple[Any, list[int]]]) -> torch.Tensor:
+        return torch.tensor([given[len(answer)] for given, answer in rows], device=logits.device)
