@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import mpies
-from mpies import config, tasks
+from mpies import config
 from mpies.config import Settings
 from mpies.engines import selftest, turns, vllm
 from mpies.engines.base import Engine, Prompt
@@ -38,7 +38,7 @@ from mpies.ranks.agreement import Brought, agree, together
 from mpies.ranks.devices import Place, device_for, local_rank, place_of, shares
 from mpies.ranks.gpu import make_ready
 from mpies.ranks.watchdog import watched
-from mpies.tasks import expected, rewards, users_code
+from mpies.tasks import expected, fitting, making, rewards, users_code
 from mpies.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _settle(comm: Comm, settings: Settings, task: Task | None) -> Brought[Setup]
     # A call of the user's code lasts no longer than the ranks are set to wait for one another.
     load_rewards = watched(comm, rewards.load, "task.reward: the import of its functions", InputError)
     load_expects = watched(comm, expected.load, "task.expects: the import of its function", InputError)
-    task = task or tasks.make(settings.task, settings.es.seed, load_rewards, load_expects)
+    task = task or making.make(settings.task, settings.es.seed, load_rewards, load_expects)
     task = replace(task, reward=watched(comm, task.reward, f"the reward function of task {task.name}"))
     if task.expects:
         task = replace(task, expects=watched(comm, task.expects, "the function of task.expects"))
@@ -261,12 +261,12 @@ def _make(settings: Settings, setup: Setup, local: int, use: InitialUse) -> Repl
     """Load and assemble everything on this rank. Raises InputError."""
     path, device, dtype = settings.model.path, setup.device, setup.dtype
     model, tokenizer = loading.load(path, settings.model.allow_download, setup.model_class)
-    tasks.refuse_messages_without_template(setup.task, tokenizer)
+    fitting.refuse_messages_without_template(setup.task, tokenizer)
     text = Text(
         model, tokenizer, settings.task.chat_template, _vision(settings, setup.task, model, tokenizer)
     )
     new = settings.engine.max_new_tokens
-    tasks.refuse_prompts_of_wrong_length(setup.task, text, new)
+    fitting.refuse_prompts_of_wrong_length(setup.task, text, new)
     host = _host(settings, setup, model, text, local) if settings.engine.name == "vllm" else None
     master = loading.base_dtype(settings.model.master, dtype)
     kernels = kernels_for(device, settings.run.threads)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from mpies import config, tasks
-from mpies.tasks import users_code
+from mpies import config
+from mpies.tasks import making, users_code
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "char_count"
 DIGESTS = {
@@ -52,7 +52,7 @@ def test_worked_answers_are_right_and_others_are_not(example):
     ]
     words += [f"task.reward={example / 'rewards.py'}:right"]
     settings = config.load([str(example / "char_count.yaml"), *words])
-    task = tasks.make(settings.task, settings.es.seed)
+    task = making.make(settings.task, settings.es.seed)
     assert len(task.rows(1)) == settings.task.prompts_per_generation
     rows = task.held_out[:200]
     assert task.score(rows, [row["solution"] for row in rows]).tolist() == [1] * 200

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from mpies import config, tasks
+from mpies import config
+from mpies.tasks import making
 
 FOLDER = launching.REPOSITORY / "configs"
 
@@ -137,5 +138,5 @@ def test_ranks_in_the_headers_share_the_members():
     [("countdown-qwen2.5-3b", 200, 2000), ("conciseness-qwen2.5-7b-sigma0.001", 2, 8)],
 )
 def test_the_prompts_are_as_many_as_in_the_paper(name, train, held_out):
-    task = tasks.make(load(name).task)
+    task = making.make(load(name).task)
     assert (len(task.train), len(task.held_out)) == (train, held_out)

@@ -11,12 +11,13 @@ import one_vllm
 import pytest
 import torch
 
-from mpies import config, replica, tasks
+from mpies import config, replica
 from mpies.engines.base import Conversations, Draws
 from mpies.engines.sampler import answer_numbers
 from mpies.errors import InputError
 from mpies.es.population import Population
 from mpies.replica import Replica
+from mpies.tasks import making
 
 BLOCK = 128  # tokens, of vLLM's cache on CPUs
 OPENINGS = ["Add these: " + "1, 2, 3, " * 15, "Say it.", "A word about colours. " * 6]
@@ -29,7 +30,7 @@ def build(world, folder, *overrides: str) -> Replica:
     given += ["task.name=custom", f"task.environment={Path(games.__file__)}:Echo", "task.train_size=2"]
     given += ["task.eval_size=1", "task.chat_template=false", "task.episode_tokens=480", "engine.name=vllm"]
     settings = config.load([*given, "engine.max_new_tokens=8", "engine.batch_size=4", *overrides])
-    return one_vllm.alone(lambda: replica.build(world, settings, tasks.make(settings.task)))
+    return one_vllm.alone(lambda: replica.build(world, settings, making.make(settings.task)))
 
 
 @pytest.fixture(scope="module", params=["full", "lowrank"])

@@ -16,6 +16,9 @@ seen: list[str] = []
 """What an episode has left in its module: none may find anything here."""
 
 
+itself = open(__file__)  # noqa: SIM115
+"""What a module has opened is there for its episodes."""
+
 given: dict = {}
 """What `more` was called with last."""
 
@@ -105,6 +108,15 @@ class Wicked:
 
     def _stopped(self):
         threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGSTOP]).start()
+
+    def _started(self):
+        leave_behind()
+
+    def _files(self):
+        """Whether the module's is open, and how many sockets are."""
+        files = [file.readlink() for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+        sockets = [file for file in files if str(file).startswith("socket:")]
+        return f"{os.pread(itself.fileno(), 3, 0).decode()} {len(sockets)}", 1.0, True
 
     def _half(self):
         raise ValueError("no \ud800")

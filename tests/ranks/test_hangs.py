@@ -129,7 +129,8 @@ TASK = """
 import math, sys
 
 from mpies.ranks import collectives, devices, launch
-from mpies import tasks, train
+from mpies import train
+from mpies.tasks import making
 from mpies.tasks.base import Task
 
 def rank():
@@ -146,7 +147,7 @@ def reward(prompts, completions, **columns):
     {reward}
 
 rows = [{{"prompt": prompt}} for prompt in ("3 + 5 =", "Can penguins fly?")]
-tasks.make = lambda *_, **__: Task("test", rows, rows, reward)
+making.make = lambda *_, **__: Task("test", rows, rows, reward)
 launch.run(train.main, sys.argv[1:])
 """
 

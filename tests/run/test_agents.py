@@ -14,11 +14,12 @@ import h5py
 import psutil
 import pytest
 
-from mpies import config, tasks
+from mpies import config
 from mpies.engines.base import Completions
 from mpies.errors import InputError
 from mpies.es.population import Member
 from mpies.replica import Replica
+from mpies.tasks import making
 from mpies.tasks.environments.agent_stage import Heard
 from mpies.tasks.environments.children import Call
 from mpies.tasks.environments.fork_server import Beginning
@@ -313,7 +314,7 @@ def test_what_is_no_agent_is_refused(tmp_path, code, said):
     file = tmp_path / "agent.py"
     file.write_text(code)
     with pytest.raises(InputError) as error:
-        tasks.make(config.TaskSettings(agent=f"{file}:run", train_size=1))
+        making.make(config.TaskSettings(agent=f"{file}:run", train_size=1))
     assert str(error.value).startswith("task.agent: ") and "\n" not in str(error.value)
     assert said.format(file=file) in str(error.value)
 

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from mpies import config, tasks
+from mpies import config
 from mpies.errors import InputError
+from mpies.tasks import making
 from mpies.tasks.base import member_reward
 from mpies.tasks.conciseness import holds, reward
 
@@ -33,7 +34,7 @@ PAPER_HELD_OUT = [
 
 @pytest.fixture
 def task():
-    return tasks.make(config.TaskSettings())
+    return making.make(config.TaskSettings())
 
 
 def with_reward(task, rewards):
@@ -233,7 +234,7 @@ def test_the_normalised_score_is_the_papers(task):
 def test_own_prompts(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"prompt": "2 + 2 =", "answer": "4"}\n')
-    made = tasks.make(config.TaskSettings(train_data=str(path)))
+    made = making.make(config.TaskSettings(train_data=str(path)))
     assert made.train == [{"prompt": "2 + 2 =", "answer": "4"}] and made.held_out == []
     assert made.score(made.train, ["4."]).tolist() == [-1]
 
@@ -242,4 +243,4 @@ def test_own_prompts_need_the_shortest_answer(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"prompt": "2 + 2 =", "answer": 4}\n')
     with pytest.raises(InputError, match=r"train.jsonl: line 1: answer: given 4, needed"):
-        tasks.make(config.TaskSettings(train_data=str(path)))
+        making.make(config.TaskSettings(train_data=str(path)))

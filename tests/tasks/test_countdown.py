@@ -8,9 +8,9 @@ from fractions import Fraction
 import fuzz_countdown
 import pytest
 
-from mpies import config, tasks
+from mpies import config
 from mpies.errors import InputError
-from mpies.tasks import countdown
+from mpies.tasks import countdown, making
 from mpies.tasks.arithmetic import value_using
 from mpies.tasks.countdown import answer_score, format_score, last_answer, reward
 
@@ -181,7 +181,7 @@ def test_last_answer_ends_the_text(text):
 
 
 def test_made_up_problems_are_solvable_and_different():
-    task = tasks.make(config.TaskSettings(name="countdown"))
+    task = making.make(config.TaskSettings(name="countdown"))
     assert (len(task.train), len(task.held_out)) == (200, 2000)
     rows = task.train + task.held_out
     scores = task.judge(rows, [f"</think>\n{block(row['solution'])}" for row in rows])
@@ -195,19 +195,19 @@ def test_made_up_problems_are_solvable_and_different():
 def test_no_two_problems_are_alike(monkeypatch):
     """With few numbers to choose from, the same ones would come soon."""
     monkeypatch.setattr(countdown, "LARGEST_NUMBER", 3)
-    rows = tasks.make(config.TaskSettings(name="countdown", train_size=15, eval_size=15)).train
+    rows = making.make(config.TaskSettings(name="countdown", train_size=15, eval_size=15)).train
     assert len({(*sorted(row["numbers"]), row["target"]) for row in rows}) == 15
 
 
 def test_all_four_operations_are_needed():
-    rows = tasks.make(config.TaskSettings(name="countdown")).held_out
+    rows = making.make(config.TaskSettings(name="countdown")).held_out
     share = {op: sum(op in row["solution"] for row in rows) / len(rows) for op in "+-*/"}
     assert min(share.values()) > 0.02 and max(share.values()) < 0.9
 
 
 def test_made_up_problems_follow_from_the_seed():
     one, same, other = (
-        tasks.make(config.TaskSettings(name="countdown", eval_size=20, seed=seed)) for seed in (42, 42, 43)
+        making.make(config.TaskSettings(name="countdown", eval_size=20, seed=seed)) for seed in (42, 42, 43)
     )
     assert one.train == same.train and one.held_out == same.held_out
     assert one.train != other.train
@@ -217,19 +217,19 @@ def test_made_up_problems_follow_from_the_seed():
 
 def test_held_out_problems_do_not_depend_on_the_number_of_training_problems():
     few, many = (
-        tasks.make(config.TaskSettings(name="countdown", train_size=n, eval_size=50)) for n in (10, 300)
+        making.make(config.TaskSettings(name="countdown", train_size=n, eval_size=50)) for n in (10, 300)
     )
     assert few.held_out == many.held_out and many.train[:10] == few.train
 
 
 def test_how_many_numbers():
-    task = tasks.make(config.TaskSettings(name="countdown", numbers=[3], eval_size=30))
+    task = making.make(config.TaskSettings(name="countdown", numbers=[3], eval_size=30))
     assert {len(row["numbers"]) for row in task.train + task.held_out} == {3}
 
 
 def test_prompt_is_raw_text_that_ends_in_a_think_block():
     settings = config.TaskSettings(name="countdown", eval_size=1)
-    (row,) = tasks.make(settings).held_out
+    (row,) = making.make(settings).held_out
     assert not settings.chat_template
     assert f"[{' '.join(map(str, row['numbers']))}]" in row["prompt"] and row["target"] in row["prompt"]
     assert row["prompt"].endswith("Let me solve this step by step.\n<think>")
@@ -242,7 +242,7 @@ ROW = {"id": 7, "context": "Use [1 2 3].\n<think>", "numbers": [1, 2, 3], "targe
 
 def from_file(path, rows, **settings):
     path.write_text(json.dumps(rows))
-    return tasks.make(config.TaskSettings(name="countdown", train_data=str(path), **settings))
+    return making.make(config.TaskSettings(name="countdown", train_data=str(path), **settings))
 
 
 def test_rows_of_a_file(tmp_path):

@@ -14,9 +14,9 @@ import pytest
 import tiny
 
 from jobs import ENDLESS, Job, arguments, assert_same_run, committed, refused, train
-from mpies import config, tasks
+from mpies import config
 from mpies.errors import InputError
-from mpies.tasks import rewards
+from mpies.tasks import base, making, rewards
 from mpies.tasks.base import TrainerState
 
 EXAMPLES = launching.REPOSITORY / "examples"
@@ -33,7 +33,7 @@ def make(tmp_path):
         (tmp_path / "rewards.py").write_text(code)
         (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
         reward = {f"{tmp_path / 'rewards.py'}:{name}": w for name, w in (weights or {"reward": 1}).items()}
-        return tasks.make(config.TaskSettings(reward=reward, train_data=str(tmp_path / "train.jsonl")))
+        return making.make(config.TaskSettings(reward=reward, train_data=str(tmp_path / "train.jsonl")))
 
     yield build
     # Another test's file may have the same name.
@@ -119,8 +119,8 @@ def test_trl_calls_functions_in_the_same_way(make, grpo, rows):
         assert type(getattr(ours["trainer_state"], name)) is type(getattr(theirs["trainer_state"], name))
 
 
-def example() -> tasks.Task:
-    return tasks.make(config.TaskSettings(reward=EXAMPLE, train_data=str(EXAMPLES / "train.jsonl")))
+def example() -> base.Task:
+    return making.make(config.TaskSettings(reward=EXAMPLE, train_data=str(EXAMPLES / "train.jsonl")))
 
 
 def test_the_example():
@@ -153,7 +153,7 @@ def test_files_beside_the_reward_file_can_be_imported(make, tmp_path):
 
 
 def test_modules_by_name():
-    task = tasks.make(
+    task = making.make(
         config.TaskSettings(name="conciseness", reward={"mpies.tasks.conciseness:reward": 2.0}),
     )
     assert task.score(task.train, ["88", "No"]).tolist() == [-2, 0]
@@ -235,7 +235,7 @@ def test_an_own_reward_for_a_task_keeps_its_metrics(tmp_path):
     (tmp_path / "r.py").write_text(
         "def reward(completions, **columns):\n    return [5.0] * len(completions)\n"
     )
-    task = tasks.make(config.TaskSettings(name="conciseness", reward={f"{tmp_path / 'r.py'}:reward": 1.0}))
+    task = making.make(config.TaskSettings(name="conciseness", reward={f"{tmp_path / 'r.py'}:reward": 1.0}))
     made = task.judge(task.train, ["8", "Yes"])
     assert made.rewards.tolist() == [5, 5] and made.metrics["accuracy"].tolist() == [1, 0]
 
@@ -259,7 +259,7 @@ def test_an_own_reward_for_a_task_keeps_its_metrics(tmp_path):
 def test_task_reward(given, words):
     with pytest.raises(InputError) as error:
         settings = config.load([f"task.reward={given}", "task.train_data=train.jsonl"])
-        tasks.make(settings.task)
+        making.make(settings.task)
     (line,) = str(error.value).splitlines()
     assert words in line
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpies import config, tasks
+from mpies import config
 from mpies.errors import InputError
+from mpies.tasks import making
 
 REWARD = "def length(prompts, completions, **columns):\n    return [-float(len(c)) for c in completions]\n"
 ROWS = [
@@ -27,7 +28,7 @@ def make(tmp_path):
 
     def build(train: Path, **settings):
         reward = f"{tmp_path / 'rewards.py'}:length"
-        return tasks.make(config.TaskSettings(reward=reward, train_data=str(train), **settings))
+        return making.make(config.TaskSettings(reward=reward, train_data=str(train), **settings))
 
     return build
 
@@ -338,12 +339,12 @@ def test_more_rows_than_there_are(make, tmp_path, sizes, words):
 def test_more_rows_than_a_task_of_ours_has(name, key):
     size = {"countdown": 100_001, "questions": 101}.get(name, 29)
     with pytest.raises(InputError, match=rf"^task\.{key}: given {size}, but [^\n]*$"):
-        tasks.make(config.TaskSettings(name=name, **{key: size}))
+        making.make(config.TaskSettings(name=name, **{key: size}))
 
 
 def test_rows_of_our_own_are_the_first():
-    task = tasks.make(config.TaskSettings(train_size=1, eval_size=3))
-    whole = tasks.make(config.TaskSettings())
+    task = making.make(config.TaskSettings(train_size=1, eval_size=3))
+    whole = making.make(config.TaskSettings())
     assert (task.train, task.held_out) == (whole.train[:1], whole.held_out[:3])
 
 
@@ -378,7 +379,7 @@ def sampled(make, tmp_path):
         path = jsonl(tmp_path / "train.jsonl", [{"prompt": str(i)} for i in range(10)])
         reward = f"{tmp_path / 'rewards.py'}:length"
         settings = config.TaskSettings(reward=reward, train_data=str(path), prompts_per_generation=size)
-        task = tasks.make(settings, seed)
+        task = making.make(settings, seed)
         return lambda generation: [int(row["prompt"]) for row in task.rows(generation)]
 
     return build

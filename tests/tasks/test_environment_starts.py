@@ -11,8 +11,9 @@ import h5py
 import launching
 import pytest
 
-from mpies import config, tasks, train
+from mpies import config, train
 from mpies.engines.tools import Tools
+from mpies.tasks import making
 from mpies.tasks.episodes import Episode, Start, Turn
 
 FOLDER = launching.REPOSITORY / "examples" / "environments"
@@ -45,7 +46,7 @@ def replayed(task, row: dict, seed: int, answers: list[str], text=None) -> Episo
 @pytest.mark.parametrize("game, name, row", [("number", "find", {}), ("sudoku", "fill", {"empty": 6})])
 def test_players_of_text_games_are_told_what_a_model_is_told(game, name, row):
     players = importlib.import_module("players")
-    task = tasks.make(config.load([str(FOLDER / f"{game}-tiny.yaml")]).task)
+    task = making.make(config.load([str(FOLDER / f"{game}-tiny.yaml")]).task)
     made = {"number": players.FindTheNumber, "sudoku": players.Sudoku}[game]
     won = 0
     for number in range(12):
@@ -62,7 +63,7 @@ def test_a_player_with_a_calculator_is_told_what_a_model_is_told(tmp_path):
     data = tmp_path / "problems.jsonl"
     data.write_text("".join(json.dumps(players.small_problem(Random(n))) + "\n" for n in range(2)))
     given = [str(FOLDER / "calculator-tiny.yaml"), f"task.train_data={data}", "task.train_size=2"]
-    task = tasks.make(config.load([*given, "task.eval_size=0", "task.prompts_per_generation=2"]).task)
+    task = making.make(config.load([*given, "task.eval_size=0", "task.prompts_per_generation=2"]).task)
     text = start.trained("calculator", 1)
     encoder = type("Encoder", (), {"tools": Tools(text)})
     calls = answers = 0

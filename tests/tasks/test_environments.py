@@ -11,9 +11,10 @@ import numpy as np
 import psutil
 import pytest
 
-from mpies import config, tasks
+from mpies import config
 from mpies.errors import HelperError, InputError
 from mpies.noise.definition import philox
+from mpies.tasks import making
 from mpies.tasks.environments import nursery as made_nursery
 from mpies.tasks.environments import task as made_task
 from mpies.tasks.environments.children import Call
@@ -89,8 +90,9 @@ def test_what_goes_wrong_in_one_environment_costs_its_own_episode(nursery, capfd
     left = {p.pid for p in family.children()}
     assert len(left) == len(kinds) - len(died)
     assert "noise" not in "".join(capfd.readouterr())
-    made.call([], range(len(kinds)))
-    assert family.children(recursive=True) == []
+    made.end(range(len(kinds)))
+    begin(made, [{"what": "nothing"}])
+    assert len(family.children(recursive=True)) == 1
 
 
 def test_a_call_has_its_cpu_time_however_long_that_takes(nursery):
@@ -127,6 +129,30 @@ def test_calls_that_are_not_taken_are_waited_for_together(nursery):
     found = step(made, dict.fromkeys(range(5), "a" * 2**22))
     assert found[:4] == [{"error": "step has not returned after 4 s"}] * 4 and found[4]["reward"] == 1.0
     assert time.monotonic() - start < 12
+
+
+def test_all_that_an_episode_has_started_ends_with_it(nursery):
+    """Also where it does not end by itself when it is told to."""
+    made = nursery("Wicked")
+    forks = psutil.Process(made._process.process.pid)
+    begin(made, [{"what": what, "when": "reset"} for what in ("started", "nothing", "stopped")])
+    children = sorted(forks.children(), key=lambda one: one.pid)
+    started = [one for one in forks.children(recursive=True) if one not in children]
+    assert len(started) == 3
+    while children[2].status() != psutil.STATUS_STOPPED:
+        time.sleep(0.05)
+    made.end([0, 1])
+    assert psutil.wait_procs([*children[:2], *started], 10)[1] == []
+    made.end([2])
+    assert psutil.wait_procs(children[2:], 10)[1] == []
+    assert begin(made, [{"what": "nothing"}])[0]["prompt"] == "nothing"
+
+
+def test_an_episode_has_the_modules_files_and_one_socket(nursery):
+    made = nursery("Wicked")
+    begin(made, [{"what": "files"}] * 40)
+    found = step(made, dict.fromkeys(range(40), "a"))
+    assert [one["text"] for one in found] == ['""" 1'] * 40
 
 
 def test_an_environment_that_fails_at_reset(nursery):
@@ -220,7 +246,7 @@ def test_what_is_no_environment_is_refused(tmp_path, code, said):
     file.write_text(code)
     rows.write_text('{"n": 1}\n')
     with pytest.raises(InputError) as error:
-        tasks.make(config.TaskSettings(environment=f"{file}:Game", train_data=str(rows)))
+        making.make(config.TaskSettings(environment=f"{file}:Game", train_data=str(rows)))
     assert str(error.value).startswith("task.environment: ") and "\n" not in str(error.value)
     assert said.format(file=file) in str(error.value)
 
@@ -230,14 +256,14 @@ def test_openings_that_differ_are_allowed_if_that_is_declared(tmp_path):
     file.write_text(
         "import time\nclass Game:\n def reset(self): return str(time.time())\n def step(self): ..."
     )
-    task = tasks.make(config.TaskSettings(environment=f"{file}:Game", train_size=1, services=True))
+    task = making.make(config.TaskSettings(environment=f"{file}:Game", train_size=1, services=True))
     assert math.isfinite(float(task.environments.openings[0][0]["content"]))
 
 
 def test_where_there_is_no_file_the_number_of_episodes_has_to_be_known():
     with pytest.raises(InputError, match=r"^task\.train_data: missing; or, .* task\.train_size"):
-        tasks.make(settings("Echo"))
-    task = tasks.make(settings("Echo", train_size=3, eval_size=2), seed=5)
+        making.make(settings("Echo"))
+    task = making.make(settings("Echo", train_size=3, eval_size=2), seed=5)
     assert (task.train, task.held_out) == ([{}] * 3, [{}] * 2)
     assert [start.seed for start in task.starts(4)] == seeds(5, [0, 1, 2], 4)
     assert len(task.environments.openings) == made_task.TRIED * 2

@@ -14,10 +14,11 @@ import pytest
 import seeing
 from transformers.image_utils import load_image
 
-from mpies import config, replica, tasks
+from mpies import config, replica
 from mpies.engines.base import prompt_text
 from mpies.engines.image import images_in
 from mpies.errors import InputError
+from mpies.tasks import making
 from mpies.tasks.base import Task
 
 PICTURE, OTHER = seeing.picture(24, 16), seeing.picture(8, 8, 1)
@@ -34,7 +35,7 @@ def folder(tmp_path):
 
 def task_of(path: Path, folder: Path, **settings: str) -> Task:
     reward = {f"{folder / 'rewards.py'}:reward": 1}
-    return tasks.make(config.TaskSettings(reward=reward, train_data=str(path), **settings))
+    return making.make(config.TaskSettings(reward=reward, train_data=str(path), **settings))
 
 
 def written(folder: Path, *rows: dict) -> Path:

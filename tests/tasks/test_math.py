@@ -13,8 +13,9 @@ import launching
 import psutil
 import pytest
 
-from mpies import config, tasks
+from mpies import config
 from mpies.errors import InputError
+from mpies.tasks import making
 from mpies.tasks.math import PLAIN, SAMPLE, reward
 from mpies.tasks.math_worker import final_answer, is_answer, right
 
@@ -106,7 +107,7 @@ def test_final_answer(text, expected):
 
 
 def test_the_sample_is_right_by_its_own_solutions():
-    task = tasks.make(config.TaskSettings(name="math"))
+    task = making.make(config.TaskSettings(name="math"))
     assert (len(task.train), len(task.held_out)) == (20, 8)
     rows = task.train + task.held_out
     assert len({row["prompt"] for row in rows}) == len(rows)
@@ -134,7 +135,7 @@ ROWS = {
 def test_rows(tmp_path, kind):
     given, gold = ROWS[kind]
     (tmp_path / "data.jsonl").write_text(json.dumps(given))
-    (row,) = tasks.make(config.TaskSettings(name="math", train_data=str(tmp_path / "data.jsonl"))).train
+    (row,) = making.make(config.TaskSettings(name="math", train_data=str(tmp_path / "data.jsonl"))).train
     assert row["answer"] == gold
     if kind in ("own", "chat"):
         assert row["prompt"] == given["prompt"]
@@ -169,7 +170,7 @@ def test_rows_that_are_wrong(tmp_path, row, words):
     lines = [json.dumps(ROWS["GSM8K"][0]), "", json.dumps(row)]
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
     with pytest.raises(InputError) as error:
-        tasks.make(config.TaskSettings(name="math", train_data=str(tmp_path / "data.jsonl")))
+        making.make(config.TaskSettings(name="math", train_data=str(tmp_path / "data.jsonl")))
     (line,) = str(error.value).splitlines()
     assert "data.jsonl: line 3: " in line and words in line
 
@@ -178,7 +179,7 @@ def test_any_of_several_golds_is_right(tmp_path):
     """A list became its own text in Python, which no answer equals."""
     row = {"problem": "Solve x^2 = 4 for one x.", "answer": ["2", "$-2$"]}
     (tmp_path / "data.jsonl").write_text(json.dumps(row))
-    task = tasks.make(config.TaskSettings(name="math", train_data=str(tmp_path / "data.jsonl")))
+    task = making.make(config.TaskSettings(name="math", train_data=str(tmp_path / "data.jsonl")))
     for text, expected in {"\\boxed{2}": 1, "\\boxed{-2}": 1, "\\boxed{3}": 0, "\\boxed{2, -2}": 0}.items():
         assert task.score(task.train, [text]).tolist() == [expected], text
 
@@ -189,13 +190,13 @@ def test_golds_are_looked_at_by_several_checkers_and_the_first_bad_row_is_named(
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     settings = config.TaskSettings(name="math", train_data=str(tmp_path / "data.jsonl"))
     before = workers()
-    assert [row["answer"] for row in tasks.make(settings).train] == [[gold, "7"] for gold in golds]
+    assert [row["answer"] for row in making.make(settings).train] == [[gold, "7"] for gold in golds]
     assert set(before) <= set(workers()) and len(workers()) == 1
     for bad in (300, 302):
         rows[bad]["answer"][1] = "}{"
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(InputError, match=r"data.jsonl: line 301: answer: '}{' cannot be compared"):
-        tasks.make(settings)
+        making.make(settings)
 
 
 def test_golds_that_are_not_looked_at_can_be_compared():
@@ -240,7 +241,7 @@ def test_what_else_ends_an_answer(text, gold, expected):
 def test_without_math_verify_a_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(InputError, match=r"math needs math-verify: pip install 'mpies\[math\]'"):
-        tasks.make(config.TaskSettings(name="math"))
+        making.make(config.TaskSettings(name="math"))
 
 
 # Hostile answers

@@ -6,22 +6,23 @@ import json
 
 import pytest
 
-from mpies import config, tasks
+from mpies import config
 from mpies.errors import InputError
+from mpies.tasks import making
 from mpies.tasks.questions import metrics, reward
 
 SETTINGS = config.TaskSettings(name="questions")
 
 
 def test_own_questions():
-    task = tasks.make(SETTINGS)
+    task = making.make(SETTINGS)
     assert (len(task.train), len(task.held_out)) == (100, 100)
     prompts = [row["prompt"] for row in task.train + task.held_out]
     assert len(set(prompts)) == 200 and all(prompt.endswith("?") for prompt in prompts)
 
 
 def test_every_bare_answer_is_worth_most():
-    task = tasks.make(SETTINGS)
+    task = making.make(SETTINGS)
     for row in task.train + task.held_out:
         shortest = min(row["answer"], key=len)
         assert reward([row["prompt"]], [shortest], answer=[row["answer"]]) == [1.0]
@@ -62,7 +63,7 @@ def test_chats_are_scored_alike():
 def test_rows_of_a_file(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "2 + 2?", "answer": "4"}\n{"prompt": "1 + 1?", "answer": ["2", "two"]}\n')
-    task = tasks.make(config.TaskSettings(name="questions", train_data=str(path)))
+    task = making.make(config.TaskSettings(name="questions", train_data=str(path)))
     assert [row["answer"] for row in task.train] == [["4"], ["2", "two"]] and not task.held_out
 
 
@@ -73,13 +74,13 @@ def test_rows_without_an_answer_are_refused(tmp_path, answer):
     with pytest.raises(
         InputError, match=r"line 1: answer: given .*, needed is a right answer, or a list"
     ) as info:
-        tasks.make(config.TaskSettings(name="questions", train_data=str(path)))
+        making.make(config.TaskSettings(name="questions", train_data=str(path)))
     assert "\n" not in str(info.value)
 
 
 def test_the_quickstart_takes_a_part_of_them_in_every_generation():
     settings = config.load([])
-    task = tasks.make(settings.task, settings.es.seed)
+    task = making.make(settings.task, settings.es.seed)
     drawn = [tuple(row["prompt"] for row in task.rows(generation)) for generation in range(1, 5)]
     assert {len(set(prompts)) for prompts in drawn} == {8} and len(set(drawn)) == 4
 

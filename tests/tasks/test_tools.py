@@ -13,9 +13,10 @@ import pytest
 import small
 import tiny
 
-from mpies import config, tasks
+from mpies import config
 from mpies.engines.tools import Chat, Tools
 from mpies.errors import InputError
+from mpies.tasks import making
 from mpies.tasks.episodes import Episode, Start, Turn
 
 pytestmark = pytest.mark.lengthy
@@ -83,7 +84,7 @@ def results(episode: Episode) -> list[str]:
 
 @pytest.fixture(scope="module")
 def increment():
-    return tasks.make(settings("IncrementEnv", ["multiply"], train_size=4))
+    return making.make(settings("IncrementEnv", ["multiply"], train_size=4))
 
 
 def test_tools_are_called_until_the_model_calls_none(increment, tokenizer):
@@ -212,11 +213,11 @@ def test_models_are_told_of_tools_by_their_template_or_in_words(increment, token
 def test_describing_tools_may_take_the_addresses_that_an_episode_may_not():
     """transformers imports torch for it, and torch for CUDA takes many."""
     with pytest.raises(InputError, match="reset raised OSError: Cannot allocate memory"):
-        tasks.make(settings("Spacious", train_size=2))
+        making.make(settings("Spacious", train_size=2))
 
 
 def test_a_tool_that_hangs_ends_its_episode(tokenizer):
-    task = tasks.make(settings("IncrementEnv", ["hang"], train_size=2, call_seconds=1))
+    task = making.make(settings("IncrementEnv", ["hang"], train_size=2, call_seconds=1))
     one, other = dialogue(task, tokenizer, [[call("hang", seconds=1000)], [call("increment", step=1), "a"]])
     assert (one.ended, one.error) == ("failed", "use has not returned after 10 s")
     assert other.ended == "done"
@@ -241,7 +242,7 @@ def test_rows_choose_among_several_environments(tokenizer, tmp_path):
     rows = [{"environment": "count"}, {"environment": "wait", "prompt": ASKED, "target": 2}]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    task = tasks.make(settings({"count": "IncrementEnv", "wait": "Patient"}, train_data=str(file)))
+    task = making.make(settings({"count": "IncrementEnv", "wait": "Patient"}, train_data=str(file)))
     one, two = dialogue(task, tokenizer, [[call("note", text="a")], [call("note", text="a"), "."]])
     assert "Tool note not found." in results(one)[0] and results(two) == ["1 noted"]
     assert [t["function"]["name"] for t in one.prompt.tools] == ["increment"]
@@ -272,7 +273,7 @@ def runs_of(alone, tiny_model, tmp_path):
 )
 def test_what_cannot_be_is_refused(given, said):
     with pytest.raises(InputError) as error:
-        tasks.make(given)
+        making.make(given)
     assert str(error.value).startswith(said) and "\n" not in str(error.value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import selectors
@@ -18,6 +19,8 @@ from mpies.tasks.environments import episode_process
 from mpies.tasks.environments.contract import Said, UsersEpisode
 from mpies.tasks.environments.descendants import children_of, kill_children, kill_descendants, wait
 from mpies.tasks.environments.limits import AT_ONCE, REPLY, Limits
+
+LEAVING = 1.0  # seconds that processes have to end by themselves, all together, when their input ends
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,15 @@ class Children:
         self._start = start
         self._limits = limits
         self._requests = requests
-        self._pipes = requests, answers  # which are not for the children
+        self._pipes = requests.fileno(), answers.fileno()  # which are not for the children
         self._children: dict[int, Child] = {}
         self._others = children_of(os.getpid())
         """Processes that the user's module has started when it was imported, and what cannot be killed."""
+        self._had = episode_process.address_space()
+        self._lowest = 1 + max(map(int, os.listdir("/dev/fd")))
+        """Of the numbers of sockets: above all files that the user's module has opened, so that an episode's
+        process closes the others' by one call. Thousands of calls in each of thousands would take long."""
+        self._highest = self._lowest
 
     def carry(self, calls: list[Call]) -> list[Said]:
         """Make the calls, some at a time. Each one's answer, in their order; its `machine` says that no
@@ -59,9 +67,12 @@ class Children:
 
     def end(self, keys: Iterable[int]) -> None:
         """End those episodes' processes, and what is left of others that have ended by themselves."""
-        for key in keys:
-            if child := self._children.pop(key, None):
-                child.end()
+        leaving = [child for key in keys if (child := self._children.pop(key, None))]
+        for child in leaving:  # all of them first, for they end in parallel
+            child.socket.close()
+        deadline = time.monotonic() + LEAVING
+        for child in leaving:
+            child.leave(deadline)
         self._others |= kill_children(self._others | {child.pid for child in self._children.values()})
 
     def end_all(self) -> None:
@@ -115,7 +126,7 @@ class Children:
         return f"{call.name} ended its process {how}"
 
     def _fork(self) -> Child:
-        mine, its = socket.socketpair()
+        mine, its = self._sockets()
         try:
             pid = os.fork()
         except OSError:
@@ -124,15 +135,28 @@ class Children:
             raise
         if pid == 0:
             try:
-                for child in self._children.values():
-                    child.socket.close()
-                for file in (*self._pipes, mine):
-                    file.close()
-                episode_process.serve(its, self._start, self._limits)
+                os.closerange(self._lowest, its.fileno())
+                os.closerange(max(self._lowest, its.fileno() + 1), self._highest + 1)
+                for number in self._pipes:
+                    os.close(number)
+                episode_process.serve(its.fileno(), self._start, self._limits, self._had)
             finally:
                 os._exit(0)
         its.close()
         return Child(pid, mine)
+
+    def _sockets(self) -> tuple[socket.socket, socket.socket]:
+        """A pair of connected ones: this process's, and an episode's."""
+        low, its = socket.socketpair()
+        with low:
+            try:
+                number = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, self._lowest)
+            except OSError:
+                its.close()
+                raise
+        self._highest = max(self._highest, number)
+        its.setblocking(True)  # whatever the user's module has made the default
+        return socket.socket(fileno=number), its
 
 
 class Child:
@@ -182,11 +206,19 @@ class Child:
         self.ended = not isinstance(answer, dict)  # it was not our code that wrote it
         return None if self.ended else answer
 
+    def leave(self, deadline: float) -> None:
+        """Its socket is closed, so that it ends, or is killed then if its code keeps it from that."""
+        ended, _ = wait(self.pid, deadline - time.monotonic())
+        if ended:
+            self._signal(os.killpg, signal.SIGKILL)
+        else:
+            self.end()
+
     def end(self) -> int:
         """Kill what is left of it and of what it has started; its exit status, or minus a signal."""
         if self._status is None:
             # One whose socket is closed ends now, unless its code has closed it.
-            done, status = wait(self.pid) if self.ended else (False, 0)
+            done, status = wait(self.pid, LEAVING) if self.ended else (False, 0)
             if not done:
                 self._signal(os.kill, signal.SIGSTOP)
                 kill_descendants(self.pid)

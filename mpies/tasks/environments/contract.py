@@ -44,9 +44,10 @@ class TextClass:
         for method in ("reset", "step"):
             if not callable(getattr(self.made, method, None)):
                 raise InputError(f"{SETTING}: {name} has no method {method!r}, which an environment needs")
+        self.takes_seed = takes(self.made.reset, "seed")
 
     def start(self) -> TextEpisode:
-        return TextEpisode(self.made)
+        return TextEpisode(self.made, self.takes_seed)
 
 
 class UsersEpisode:
@@ -75,16 +76,16 @@ class UsersEpisode:
 class TextEpisode(UsersEpisode):
     """One environment of plain text."""
 
-    def __init__(self, made: Any):
+    def __init__(self, made: Any, takes_seed: bool):
         super().__init__()
         self.made = made
+        self.takes_seed = takes_seed
 
     def _reset(self, row: dict[str, Any], seed: int) -> Said:
         seed_generators(seed)
         self.environment = self.made()
-        reset = self.environment.reset
-        given = row if "seed" in row or not takes(reset, "seed") else {**row, "seed": seed}
-        prompt = checked_prompt(self.value(reset(**given)))
+        given = row if "seed" in row or not self.takes_seed else {**row, "seed": seed}
+        prompt = checked_prompt(self.value(self.environment.reset(**given)))
         return {"prompt": prompt, "finishes": callable(getattr(self.environment, "metrics", None))}
 
     def _step(self, answer: str) -> Said:

@@ -15,13 +15,31 @@ from collections.abc import Collection
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG = 1
 ROUNDS = 100  # of looking for more, while a process may go on to start some
+WAITING = 1.0  # seconds for one that was killed
+
+
+try:
+    _C: ctypes.CDLL | None = ctypes.CDLL(None)  # once: what an episode's process does, thousands do
+except OSError:
+    _C = None
 
 
 def adopt() -> None:
     """Be the parent of orphans among one's descendants."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> None:
+    """Be killed when the parent ends."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    """Linux's; elsewhere, nothing."""
+    if prctl := getattr(_C, "prctl", None):
+        prctl(option, value)
 
 
 def children_of(pid: int) -> set[int]:
@@ -57,22 +75,22 @@ def kill_children(but: Collection[int]) -> set[int]:
             kill_descendants(one)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(one, signal.SIGKILL)
-            if not wait(one)[0]:
+            if not wait(one, WAITING)[0]:
                 immortal.add(one)
     return immortal
 
 
-def wait(pid: int) -> tuple[bool, int]:
-    """For a child that ends now: has it, and its status as of waitpid."""
-    for _ in range(1000):
-        with contextlib.suppress(ChildProcessError):
+def wait(pid: int, seconds: float) -> tuple[bool, int]:
+    """For a child that ends within some seconds: has it, and its status as of waitpid."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
             done, status = os.waitpid(pid, os.WNOHANG)
-            if not done:
-                time.sleep(0.001)
-                continue
-            return True, status
-        return True, 0
-    return False, 0
+        except ChildProcessError:
+            return True, 0
+        if done or time.monotonic() >= deadline:
+            return bool(done), status
+        time.sleep(0.001)
 
 
 def _tree(pid: int) -> set[int]:

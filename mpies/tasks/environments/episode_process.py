@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import math
 import os
 import pickle
 import resource
-import signal
-import socket
 import struct
 from collections.abc import Callable
 from typing import Any
 
 from mpies.tasks.environments.contract import Said, UsersEpisode
-from mpies.tasks.environments.descendants import adopt
+from mpies.tasks.environments.descendants import adopt, die_with_parent
 from mpies.tasks.environments.limits import FILE, Limits
 
 LENGTH = struct.Struct("<Q")
-DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 def packed(name: str, arguments: dict[str, Any]) -> bytes:
@@ -29,13 +24,14 @@ def packed(name: str, arguments: dict[str, Any]) -> bytes:
     return LENGTH.pack(len(data)) + data
 
 
-def serve(connection: socket.socket, start: Callable[[], UsersEpisode], limits: Limits) -> None:
-    """Answer calls until there are no more: the body of the process."""
+def serve(connection: int, start: Callable[[], UsersEpisode], limits: Limits, had: int) -> None:
+    """Answer calls until there are no more: the body of the process.
+
+    `connection`: the number of a socket. `had`: bytes of addresses that it was forked with.
+    """
     _enclose()
-    had = _address_space()
-    _limit(resource.RLIMIT_AS, had + limits.memory)
     episode = start()
-    requests = connection.makefile("rb")
+    requests = os.fdopen(connection, "rb", closefd=False)
     while head := requests.read(LENGTH.size):
         name, arguments = pickle.loads(requests.read(*LENGTH.unpack(head)))
         allowed = limits.of_call(name)
@@ -43,8 +39,9 @@ def serve(connection: socket.socket, start: Callable[[], UsersEpisode], limits: 
         _limit(resource.RLIMIT_AS, had + allowed.memory)
         line = _as_json(episode.answer(name, arguments)) + b"\n"
         _allow_seconds(None)  # until the next call, the time is the model's
-        connection.settimeout(None)
-        connection.sendall(line)
+        left = memoryview(line)
+        while left:
+            left = left[os.write(connection, left) :]
 
 
 def _as_json(said: Said) -> bytes:
@@ -56,20 +53,21 @@ def _as_json(said: Said) -> bytes:
 
 
 def _enclose() -> None:
-    """A process group of its own, which ends with the one that forked it; less to take, nothing to print."""
+    """A process group of its own, which ends with the one that forked it; nothing to print."""
     os.setsid()
     adopt()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    os.close(nothing)
+    die_with_parent()
+    os.dup2(1, 2)  # where the other goes already: to nothing
+
+
+def limit_files() -> None:
+    """For this process and those that it forks: little to write, and no dumps."""
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, FILE)
 
 
-def _address_space() -> int:
-    """Bytes that the process has already."""
+def address_space() -> int:
+    """Bytes that this process has."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * resource.getpagesize()

@@ -5,6 +5,7 @@ what another has done, or end it: what one draws, keeps in its module or breaks 
 too long ends its episode's process, with all processes that this has started.
 
 In come pickled requests, each after its length in 8 bytes; out go lines of JSON. It ends with its input.
+What it has imported, the processes of all episodes carry along, so it imports no more than its kind needs.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ import resource
 import signal
 import struct
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mpies.errors import InputError
 from mpies.signals import SIGNALS, ignore
-from mpies.tasks.environments import agent_contract, contract, tool_contract
+from mpies.tasks.environments import contract, episode_process
 from mpies.tasks.environments.children import Call, Children
 from mpies.tasks.environments.descendants import adopt
 from mpies.tasks.environments.limits import Limits
+
+if TYPE_CHECKING:
+    from mpies.tasks.environments import agent_contract, tool_contract
 
 LENGTH = struct.Struct("<Q")
 
@@ -52,23 +56,31 @@ class Beginning:
     def setting(self) -> str:
         """The full name of the one that they are set by."""
         if self.agent:
+            from mpies.tasks.environments import agent_contract
+
             return agent_contract.SETTING
         if self.text:
             return contract.SETTING
+        from mpies.tasks.environments import tool_contract
+
         return tool_contract.FACTORY if self.factories else tool_contract.TOOLS
 
     def load(self) -> contract.TextClass | tool_contract.ToolKit | agent_contract.Agent:
         """What episodes are begun from. Raises InputError."""
         if self.agent:
+            from mpies.tasks.environments import agent_contract
+
             return agent_contract.Agent(self.agent)
         if self.text:
             return contract.TextClass(self.text)
+        from mpies.tasks.environments import tool_contract
+
         return tool_contract.ToolKit(self.factories, self.tools)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Calls to be made, and then episodes to be ended."""
+    """Calls to be made, and then episodes to be ended. Without calls, there is nothing to answer."""
 
     calls: list[Call]
     ended: list[int]
@@ -93,6 +105,7 @@ def main() -> None:
         _say(answers, {"refused": str(error)})
         return
     _raise_number_of_files()
+    episode_process.limit_files()
     contract.seed_generators(0)  # loads NumPy's, so that no episode has to
     gc.collect()
     gc.freeze()  # pages that the collector does not touch stay common to all episodes
@@ -103,7 +116,8 @@ def main() -> None:
         while (batch := _request(requests)) is not None:
             found = children.carry(batch.calls)
             children.end(batch.ended)
-            _say(answers, found)
+            if batch.calls:
+                _say(answers, found)
     except (EOFError, BrokenPipeError):  # the rank has gone
         pass
     finally:

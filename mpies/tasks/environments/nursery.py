@@ -48,7 +48,7 @@ class Nursery:
         return list(itertools.islice(self._numbers, episodes))
 
     def call(self, calls: Sequence[Call], ended: Sequence[int] = ()) -> list[Said]:
-        """Make the calls, then end those episodes. Each call's answer, in their order.
+        """Make the calls, one or more, then end those episodes. Each call's answer, in their order.
 
         Raises HelperError if no process can be had, or the one that forks them is no more.
         """
@@ -71,6 +71,11 @@ class Nursery:
                     " es.block, or fewer ranks on a node"
                 )
         return answers
+
+    def end(self, episodes: Sequence[int]) -> None:
+        """Have them ended, without waiting for it."""
+        with self._lock:
+            self._process.tell(packed(Batch([], list(episodes))))
 
     def close(self) -> None:
         self._end()

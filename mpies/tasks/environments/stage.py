@@ -42,8 +42,8 @@ class ProcessStage(ABC):
     def finish(self) -> None: ...
 
     def close(self) -> None:
-        """End the episodes' processes."""
-        self.nursery.call([], self.keys)
+        """Have the episodes' processes ended, while the rank goes on."""
+        self.nursery.end(self.keys)
 
     def called(self, name: str, each: dict[int, dict[str, Any]]) -> dict[int, Said]:
         """What a call with each episode's arguments comes to."""
