@@ -18,7 +18,8 @@ from mpies.tasks.environments.limits import AT_ONCE
 from mpies.tasks.processes import HelperProcess
 
 STARTING = 600  # seconds that the import of the user's module may take
-GRACE = 5  # seconds to end all episodes' processes in
+GRACE = 5  # seconds to end the processes of a round of calls in
+ENDING = 60  # and of all episodes: if it is itself ended before, what they have started stays
 
 
 class Nursery:
@@ -33,7 +34,7 @@ class Nursery:
         self._lock = threading.Lock()
         # Sets of texts would be in another order in each process else.
         self._process = HelperProcess("mpies.tasks.environments.fork_server:main", PYTHONHASHSEED="0")
-        self._end = weakref.finalize(self, self._process.let_end, GRACE)
+        self._end = weakref.finalize(self, self._process.let_end, ENDING)
         self._process.tell(packed(beginning))
         line = self._process.line(STARTING)
         if not line:
