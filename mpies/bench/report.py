@@ -109,6 +109,8 @@ def one_turn(t: Timings, work: Work) -> Iterator[Result]:
     for way, name in ways.items():
         more = 100 * (t.ratio(way, "task") - 1)
         yield Result(group, f"as an environment, {name}: takes more by", more, "%", most=3)
+    alone = 100 * t.ratio("turns alone", "task")
+    yield Result(group, "the environment alone, with answers at once: of the task's time", alone, "%", most=3)
 
 
 def share(t: Timings, work: Work) -> Iterator[Result]:

@@ -136,7 +136,8 @@ def test_parts_of_a_full_generation(rig):
 
 
 def test_an_environment_of_one_turn_is_played_as_the_task_is(rig, monkeypatch):
-    """In each way and round, one call of the engine for all members, whose episodes come to their ends."""
+    """In each way and round, one call of the engine for all members, whose episodes come to their ends; but
+    for the turns alone, which have none."""
     answered, played = [], []
     answer, play = HfEngine.generate_each, Task.play
     monkeypatch.setattr(
@@ -145,14 +146,16 @@ def test_an_environment_of_one_turn_is_played_as_the_task_is(rig, monkeypatch):
         lambda self, prompts, *more: (answered.append(prompts), answer(self, prompts, *more))[1],
     )
     monkeypatch.setattr(Task, "play", lambda *given: (played.append(play(*given)), played[-1])[1])
+    monkeypatch.setattr(one_turn, "ALONE", 1)
     timings = one_turn.measure(rig, WORK, 1, lambda: None, lambda text: None)
-    assert list(timings.seconds) == ["task", "one turn", "one turn of more"]
+    assert list(timings.seconds) == ["task", "one turn", "one turn of more", "turns alone"]
     assert all(timings[way] > 0 for way in timings.seconds)
     assert answered == [prompts_of(2) * 6] * 6
     ended = [{one.ended for member in found for one in member.episodes} for found in played]
-    assert ended == [{"done"}] * 6
+    assert ended == [{"done"}] * 8
     rewards = [[member.scores.rewards.tolist() for member in found] for found in played]
-    assert rewards == [rewards[0]] * 6
+    assert rewards[:3] == rewards[4:7] == [rewards[0]] * 3
+    assert rewards[3] == rewards[7] == [[float(len(prompt)) for prompt in prompts_of(2)]] * 6
 
 
 def test_scaling_on_one_rank(rig, alone, monkeypatch):
