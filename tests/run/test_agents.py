@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import socket
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -216,8 +217,15 @@ def test_a_place_is_given_back_after_its_request_and_the_port_after_its_episode(
     made = build("frugal", [{}])
     (one,) = play(made).episodes
     assert (one.error, one.reward, one.metrics["without"]) == ("", 40, 40)
+    port, deadline = int(one.metrics["port"]), time.monotonic() + 10
+    while is_open(port) and time.monotonic() < deadline:  # its process is ended while the rank goes on
+        time.sleep(0.01)
+    assert not is_open(port)
+
+
+def is_open(port: int) -> bool:
     with socket.socket() as client:
-        assert client.connect_ex(("127.0.0.1", int(one.metrics["port"]))) == errno.ECONNREFUSED
+        return client.connect_ex(("127.0.0.1", port)) != errno.ECONNREFUSED
 
 
 # What an agent does -> what is said of it.
@@ -241,7 +249,8 @@ def test_an_agent_that_fails_costs_its_own_episode(build):
     assert played.scores.metrics["failed"].tolist() == [0.0] + [1.0] * len(WRONG)
     for said, one in zip(WRONG.values(), played.episodes[1:], strict=True):
         assert one.error.startswith(said)
-    assert set(psutil.Process().children(recursive=True)) <= children
+    left = set(psutil.Process().children(recursive=True)) - children
+    assert psutil.wait_procs(left, 10)[1] == []
 
 
 @pytest.mark.parametrize(
