@@ -196,7 +196,7 @@ class _Checker:
 
     def _asked(self, request: dict[str, str]) -> bool:
         worker = self._worker or self._start()
-        worker.tell(json.dumps(request).encode() + b"\n")
+        worker.tell(json.dumps(request).encode() + b"\n", PATIENCE)
         line = worker.line(PATIENCE)
         if line:
             return json.loads(line)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import mpies
 
+LEAVING = 5  # seconds for a process that ends by itself
+
 
 class HelperProcess:
     """A program of the package's, `MODULE:FUNCTION`, and the two pipes to it. It ends with its input."""
@@ -31,13 +33,17 @@ class HelperProcess:
         )
         assert self.process.stdin and self.process.stdout  # pipes, as asked for
         self.requests, self.answers = self.process.stdin, self.process.stdout
+        os.set_blocking(self.requests.fileno(), False)
 
-    def tell(self, request: bytes) -> None:
-        """Send it; that it has ended is found when its answer is read."""
-        left = memoryview(request)
+    def tell(self, request: bytes, seconds: float) -> bool:
+        """Send it. Has it been taken in time? That the process has ended is found when its answer is read."""
+        left, deadline = memoryview(request), time.monotonic() + seconds
         with contextlib.suppress(BrokenPipeError):
             while left:
-                left = left[self.requests.write(left) :]
+                if not select.select([], [self.requests], [], max(0.0, deadline - time.monotonic()))[1]:
+                    return False
+                left = left[self.requests.write(left) or 0 :]
+        return True
 
     def line(self, seconds: float) -> bytes:
         """Its next line; empty if it ended, or took too long."""
@@ -60,8 +66,12 @@ class HelperProcess:
 
     def end(self) -> int:
         """End it, if it has not ended by itself; its exit status."""
-        if self.process.poll() is None and not select.select([self.answers], [], [], 0)[0]:
-            self.process.kill()  # where it ended by itself, there is an end of file to read
+        if self.process.poll() is None:
+            if select.select([self.answers], [], [], 0)[0]:  # an end of file: it ends by itself
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(LEAVING)
+            if self.process.poll() is None:
+                self.process.kill()
         status = self.process.wait()
         self.requests.close()
         self.answers.close()

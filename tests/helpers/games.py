@@ -84,8 +84,8 @@ class Silent(Echo):
 class Wicked:
     """Does what the row says."""
 
-    def reset(self, what: str, when: str = "step", **row) -> str:
-        self.what, self.when = what, when
+    def reset(self, what: str, when: str = "step", size: int = 0, **row) -> str:
+        self.what, self.when, self.size = what, when, size
         if when == "reset":
             self.do()
         return what
@@ -108,6 +108,29 @@ class Wicked:
 
     def _stopped(self):
         threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGSTOP]).start()
+
+    def _parent(self):
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(1000)
+
+    def _terminates(self):
+        """What it has started, and a process that it forks, as multiprocessing does."""
+        program = subprocess.Popen(["sleep", "1000"])
+        program.terminate()
+        program.wait()
+        for _ in range(20):
+            copy = os.fork()
+            if not copy:
+                time.sleep(1000)
+            os.kill(copy, signal.SIGTERM)
+            os.waitpid(copy, 0)
+        return "ended", 1.0, True
+
+    def _needs(self):
+        try:
+            return f"{len(mmap.mmap(-1, self.size))}", 1.0, True
+        except OSError:
+            raise MemoryError from None
 
     def _started(self):
         leave_behind()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from mpies import config
 from mpies.errors import HelperError, InputError
 from mpies.noise.definition import philox
+from mpies.signals import SIGNALS
 from mpies.tasks import making
 from mpies.tasks.environments import nursery as made_nursery
 from mpies.tasks.environments import task as made_task
@@ -22,6 +25,8 @@ from mpies.tasks.environments.fork_server import Batch, Beginning, packed
 from mpies.tasks.environments.limits import Limits
 from mpies.tasks.environments.nursery import Nursery
 from mpies.tasks.environments.seeds import seeds
+from mpies.tasks.environments.stage import TextStage
+from mpies.tasks.episodes import Episode, EpisodeLimits, Start, Turn
 
 pytestmark = pytest.mark.lengthy
 
@@ -148,6 +153,92 @@ def test_all_that_an_episode_has_started_ends_with_it(nursery):
     assert begin(made, [{"what": "nothing"}])[0]["prompt"] == "nothing"
 
 
+def test_the_death_of_the_process_that_forks_is_told_where_episodes_are_played(nursery):
+    forks = nursery("Wicked")
+    made = made_task.InProcesses("", EpisodeLimits(), 0, lambda all_, _: TextStage(forks, all_, False))
+    episodes = [Episode(Start({"what": "parent"})), Episode(Start({"what": "nothing"}))]
+    said = r"^task\.environment: the process of its episodes ended by SIGKILL$"
+    with pytest.raises(HelperError, match=said), made.open(episodes, None) as stage:
+        stage.begin()
+        stage.step({0: Turn("", "a", [1]), 1: Turn("", "a", [1])})
+
+
+def test_signals_end_what_an_episode_has_started(nursery):
+    made = nursery("Wicked")
+    begin(made, [{"what": "terminates"}])
+    (child,) = psutil.Process(made._process.process.pid).children()
+    for number in SIGNALS:  # which are for the rank
+        child.send_signal(number)
+    assert step(made, {0: "a"})[0].get("text") == "ended"
+
+
+def test_memory_is_counted_from_an_episodes_begin(nursery):
+    """What the process that forks has grown by is nothing that the episode took."""
+    limit, size = 64 * 2**20, 20 * 2**20
+    made = nursery("Wicked", Limits(10, 100.0, limit))
+    rows = [{"what": "needs", "size": size, "more": str(i) * 8 * 2**20} for i in range(10)]
+    begin(made, rows)
+    assert [one.get("text") for one in step(made, dict.fromkeys(range(10), "a"))] == [str(size)] * 10
+    begin(made, [{}] * 10 + [{"what": "needs", "size": 2 * limit}])
+    assert step(made, {10: "a"})[0]["error"].startswith("step raised MemoryError")
+
+
+def leftovers() -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "1000"]]
+
+
+def unruly(name: str) -> Nursery:
+    return Nursery(Beginning(LIMITS, f"{Path(games.__file__).with_name('unruly.py')}:{name}"))
+
+
+def test_what_a_module_does_at_its_import_harms_nothing(capfd):
+    """Threads, signals, files, and what it prints; what it has started ends with its episodes."""
+    made, start = unruly("Game"), time.monotonic()
+    started = psutil.Process(int(begin(made, [{}] * 40)[0]["prompt"]))
+    while time.monotonic() - start < 3:
+        found = step(made, dict.fromkeys(range(40), "a"))
+        assert [one.get("reward") for one in found] == [1.0] * 40
+        made.end(range(10, 40))
+        begin(made, [{}] * 40)
+    assert found[0]["text"] == found[39]["text"] == '"'
+    assert step(made, {0: "exit"}) == [{"error": "step ended its process with exit status 3"}]
+    for child in psutil.Process(made._process.process.pid).children():
+        if child != started:
+            child.kill()
+    assert "by SIGKILL" in step(made, {1: "a"})[0]["error"]
+    start = time.monotonic()
+    made.close()
+    assert time.monotonic() - start < 20
+    assert psutil.wait_procs([started], 10)[1] == []
+    assert "noise" not in "".join(capfd.readouterr())
+
+
+def test_a_refusal_waits_for_no_thread_of_the_modules():
+    start = time.monotonic()
+    with pytest.raises(InputError, match="has no method 'reset'"):
+        unruly("NoGame")
+    assert time.monotonic() - start < 60
+    assert leftovers() == []
+
+
+def test_an_import_lasts_no_longer_than_the_rank(tmp_path):
+    slow, told = tmp_path / "slow.py", tmp_path / "told"
+    slow.write_text(f"import os, time\nopen({str(told)!r}, 'w').write(str(os.getpid()))\ntime.sleep(1000)\n")
+    code = (
+        "from mpies.tasks.environments.fork_server import Beginning\n"
+        "from mpies.tasks.environments.limits import Limits\n"
+        "from mpies.tasks.environments.nursery import Nursery\n"
+        f"Nursery(Beginning(Limits(1, 10.0), {f'{slow}:Game'!r}))"
+    )
+    rank = subprocess.Popen([sys.executable, "-c", code])
+    while not told.exists() or not told.read_text():
+        time.sleep(0.05)
+    forks = psutil.Process(int(told.read_text()))
+    rank.kill()
+    rank.wait()
+    assert psutil.wait_procs([forks], 10)[1] == []
+
+
 def test_an_episode_has_the_modules_files_and_one_socket(nursery):
     made = nursery("Wicked")
     begin(made, [{"what": "files"}] * 40)
@@ -183,7 +274,7 @@ def test_nothing_is_left_when_it_is_closed_or_killed(nursery):
     begin(made, [{"what": "sleep"}] * 3)
     begin(killed, [{}] * 3)
     everyone = [p for n in (made, killed) for p in psutil.Process(n._process.process.pid).children()]
-    made._process.tell(packed(Batch([Call(i, "step", {"answer": "a"}) for i in range(3)], [])))
+    made._process.tell(packed(Batch([Call(i, "step", {"answer": "a"}) for i in range(3)], [])), 10)
     time.sleep(0.5)
     made.close()
     killed._process.process.kill()
@@ -193,10 +284,12 @@ def test_nothing_is_left_when_it_is_closed_or_killed(nursery):
         HelperError, match=r"^task\.environment: the process of its episodes ended by SIGKILL"
     ):
         step(killed, {0: "a"})
-    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "1000"]]
+    assert leftovers() == []
 
 
-def test_one_that_does_not_answer_at_all_is_ended_and_named(nursery, monkeypatch):
+@pytest.mark.parametrize("length", [1, 2**20])
+def test_one_that_does_not_answer_at_all_is_ended_and_named(nursery, monkeypatch, length):
+    """Also where it does not take what it is told."""
     made = nursery("Echo", Limits(1, 60.0))
     begin(made, [{}] * 2)
     # Waited for is what a round of calls and one more may take, and a start besides: here 1 s in all.
@@ -207,7 +300,7 @@ def test_one_that_does_not_answer_at_all_is_ended_and_named(nursery, monkeypatch
     start = time.monotonic()
     said = r"^task\.environment: the process of its episodes has not answered for 1 s$"
     with pytest.raises(HelperError, match=said):
-        step(made, {0: "a"})
+        step(made, {0: "a" * length})
     assert 1 <= time.monotonic() - start < 30
     assert not forks.is_running() and len(children) == 2
     assert psutil.wait_procs(children, 10)[1] == []

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -21,6 +22,7 @@ from mpies.tasks.environments.descendants import children_of, kill_children, kil
 from mpies.tasks.environments.limits import AT_ONCE, REPLY, Limits
 
 LEAVING = 1.0  # seconds that processes have to end by themselves, all together, when their input ends
+ROOM = 256  # numbers for files that threads of the user's module open later
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,10 @@ class Children:
         self._children: dict[int, Child] = {}
         self._others = children_of(os.getpid())
         """Processes that the user's module has started when it was imported, and what cannot be killed."""
-        self._had = episode_process.address_space()
-        self._lowest = 1 + max(map(int, os.listdir("/dev/fd")))
-        """Of the numbers of sockets: above all files that the user's module has opened, so that an episode's
-        process closes the others' by one call. Thousands of calls in each of thousands would take long."""
+        self._nothing = os.open(os.devnull, os.O_RDWR)
+        self._lowest = lowest_of_sockets()
+        """Of the numbers of sockets: above all files of the user's module. So an episode's process closes the
+        others' by one call: thousands of calls in each of thousands would take long."""
         self._highest = self._lowest
 
     def carry(self, calls: list[Call]) -> list[Said]:
@@ -80,7 +82,6 @@ class Children:
         for child in self._children.values():
             child.end()
         self._children.clear()
-        self._end_others()
 
     def _end_others(self) -> None:
         self._others |= kill_children(self._others | {child.pid for child in self._children.values()})
@@ -134,6 +135,7 @@ class Children:
 
     def _fork(self) -> Child:
         mine, its = self._sockets()
+        had = episode_process.address_space()
         try:
             pid = os.fork()
         except OSError:
@@ -146,7 +148,7 @@ class Children:
                 os.closerange(max(self._lowest, its.fileno() + 1), self._highest + 1)
                 for number in self._pipes:
                     os.close(number)
-                episode_process.serve(its.fileno(), self._start, self._limits, self._had)
+                episode_process.serve(its.fileno(), self._start, self._limits, had, self._nothing)
             finally:
                 os._exit(0)
         its.close()
@@ -164,6 +166,15 @@ class Children:
         self._highest = max(self._highest, number)
         its.setblocking(True)  # whatever the user's module has made the default
         return socket.socket(fileno=number), its
+
+
+def lowest_of_sockets() -> int:
+    """A number above those of all open files, with some room between, as far as there is any."""
+    first = 1 + max(map(int, os.listdir("/dev/fd")))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return first + ROOM
+    return min(first + min(ROOM, max(0, limit - first) // 8), limit - 1)
 
 
 class Child:
@@ -232,7 +243,8 @@ class Child:
                 self._signal(os.kill, signal.SIGKILL)
             self._signal(os.killpg, signal.SIGKILL)
             if not done:
-                _, status = os.waitpid(self.pid, 0)
+                done, status = wait(self.pid, LEAVING)
+                status = status if done else signal.SIGKILL  # what it will have ended by
             self._status = os.waitstatus_to_exitcode(status)
             self.socket.close()
         return self._status

@@ -7,10 +7,13 @@ import math
 import os
 import pickle
 import resource
+import signal
 import struct
+import threading
 from collections.abc import Callable
 from typing import Any
 
+from mpies.signals import SIGNALS
 from mpies.tasks.environments.contract import Said, UsersEpisode
 from mpies.tasks.environments.descendants import adopt, die_with_parent
 from mpies.tasks.environments.limits import FILE, Limits
@@ -24,12 +27,13 @@ def packed(name: str, arguments: dict[str, Any]) -> bytes:
     return LENGTH.pack(len(data)) + data
 
 
-def serve(connection: int, start: Callable[[], UsersEpisode], limits: Limits, had: int) -> None:
+def serve(connection: int, start: Callable[[], UsersEpisode], limits: Limits, had: int, nothing: int) -> None:
     """Answer calls until there are no more: the body of the process.
 
-    `connection`: the number of a socket. `had`: bytes of addresses that it was forked with.
+    `connection`: the number of a socket. `had`: bytes of addresses that it was forked with. `nothing`: the
+    number of a file that takes what is printed.
     """
-    _enclose()
+    _enclose(nothing)
     episode = start()
     requests = os.fdopen(connection, "rb", closefd=False)
     while head := requests.read(LENGTH.size):
@@ -52,18 +56,39 @@ def _as_json(said: Said) -> bytes:
         return json.dumps({"error": f"it cannot be written as JSON ({str(error)[:200]})"}).encode()
 
 
-def _enclose() -> None:
-    """A process group of its own, which ends with the one that forked it; nothing to print."""
+def hear(number: int, frame: object) -> None:
+    """What comes of signals that are meant for the rank."""
+
+
+def _enclose(nothing: int) -> None:
+    """A process group of its own, which ends with the one that forked it; less to take, nothing to print."""
     os.setsid()
     adopt()
     die_with_parent()
-    os.dup2(1, 2)  # where the other goes already: to nothing
-
-
-def limit_files() -> None:
-    """For this process and those that it forks: little to write, and no dumps."""
+    _let_signals_end_forks()
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, FILE)
+
+
+def _let_signals_end_forks() -> None:
+    """The signals end processes that the user's code forks, as is usual, also if they come at once."""
+    before = threading.local()
+
+    def hold() -> None:
+        before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def release() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
+
+    def heed() -> None:
+        for number in SIGNALS:
+            if signal.getsignal(number) is hear:
+                signal.signal(number, signal.SIG_DFL)
+        release()
+
+    os.register_at_fork(before=hold, after_in_parent=release, after_in_child=heed)
 
 
 def address_space() -> int:

@@ -10,21 +10,26 @@ What it has imported, the processes of all episodes carry along, so it imports n
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import pickle
 import resource
+import select
 import signal
 import struct
+import threading
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mpies.errors import InputError
-from mpies.signals import SIGNALS, ignore
+from mpies.signals import SIGNALS
 from mpies.tasks.environments import contract, episode_process
 from mpies.tasks.environments.children import Call, Children
-from mpies.tasks.environments.descendants import adopt
+from mpies.tasks.environments.descendants import adopt, kill_children
 from mpies.tasks.environments.limits import Limits
 
 if TYPE_CHECKING:
@@ -93,23 +98,41 @@ def packed(request: Beginning | Batch) -> bytes:
 
 
 def main() -> None:
-    ignore(SIGNALS)  # which are meant for the rank
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    requests, answers = _own_pipes()
+    status = 1
+    try:
+        _serve(*_own_pipes())
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _leave(status)
+
+
+def _leave(status: int) -> None:
+    """With all that the user's module has started; a thread of its would keep this process."""
+    try:
+        kill_children(())
+    finally:
+        os._exit(status)
+
+
+def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    _set_signals()
+    adopt()
     beginning = _request(requests)
     if beginning is None:
         return
     try:
-        environment = beginning.load()
+        with _no_longer_than_the_rank(requests):
+            environment = beginning.load()
     except InputError as error:
         _say(answers, {"refused": str(error)})
         return
+    _set_signals()  # whatever the user's module has made of them
     _raise_number_of_files()
-    episode_process.limit_files()
     contract.seed_generators(0)  # loads NumPy's, so that no episode has to
     gc.collect()
     gc.freeze()  # pages that the collector does not touch stay common to all episodes
-    adopt()
     children = Children(environment.start, beginning.limits, requests, answers)
     _say(answers, {})
     try:
@@ -124,12 +147,44 @@ def main() -> None:
         children.end_all()
 
 
+def _set_signals() -> None:
+    """Those that are meant for the rank are heard, and nothing is done: a program that is started does not
+    inherit that, as it would if they were ignored."""
+    for number in SIGNALS:
+        signal.signal(number, episode_process.hear)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _no_longer_than_the_rank(requests: BinaryIO) -> Iterator[None]:
+    """While something else than requests is waited for: end when the rank does."""
+    over = threading.Event()
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(requests, 0)  # that the other end is closed is told in any case
+        while not over.is_set():
+            if poll.poll(100):
+                _leave(1)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
     """The pipes to the rank, out of the way of what the user's code reads and prints."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
+    os.close(nothing)
     return requests, answers
 
 

@@ -35,7 +35,7 @@ class Nursery:
         # Sets of texts would be in another order in each process else.
         self._process = HelperProcess("mpies.tasks.environments.fork_server:main", PYTHONHASHSEED="0")
         self._end = weakref.finalize(self, self._process.let_end, ENDING)
-        self._process.tell(packed(beginning))
+        self._process.tell(packed(beginning), STARTING)
         line = self._process.line(STARTING)
         if not line:
             raise InputError(f"{self._setting}: {beginning.names} cannot be imported: {self._how_it_ended()}")
@@ -54,12 +54,14 @@ class Nursery:
         Raises HelperError if no process can be had, or the one that forks them is no more.
         """
         rounds = -(-len(calls) // AT_ONCE) + 1
+        patience = rounds * (self._limits.clock + GRACE) + STARTING
         with self._lock:
-            self._process.tell(packed(Batch(list(calls), list(ended))))
-            patience = rounds * (self._limits.clock + GRACE) + STARTING
-            began = time.monotonic()
-            line = self._process.line(patience)
-            is_late = time.monotonic() - began >= patience
+            if not self._end.alive:
+                raise HelperError(f"{self._setting}: the process of its episodes has ended")
+            deadline = time.monotonic() + patience
+            taken = self._process.tell(packed(Batch(list(calls), list(ended))), patience)
+            line = self._process.line(deadline - time.monotonic()) if taken else b""
+            is_late = time.monotonic() >= deadline
         if not line:
             by_itself = self._how_it_ended()
             how = f"has not answered for {patience:g} s" if is_late else by_itself
@@ -74,9 +76,10 @@ class Nursery:
         return answers
 
     def end(self, episodes: Sequence[int]) -> None:
-        """Have them ended, without waiting for it."""
+        """Have them ended, without waiting for it. All have, where the process that forked them has."""
         with self._lock:
-            self._process.tell(packed(Batch([], list(episodes))))
+            if self._end.alive and not self._process.tell(packed(Batch([], list(episodes))), STARTING):
+                self._how_it_ended()
 
     def close(self) -> None:
         self._end()
