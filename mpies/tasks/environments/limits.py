@@ -10,7 +10,7 @@ AT_ONCE = 8
 # By the clock, a call may take so many times its CPU time: it may wait for something, or for its turn.
 PATIENCE = 10
 
-# Bytes that an episode may have beyond those that the user's module has when it is imported.
+# Bytes that an episode may have beyond those that it begins with.
 MEMORY = 2 * 2**30
 FILE = 256 * 2**20  # bytes of a file that it writes
 CHARACTERS = 100_000  # of an observation
