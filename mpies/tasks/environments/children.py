@@ -135,7 +135,7 @@ class Children:
 
     def _fork(self) -> Child:
         mine, its = self._sockets()
-        had = episode_process.address_space()
+        had = episode_process.address_space()  # it grows and shrinks by what calls bring along
         try:
             pid = os.fork()
         except OSError:
