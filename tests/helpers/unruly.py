@@ -13,7 +13,7 @@ signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 os.dup2(2, 1)
 threading.Thread(target=time.sleep, args=[1000]).start()
-started = subprocess.Popen(["sleep", "1000"])
+started = subprocess.Popen(["sleep", os.environ.get("SECONDS_OF_SLEEP", "1001")])
 later: list = []
 
 
