@@ -17,7 +17,7 @@ import signal
 import sys
 from functools import cache
 
-from mpies.signals import SIGNALS
+from mpies.signals import SIGNALS, ignore
 
 SECONDS = 3  # of CPU time for one answer, until it counts as wrong
 KILL_AFTER = 3  # more of them, where the signal does not get through
@@ -42,8 +42,7 @@ class _TimeIsUp(BaseException):
 
 def main() -> None:
     # What is meant for the rank; this process ends with its input.
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    ignore(SIGNALS)
     logging.disable(logging.CRITICAL)
     import math_verify  # noqa: F401  (before any limit: it takes a second)
 

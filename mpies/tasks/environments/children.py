@@ -75,16 +75,13 @@ class Children:
         deadline = time.monotonic() + LEAVING
         for child in leaving:
             child.leave(deadline)
-        self._end_others()
+        self._others |= kill_children(self._others | {child.pid for child in self._children.values()})
 
     def end_all(self) -> None:
         """At once, whatever they are at."""
         for child in self._children.values():
             child.end()
         self._children.clear()
-
-    def _end_others(self) -> None:
-        self._others |= kill_children(self._others | {child.pid for child in self._children.values()})
 
     def _send(self, call: Call, under_way: selectors.BaseSelector, found: dict[int, Said]) -> None:
         try:
