@@ -83,6 +83,18 @@ def test_what_the_last_box_should_have_held(example):
     assert logged["accuracy"] == [0, 0, 0] and logged["format"] == [1, 1, 0]
 
 
+def test_what_follows_the_worked_answer(example):
+    place = str(example / "rewards.py")
+    worked, known = (users_code.load(f"{place}:{name}", "test") for name in ("worked", "known"))
+    rows = [json.loads(line) for line in (example / "train.jsonl").read_text().splitlines()[:50]]
+    columns = {name: [row[name] for row in rows] for name in ("answer", "solution")}
+    pairs = worked(completions=[[{"role": "assistant", "content": "?"}]] * 50, **columns)
+    assert [kept + expected for kept, expected in pairs] == columns["solution"]
+    assert [expected for _, expected in pairs] == [f"{count}}}" for count in columns["answer"]]
+    found = known(log_probabilities=[np.log([0.5, 0.5]), None], **{k: v[:2] for k, v in columns.items()})
+    assert found == pytest.approx([0.25, 0])
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_the_start_goes_on_where_it_was(example, tiny_model):

@@ -2,19 +2,23 @@
 
     python docs/results/char_count.py runs/char_count/*/run.h5
 
-A row per evaluation; `weights` is the digest of that generation's weights, `error` the standard error of the
-share of right answers, from the number of prompts. Rows of runs that are not given stay.
+A row per evaluation: the run's own, and of a run that reads only those in generation-N.json beside its file,
+which `mpies.evaluate --json` wrote of its model. `weights` is the digest of that generation's weights,
+`error` the standard error of the share of right answers, from the number of prompts. Rows of runs that are
+not given stay.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from mpies.analyze import open_run
+from mpies.analyze.run import Run
 
 FILE = Path(__file__).with_suffix(".csv")
 SETTINGS = ("perturbation", "rank", "population", "sigma", "alpha", "seed")
@@ -49,8 +53,7 @@ def of_run(file: Path) -> Iterator[dict]:
     run = open_run(file)
     es, prompts = run.settings["es"], run.settings["task"]["prompts_per_generation"]
     digests = [run.attributes["model_digest"], *run.tables["generation"]["digest"]]
-    counts = run.prompts.groupby(["generation", "split"]).size()
-    for row in run.evaluations.to_dict("records"):
+    for row in evaluated(file.parent, run):
         right, number = row["accuracy"], row["generation"]
         yield {
             "run": file.parent.name,
@@ -61,10 +64,24 @@ def of_run(file: Path) -> Iterator[dict]:
             "answers": number * es["population"] * prompts,
             "split": row["split"],
             "right": round(right, 6),
-            "error": round(math.sqrt(right * (1 - right) / counts[number, row["split"]]), 6),
+            "error": round(math.sqrt(right * (1 - right) / row["prompts"]), 6),
             "tokens": round(row["answer_tokens"], 3),
             "weights": f"{int(digests[number]):016x}",
         }
+
+
+def evaluated(folder: Path, run: Run) -> Iterator[dict]:
+    """generation, split, prompts, accuracy and answer_tokens of each evaluation that measured accuracy."""
+    where = ["generation", "split"]
+    counts = run.prompts.groupby(where).size()
+    for row in run.evaluations.to_dict("records"):
+        if math.isfinite(row["accuracy"]):
+            yield row | {"prompts": counts[row["generation"], row["split"]]}
+    for file in sorted(folder.glob("generation-*.json")):
+        for split, found in json.loads(file.read_text())["splits"].items():
+            figures = {name: figure["mean"] for name, figure in found["figures"].items()}
+            number = int(file.stem.removeprefix("generation-"))
+            yield figures | {"generation": number, "split": split, "prompts": found["prompts"]}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ A step of ES climbs the reward averaged over the noise, whose gradient is E[g(th
 that of the probability of the right count after the worked answer. Four groups of rows, each with a z of
 its own, have a mean gradient each; products of two groups' gradients estimate |E g|^2 without the bias that
 a square has. Prints it with its standard error over the six pairs, and which parameters and layers it lies
-in.
+in; and a question's own square, E |g_k|^2: of the |g| that could be had, an update from M questions climbs
+|g|^2 / sqrt(|g|^2 + (E |g_k|^2 - |g|^2) / M).
 """
 
 import argparse
@@ -27,8 +28,8 @@ LAYERS = 5  # told of together
 Gradient = dict[str, torch.Tensor]
 
 
-def probability(model, tokenizer, row: dict) -> torch.Tensor:
-    """Of the count in the box, and what follows it, after the worked answer."""
+def cut(tokenizer, row: dict) -> tuple[list[int], int]:
+    """The tokens of question and worked answer, and where among them those of the count begin."""
     question = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
     solution = row["solution"]
     told = question + solution[: solution.rindex("{") + 1]
@@ -36,36 +37,49 @@ def probability(model, tokenizer, row: dict) -> torch.Tensor:
         tokenizer(text, add_special_tokens=False).input_ids for text in (told, question + solution)
     )
     first = next((i for i, (a, b) in enumerate(zip(before, ids)) if a != b), len(before))
+    return ids, first
+
+
+def probability(model, tokenizer, row: dict) -> torch.Tensor:
+    """Of the count in the box, and what follows it, after the worked answer."""
+    ids, first = cut(tokenizer, row)
     chances = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     return sum(chances[place - 1, ids[place]] for place in range(first, len(ids))).exp()
 
 
-def gradient_of(model, tokenizer, rows: list[dict]) -> tuple[Gradient, float]:
-    """Of the mean probability, and that."""
-    model.zero_grad()
-    mean = 0.0
+def gradient_of(model, tokenizer, rows: list[dict]) -> tuple[Gradient, float, float]:
+    """Of the mean probability, and that, and the mean square of a row's own gradient."""
+    total = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    mean, square = 0.0, 0.0
     for row in rows:
-        value = probability(model, tokenizer, row) / len(rows)
+        model.zero_grad()
+        value = probability(model, tokenizer, row)
         value.backward()
-        mean += value.item()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}, mean
+        mean += value.item() / len(rows)
+        for name, parameter in model.named_parameters():
+            total[name] += parameter.grad / len(rows)
+            square += float((parameter.grad**2).sum()) / len(rows)
+    return total, mean, square
 
 
-def at(model, tokenizer, rows: list[dict], base: Gradient, sigma: float) -> tuple[list[Gradient], float]:
-    """Each group's gradient at theta + sigma z, z its own; and the mean probability."""
-    gradients, means = [], []
+def at(
+    model, tokenizer, rows: list[dict], base: Gradient, sigma: float
+) -> tuple[list[Gradient], float, float]:
+    """Each group's gradient at theta + sigma z, z its own; the mean probability, and a row's mean square."""
+    gradients, means, squares = [], [], []
     for group in range(GROUPS):
         torch.manual_seed(1000 + group)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(base[name] + sigma * torch.randn_like(parameter))
-        gradient, mean = gradient_of(model, tokenizer, rows[group::GROUPS])
+        gradient, mean, square = gradient_of(model, tokenizer, rows[group::GROUPS])
         gradients.append(gradient)
         means.append(mean)
-    return gradients, statistics.mean(means)
+        squares.append(square)
+    return gradients, statistics.mean(means), statistics.mean(squares)
 
 
-def show(sigma: float, gradients: list[Gradient], mean: float) -> None:
+def show(sigma: float, gradients: list[Gradient], mean: float, square: float) -> None:
     products, kinds, layers = [], Counter(), Counter()
     pairs = list(itertools.combinations(gradients, 2))
     for a, b in pairs:
@@ -76,7 +90,10 @@ def show(sigma: float, gradients: list[Gradient], mean: float) -> None:
             kinds[layer[2] if layer else name] += value / len(pairs)
             layers[int(layer[1]) // LAYERS * LAYERS if layer else -1] += value / len(pairs)
     error = statistics.stdev(products) / len(products) ** 0.5
-    print(f"sigma {sigma:g}: P(right) {mean:.3f}, |E g|^2 {statistics.mean(products):.1f} +- {error:.1f}")
+    print(
+        f"sigma {sigma:g}: P(right) {mean:.3f}, |E g|^2 {statistics.mean(products):.1f} +- {error:.1f},"
+        f" a question's own {square:.0f}"
+    )
     print("  of it", {name: round(value, 1) for name, value in kinds.most_common()})
     print("  from layer", {first: round(value, 1) for first, value in sorted(layers.items())}, flush=True)
 

@@ -1,6 +1,7 @@
 """The reward of char_count, for mpies and TRL's GRPOTrainer: 1 if the last box holds the count, else 0.
 
-Beside it, for mpies alone, how likely a member finds the count in its last box (task.expects).
+Beside it, for mpies alone (task.expects), how likely a member finds the count in its last box, or in that of
+the worked answer.
 """
 
 import math
@@ -35,4 +36,15 @@ def right_box(completions, answer, **columns):
 def likely(completions, answer, log_probabilities, log_extra, **columns):
     """The probability of the right count in the box, after what the member itself wrote; logs `right` too."""
     right(completions, answer, log_extra)
+    return known(log_probabilities)
+
+
+def worked(completions, solution, **columns):
+    """For each, whatever it says: the worked answer up to its box, and what that holds."""
+    boxes = [text.rindex(OPEN) + len(OPEN) for text in solution]
+    return [(text[:box], text[box:]) for text, box in zip(solution, boxes)]
+
+
+def known(log_probabilities, **columns):
+    """The probability of what was expected."""
     return [0.0 if tokens is None else math.exp(sum(tokens)) for tokens in log_probabilities]
