@@ -9,13 +9,9 @@ norm, and every five steps what it is for 64 others, and the share of those whos
 """
 
 import argparse
-import json
-from pathlib import Path
 
 import torch
-from gradients import cut
-from reach import AT_ONCE, measure
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from reading import Text, cut, load, measure, probability, read
 
 from mpies.model.loading import choose_dtype
 
@@ -23,24 +19,12 @@ MEASURED, FIRST = slice(1000, 1064), 2000  # rows; those from FIRST on are climb
 EVERY = 5
 
 
-def climb(model, texts: list[tuple[list[int], int]], autocast: bool) -> float:
+def climb(model, texts: list[Text], autocast: bool) -> float:
     """Leaves the gradient of the mean probability, which is returned, in the parameters."""
     model.zero_grad()
-    texts, total = sorted(texts, key=lambda text: len(text[0])), 0.0
-    for first in range(0, len(texts), AT_ONCE):
-        batch = texts[first : first + AT_ONCE]
-        width = max(len(ids) for ids, _ in batch)
-        padded = torch.tensor(
-            [ids + [0] * (width - len(ids)) for ids, _ in batch]
-        )  # no token sees what follows
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            hidden = model.model(input_ids=padded, use_cache=False).last_hidden_state
-            logits = [
-                model.lm_head(states[place - 1 : len(ids) - 1]) for states, (ids, place) in zip(hidden, batch)
-            ]
-        told = [torch.tensor(ids[place:])[:, None] for ids, place in batch]
-        chances = [each.float().log_softmax(-1).gather(1, own) for each, own in zip(logits, told)]
-        mean = sum(chance.sum().exp() for chance in chances) / len(texts)
+    total = 0.0
+    for batch in read(model, texts, autocast):
+        mean = sum(probability(told) for told in batch) / len(texts)
         mean.backward()
         total += mean.item()
     return total
@@ -53,12 +37,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--questions", type=int, default=64)
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    tokenizer = AutoTokenizer.from_pretrained(given.model)
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
+    tokenizer, model, rows = load(given.model)
     autocast = choose_dtype("auto", torch.device("cpu"))[0] == torch.bfloat16
-    lines = (Path(__file__).parent / "train.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
     print("start: others {:.4f}, most likely {:.3f}".format(*measure(model, tokenizer, rows[MEASURED])))
     for step in range(given.steps):
         first = FIRST + given.questions * step

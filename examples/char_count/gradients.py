@@ -12,14 +12,12 @@ in; and a question's own square, E |g_k|^2: of the |g| that could be had, an upd
 
 import argparse
 import itertools
-import json
 import re
 import statistics
 from collections import Counter
-from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from reading import cut, load, probability, read
 
 ROWS = slice(200, 296)
 GROUPS = 4
@@ -28,23 +26,8 @@ LAYERS = 5  # told of together
 Gradient = dict[str, torch.Tensor]
 
 
-def cut(tokenizer, row: dict) -> tuple[list[int], int]:
-    """The tokens of question and worked answer, and where among them those of the count begin."""
-    question = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-    solution = row["solution"]
-    told = question + solution[: solution.rindex("{") + 1]
-    before, ids = (
-        tokenizer(text, add_special_tokens=False).input_ids for text in (told, question + solution)
-    )
-    first = next((i for i, (a, b) in enumerate(zip(before, ids)) if a != b), len(before))
-    return ids, first
-
-
-def probability(model, tokenizer, row: dict) -> torch.Tensor:
-    """Of the count in the box, and what follows it, after the worked answer."""
-    ids, first = cut(tokenizer, row)
-    chances = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-    return sum(chances[place - 1, ids[place]] for place in range(first, len(ids))).exp()
+def products(a: Gradient, b: Gradient) -> dict[str, float]:
+    return {name: float((a[name] * b[name]).sum()) for name in a}
 
 
 def gradient_of(model, tokenizer, rows: list[dict]) -> tuple[Gradient, float, float]:
@@ -53,7 +36,8 @@ def gradient_of(model, tokenizer, rows: list[dict]) -> tuple[Gradient, float, fl
     mean, square = 0.0, 0.0
     for row in rows:
         model.zero_grad()
-        value = probability(model, tokenizer, row)
+        [[told]] = read(model, [cut(tokenizer, row)])
+        value = probability(told)
         value.backward()
         mean += value.item() / len(rows)
         for name, parameter in model.named_parameters():
@@ -80,18 +64,18 @@ def at(
 
 
 def show(sigma: float, gradients: list[Gradient], mean: float, square: float) -> None:
-    products, kinds, layers = [], Counter(), Counter()
+    squares, kinds, layers = [], Counter(), Counter()
     pairs = list(itertools.combinations(gradients, 2))
     for a, b in pairs:
-        each = {name: float((a[name] * b[name]).sum()) for name in a}
-        products.append(sum(each.values()))
+        each = products(a, b)
+        squares.append(sum(each.values()))
         for name, value in each.items():
             layer = re.search(r"layers\.(\d+)\.(.*)", name)
             kinds[layer[2] if layer else name] += value / len(pairs)
             layers[int(layer[1]) // LAYERS * LAYERS if layer else -1] += value / len(pairs)
-    error = statistics.stdev(products) / len(products) ** 0.5
+    error = statistics.stdev(squares) / len(squares) ** 0.5
     print(
-        f"sigma {sigma:g}: P(right) {mean:.3f}, |E g|^2 {statistics.mean(products):.1f} +- {error:.1f},"
+        f"sigma {sigma:g}: P(right) {mean:.3f}, |E g|^2 {statistics.mean(squares):.1f} +- {error:.1f},"
         f" a question's own {square:.0f}"
     )
     print("  of it", {name: round(value, 1) for name, value in kinds.most_common()})
@@ -103,14 +87,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("sigmas", nargs="+", type=float)
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    tokenizer = AutoTokenizer.from_pretrained(given.model)
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
-    lines = (Path(__file__).parent / "train.jsonl").read_text().splitlines()[ROWS]
-    rows = [json.loads(line) for line in lines]
+    tokenizer, model, rows = load(given.model)
     base = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for sigma in given.sigmas:
-        show(sigma, *at(model, tokenizer, rows, base, sigma))
+        show(sigma, *at(model, tokenizer, rows[ROWS], base, sigma))
 
 
 if __name__ == "__main__":
