@@ -23,8 +23,8 @@ CONTENTS = {
     "Training": "docs/settings docs/tasks docs/environments docs/models docs/engines docs/probe"
     " configs/README docs/clusters",
     "After training": "docs/run-file docs/analysis docs/evaluation",
-    "How good it is": "docs/results examples/char_count/README examples/environments/README"
-    " docs/exactness docs/performance docs/gpu",
+    "How good it is": "docs/results docs/conciseness docs/char_count"
+    " examples/char_count/README examples/environments/README docs/exactness docs/performance docs/gpu",
     "At a site": "packaging/README",
     "The project": "docs/architecture CONTRIBUTING CHANGELOG SECURITY",
 }

@@ -1,88 +1,52 @@
-"""Collects the runs of examples/char_count that docs/results.md tells of, into char_count.csv beside it.
+"""Draws char_count.csv: right held-out answers by answers evaluated, a line per run.
 
-    python docs/results/char_count.py runs/char_count/*/run.h5
+    python docs/results/char_count.py
 
-A row per evaluation: the run's own, and of a run that reads only those in generation-N.json beside its file,
-which `mpies.evaluate --json` wrote of its model. `weights` is the digest of that generation's weights,
-`error` the standard error of the share of right answers, from the number of prompts. Rows of runs that are
-not given stay.
+Bars are standard errors of the share. What is published of GRPO is drawn as levels, since its answers
+would be far to the right.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-from mpies.analyze import open_run
-from mpies.analyze.run import Run
+import matplotlib
+import pandas as pd
+from matplotlib import pyplot, ticker
 
-FILE = Path(__file__).with_suffix(".csv")
-SETTINGS = ("perturbation", "rank", "population", "sigma", "alpha", "seed")
-COLUMNS = (
-    "run",
-    "reward",
-    *SETTINGS,
-    "prompts",
-    "generation",
-    "answers",
-    "split",
-    "right",
-    "error",
-    "tokens",
-    "weights",
-)
+HERE = Path(__file__).parent
+PUBLISHED = {"published start": 0.435, "published, 144,000 answers of GRPO": 0.6}
+COLORS = {"right": "C3", "likely": "C0", "known": "C2"}
 
 
-def main(*files: str) -> None:
-    known = list(csv.DictReader(FILE.read_text().splitlines())) if FILE.exists() else []
-    names = {Path(file).parent.name for file in files}
-    rows = [row for row in known if row["run"] not in names]
-    for file in files:
-        rows += of_run(Path(file))
-    with open(FILE, "w", newline="") as out:
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def main() -> None:
+    draw(pd.read_csv(HERE / "char_count.csv")).savefig(HERE / "char_count.svg", metadata={"Date": None})
 
 
-def of_run(file: Path) -> Iterator[dict]:
-    run = open_run(file)
-    es, prompts = run.settings["es"], run.settings["task"]["prompts_per_generation"]
-    digests = [run.attributes["model_digest"], *run.tables["generation"]["digest"]]
-    for row in evaluated(file.parent, run):
-        right, number = row["accuracy"], row["generation"]
-        yield {
-            "run": file.parent.name,
-            "reward": " ".join(name.rpartition(":")[2] for name in run.settings["task"]["reward"]),
-            **{key: es[key] for key in SETTINGS},
-            "prompts": prompts,
-            "generation": number,
-            "answers": number * es["population"] * prompts,
-            "split": row["split"],
-            "right": round(right, 6),
-            "error": round(math.sqrt(right * (1 - right) / row["prompts"]), 6),
-            "tokens": round(row["answer_tokens"], 3),
-            "weights": f"{int(digests[number]):016x}",
-        }
-
-
-def evaluated(folder: Path, run: Run) -> Iterator[dict]:
-    """generation, split, prompts, accuracy and answer_tokens of each evaluation that measured accuracy."""
-    where = ["generation", "split"]
-    counts = run.prompts.groupby(where).size()
-    for row in run.evaluations.to_dict("records"):
-        if math.isfinite(row["accuracy"]):
-            yield row | {"prompts": counts[row["generation"], row["split"]]}
-    for file in sorted(folder.glob("generation-*.json")):
-        for split, found in json.loads(file.read_text())["splits"].items():
-            figures = {name: figure["mean"] for name, figure in found["figures"].items()}
-            number = int(file.stem.removeprefix("generation-"))
-            yield figures | {"generation": number, "split": split, "prompts": found["prompts"]}
+def draw(frame: pd.DataFrame):
+    matplotlib.rcParams |= {"svg.hashsalt": "mpies", "font.size": 9}
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for _, run in frame[frame["split"] == "held_out"].groupby("run", sort=False):
+        if len(run) > 1:
+            color = COLORS[run["reward"].iloc[0]]
+            axes.errorbar(
+                run["answers"],
+                run["right"],
+                run["error"],
+                color=color,
+                marker=".",
+                linewidth=1,
+                elinewidth=0.6,
+            )
+    for (name, level), style in zip(PUBLISHED.items(), (":", "--")):
+        axes.axhline(level, color="0.4", linestyle=style, linewidth=1, label=name)
+    for name, color in COLORS.items():
+        axes.plot([], [], color=color, marker=".", label=f"reward: {name}")
+    axes.set(xlabel="answers evaluated (known: readings)", ylabel="share right of 1,000 held out")
+    axes.xaxis.set_major_locator(ticker.MultipleLocator(10_000))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

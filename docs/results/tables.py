@@ -1,8 +1,9 @@
-"""Makes the tables and the figure of docs/results.md from runs.txt and results.csv.
+"""Makes the tables of docs/results.md and the pages beside it, and the figure of conciseness.
 
     python docs/results/tables.py
 
-Between two marks, <!-- NAME --> and <!-- end -->, stands what `TABLES[NAME]` returns.
+They are made of the runs.txt and CSV files here. Between two marks, <!-- NAME --> and <!-- end -->, stands
+what `TABLES[NAME]` returns; each table is on one page.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from matplotlib import pyplot
 from mpies import config
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "results.md"
+PAGES = [HERE.parent / name for name in ("results.md", "conciseness.md", "char_count.md")]
 SETTINGS = (
     "perturbation", "population", "sigma", "alpha", "seed", "antithetic", "fitness", "alpha_schedule",
     "anchor_decay", "rank",
@@ -27,18 +28,20 @@ ANSWERS = 640
 
 def main() -> None:
     frame = load()
-    PAGE.write_text(filled(PAGE.read_text(), frame))
+    pages = filled([page.read_text() for page in PAGES], frame)
+    for page, text in zip(PAGES, pages, strict=True):
+        page.write_text(text)
     draw(frame).savefig(HERE / "trade-off.svg", metadata={"Date": None})
 
 
-def filled(page: str, frame: pd.DataFrame) -> str:
-    """The page with its tables made anew."""
+def filled(pages: list[str], frame: pd.DataFrame) -> list[str]:
+    """The pages with their tables made anew."""
     for name, table in TABLES.items():
-        page, count = re.subn(
-            rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>{table(frame)}\n\g<2>", page, flags=re.DOTALL
-        )
-        assert count == 1, name
-    return page
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        made = rf"\g<1>{table(frame)}\n\g<2>"
+        assert sum(len(place.findall(page)) for page in pages) == 1, name
+        pages = [place.sub(made, page) for page in pages]
+    return pages
 
 
 def load() -> pd.DataFrame:
@@ -230,7 +233,27 @@ def environments(frame: pd.DataFrame) -> str:
     return markdown(head, rows)
 
 
+def sweep(frame: pd.DataFrame) -> str:
+    """Of sweep.csv and sweep_runs.txt: held-out episodes won, a row per change of settings."""
+    lines = [line.split() for line in (HERE / "sweep_runs.txt").read_text().splitlines()]
+    played = pd.read_csv(HERE / "sweep.csv").sort_values("run", kind="stable")
+    played["change"] = [
+        " ".join(word for word in lines[run - 1] if word not in lines[0] and not word.startswith("es.seed="))
+        for run in played["run"]
+    ]
+    played = played[played["split"] == "held_out"]
+    rows = []
+    for change, runs in played.groupby("change", sort=False):
+        first, last = (runs[(runs["generation"] == 0) == start] for start in (True, False))
+        cells = [mean(part["right"], 3) for part in (first, last)]
+        rows.append(
+            [f"`{change}`" if change else "as above", str(len(last)), f"{last['answers'].max():,}", *cells]
+        )
+    return markdown(["changed", "seeds", "episodes", "won before", "after"], rows)
+
+
 TABLES = {
+    "sweep": sweep,
     "grid": grid,
     "others": others,
     "paper": paper,
