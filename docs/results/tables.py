@@ -253,7 +253,6 @@ def sweep(frame: pd.DataFrame) -> str:
 
 
 TABLES = {
-    "sweep": sweep,
     "grid": grid,
     "others": others,
     "paper": paper,
@@ -261,6 +260,7 @@ TABLES = {
     "char_count": char_count,
     "countdown": countdown,
     "environments": environments,
+    "sweep": sweep,
 }
 
 
