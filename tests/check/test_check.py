@@ -98,6 +98,7 @@ def test_a_run_that_goes_on_is_looked_at_and_left_as_it_is(tmp_path, tiny_model)
     assert_fails(check(1, *words, "run.resume=never"), "directory", "exists already")
 
 
+@pytest.mark.long
 @pytest.mark.launch
 def test_a_directory_that_another_job_writes_to(tmp_path, tiny_model):
     words = arguments(tiny_model(), tmp_path, 10**6)
@@ -106,6 +107,7 @@ def test_a_directory_that_another_job_writes_to(tmp_path, tiny_model):
         assert_fails(check(1, *words), "directory", "is in use by another job")
 
 
+@pytest.mark.long
 @pytest.mark.launch
 def test_models_that_cannot_be_loaded(tmp_path, tiny_model):
     words = arguments(tiny_model(), tmp_path / "run", 4)

@@ -156,7 +156,7 @@ def test_the_status_that_all_ranks_return_is_the_jobs(tmp_path, code):
     assert "mpies" not in ended.stderr
 
 
-@pytest.mark.parametrize("missing", [0, 1])
+@pytest.mark.parametrize("missing", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_rank_that_hangs_is_given_up_and_named(tmp_path, missing):
     script = tmp_path / "hang.py"
     script.write_text(

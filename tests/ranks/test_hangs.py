@@ -106,7 +106,7 @@ launch.run(train.main, sys.argv[1:])
 
 @pytest.mark.parametrize(
     "place, done",
-    [("replica.device_for 1", 0), ("Weights.update 3", 2)],
+    [pytest.param("replica.device_for 1", 0, marks=pytest.mark.long), ("Weights.update 3", 2)],
     ids=["choosing its device", "updating"],
 )
 def test_a_rank_that_hangs_in_a_call_is_given_up(tmp_path, tiny_model, place, done):

@@ -30,7 +30,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["tools", "agent", pytest.param("agent-full", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "kind", ["agent", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("tools", "agent-full"))]
+)
 def test_any_ranks_and_a_rank_killed_in_an_episode_give_the_same_run(tiny_model, tmp_path, kind):
     """Begun by two ranks, one of which is killed, and gone on with by four: as by one."""
     model = tiny_model(words=games.SUMS, positions=2048)

@@ -104,7 +104,8 @@ def test_a_disk_that_fills_up_costs_no_generation(disk, tiny_model, uninterrupte
     assert not list(folder.glob("*.partial"))
 
 
-@pytest.mark.parametrize("part", ["weights", pytest.param("tokenizer", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("part", ["weights", "tokenizer"])
 def test_a_disk_too_full_for_the_tuned_model_keeps_the_run(disk, tiny_model, uninterrupted, part):
     settings = arguments(tiny_model(**BIG), disk.folder, GENERATIONS)
     run_file = (uninterrupted / "run.h5").stat().st_size

@@ -343,6 +343,7 @@ LENGTH = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.launch
 def test_a_run_with_own_data_does_not_depend_on_the_ranks(job, tmp_path):
     other = (
@@ -455,7 +456,7 @@ def test_a_reward_that_returns_no_list_of_rewards_on_one_rank_ends_all(job, retu
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("program", ["train", "check"])
+@pytest.mark.parametrize("program", ["train", pytest.param("check", marks=pytest.mark.long)])
 def test_a_reward_file_that_never_ends_to_be_imported_is_given_up(job, tmp_path, program):
     settings = job("x = 1\nwhile x:\n    x += 1\n" + LENGTH, run__collective_timeout=3)
     ended = launching.python("-m", f"mpies.{program}", *settings)

@@ -55,7 +55,10 @@ def runs_of(alone, tiny_model, tmp_path):
 
 
 @pytest.mark.launch
-@pytest.mark.parametrize("perturbation, dtype", [("full", "float32"), ("lowrank", "bfloat16")])
+@pytest.mark.parametrize(
+    "perturbation, dtype",
+    [pytest.param("full", "float32", marks=pytest.mark.long), ("lowrank", "bfloat16")],
+)
 def test_a_run_does_not_depend_on_the_ranks(runs_of, tiny_model, tmp_path, perturbation, dtype):
     changes = settings(tmp_path) | {
         "model__dtype": dtype,

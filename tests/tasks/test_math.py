@@ -327,6 +327,7 @@ def test_no_worker_outlives_its_rank():
         time.sleep(0.1)
 
 
+@pytest.mark.long
 @pytest.mark.launch
 def test_training_on_two_ranks(tmp_path, tiny_model):
     settings = [
