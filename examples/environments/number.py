@@ -18,6 +18,8 @@ class FindTheNumber:
     """
 
     def reset(self, highest: int = HIGHEST, **row) -> str:
+        if highest < 2:
+            raise ValueError(f"highest is {highest}: there is nothing to find")
         self.number = random.randint(1, highest)
         self.low, self.high, self.highest = 1, highest, highest
         self.guesses, self.found = 0, False

@@ -20,8 +20,9 @@ from mpies.engines.text import Text
 from mpies.engines.turns import KeptTurns, Part, Past
 from mpies.errors import InputError
 
-# Tokens of prompts, and of what is kept of answers, that are read at a time before given tokens.
-PREFILL = 2**15
+# Tokens of prompts, and of what is kept of answers, that are read at a time before given tokens. A CPU reads
+# slower what its caches do not hold.
+PREFILL, PREFILL_ON_CPU = 2**15, 2**12
 
 
 class HfEngine(Engine):
@@ -55,6 +56,7 @@ class HfEngine(Engine):
         self.batch_size = batch_size
         self.on_rows = on_rows
         self.version = version
+        self.prefill = PREFILL_ON_CPU if model.device.type == "cpu" else PREFILL
         self.keeps = version is not None and keeps_all(cache_for(model, 0))
         self.most_given = min(filter(None, (text.positions, rope.reach(model.config))), default=None)
 
@@ -168,7 +170,7 @@ class HfEngine(Engine):
         """
         prompt, answer = (max(len(read[i][part]) for i in batch) for part in (0, 1))
         beyond = self.most_given is not None and prompt + answer > self.most_given
-        if len(batch) == 1 or (not beyond and len(batch) * prompt <= PREFILL):
+        if len(batch) == 1 or (not beyond and len(batch) * prompt <= self.prefill):
             return [batch]
         middle = len(batch) // 2
         return self._fitting(batch[:middle], read) + self._fitting(batch[middle:], read)

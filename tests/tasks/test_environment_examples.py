@@ -49,6 +49,8 @@ def test_a_number_is_found_by_halving():
             low, high = (guess + 1, high) if "higher" in said else (low, guess - 1)
         assert total == pytest.approx(1) and game.metrics()["accuracy"] == 1
         assert game.metrics()["guesses"] <= len(NONSENSE) + 6
+    with pytest.raises(ValueError, match="highest is 1: there is nothing to find"):
+        game.reset(highest=1)
 
 
 def test_a_sudoku_is_solved_cell_by_cell():
