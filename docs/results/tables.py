@@ -252,6 +252,22 @@ def sweep(frame: pd.DataFrame) -> str:
     return markdown(["changed", "seeds", "episodes", "won before", "after"], rows)
 
 
+def questions(frame: pd.DataFrame) -> str:
+    """Of questions.csv, which has its own runs: held-out questions before and after."""
+    asked = pd.read_csv(HERE / "questions.csv")
+    asked = asked[asked["split"] == "held_out"]
+    rows = []
+    for _, run in asked.groupby("run", sort=False):
+        ends = [run[run["generation"] == end(run["generation"])].iloc[0] for end in (min, max)]
+        told = [
+            f"{one[figure]:.{digits}f}" for figure, digits in (("right", 2), ("tokens", 1)) for one in ends
+        ]
+        last = ends[1]
+        rows.append([str(last["seed"]), f"{last['answers']:,}", *told, str(last["weights"])])
+    head = ["seed", "answers", "right before", "after", "tokens before", "after", "weights"]
+    return markdown(head, rows)
+
+
 TABLES = {
     "grid": grid,
     "others": others,
@@ -260,6 +276,7 @@ TABLES = {
     "char_count": char_count,
     "countdown": countdown,
     "environments": environments,
+    "questions": questions,
     "sweep": sweep,
 }
 
