@@ -220,13 +220,17 @@ def rights_of(evaluations: pd.DataFrame) -> list[str]:
     ]
 
 
+def first_and_last(evaluations: pd.DataFrame, by: str = "generation") -> list[pd.DataFrame]:
+    return [evaluations[evaluations[by] == end(evaluations[by])] for end in (min, max)]
+
+
 def environments(frame: pd.DataFrame) -> str:
     """Of environments.csv, which has its own runs: held-out episodes before and after."""
     played = pd.read_csv(HERE / "environments.csv")
     played = played[played["split"] == "held_out"]
     rows = []
     for (game, turns, schedule), runs in played.groupby(["game", "max_turns", "schedule"], sort=False):
-        first, last = (runs[runs["episodes"] == end(runs["episodes"])] for end in (min, max))
+        first, last = first_and_last(runs, by="episodes")
         cells = [mean(part[figure], 2) for figure in ("reward", "accuracy") for part in (first, last)]
         rows.append([game, str(turns), schedule, str(len(last)), f"{last['episodes'].max():,}", *cells])
     head = ["game", "turns", "sigma", "seeds", "episodes", "reward before", "after", "won before", "after"]
@@ -244,7 +248,7 @@ def sweep(frame: pd.DataFrame) -> str:
     played = played[played["split"] == "held_out"]
     rows = []
     for change, runs in played.groupby("change", sort=False):
-        first, last = (runs[(runs["generation"] == 0) == start] for start in (True, False))
+        first, last = first_and_last(runs)
         cells = [mean(part["right"], 3) for part in (first, last)]
         rows.append(
             [f"`{change}`" if change else "as above", str(len(last)), f"{last['answers'].max():,}", *cells]
@@ -258,7 +262,7 @@ def questions(frame: pd.DataFrame) -> str:
     asked = asked[asked["split"] == "held_out"]
     rows = []
     for _, run in asked.groupby("run", sort=False):
-        ends = [run[run["generation"] == end(run["generation"])].iloc[0] for end in (min, max)]
+        ends = [part.iloc[0] for part in first_and_last(run)]
         told = [
             f"{one[figure]:.{digits}f}" for figure, digits in (("right", 2), ("tokens", 1)) for one in ends
         ]
