@@ -14,12 +14,12 @@ from mpies.es.population import Member, Population
 from mpies.es.symptoms import ACCURACY
 from mpies.measure.evaluation import evaluate_rows
 from mpies.phases import Phases
+from mpies.probe.prompts import Prompts
 from mpies.probe.rung import Base, Rung
 from mpies.ranks.collectives import allgather_objects
 from mpies.replica import Replica
 from mpies.run.block import judge_block
-from mpies.tasks import epochs
-from mpies.tasks.base import Played, Row, Task, TrainerState
+from mpies.tasks.base import Played, Row, TrainerState
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -43,25 +43,23 @@ def climb(
     settings: Settings,
     replica: Replica,
     ladder: tuple[float, ...],
-    pairs: int,
-    prompts: int,
+    population: Population,
+    prompts: Prompts,
     say: Callable[[str], None],
 ) -> tuple[Base, list[Rung]]:
     """The unperturbed model's answers and those at every sigma, the same on every rank. Collective.
 
-    Members are those of a run's first generation with antithetic pairs, whatever `es.antithetic` says, in
-    blocks as the settings have them: each block at each sigma is a piece of work, and ranks take turns.
+    Each block at each sigma is a piece of work, and ranks take turns.
     """
-    rows = choose_rows(replica.task, settings.es.seed, prompts)
-    members = 2 * pairs
+    rows = prompts.members
     say(
-        f"answering {len(rows)} training prompts: the unperturbed model, then {members} members at"
-        f" {len(ladder)} sigmas, {(1 + members * len(ladder)) * len(rows)} answers"
+        f"answering {len(rows)} training prompts: the unperturbed model, then {population.size} members at"
+        f" {len(ladder)} sigmas, {(1 + population.size * len(ladder)) * len(rows)} answers"
     )
     state = TrainerState(0, settings.es.generations)
-    starts = replica.task.evaluated_starts(rows, range(len(rows)))
+    starts = prompts.starts_of_members(replica.task)
     base = _stand_below(comm, settings, replica, rows, state)
-    work = list(_pieces(settings, ladder, members))[comm.rank :: comm.size]
+    work = list(_pieces(population, ladder))[comm.rank :: comm.size]
     mine = []
     for done, (rung, block) in enumerate(work, 1):
         judged = judge_block(replica, starts, block, ladder[rung], state, Phases())
@@ -74,19 +72,9 @@ def climb(
     ]
 
 
-def choose_rows(task: Task, seed: int, prompts: int) -> list[Row]:
-    """So many training rows, drawn as a generation draws them; all, if there are no more."""
-    if prompts >= len(task.train):
-        return task.train
-    return [task.train[i] for i in epochs.sample(seed, 0, len(task.train), prompts)]
-
-
-def _pieces(
-    settings: Settings, ladder: tuple[float, ...], members: int
-) -> Iterator[tuple[int, list[Member]]]:
+def _pieces(population: Population, ladder: tuple[float, ...]) -> Iterator[tuple[int, list[Member]]]:
     """(rung, block) of every block at every sigma, the largest first: they give the longest answers."""
-    es = settings.es
-    blocks = Population(members, es.seed, True, es.block_size).blocks(0)
+    blocks = population.blocks(0)
     yield from ((rung, block) for rung in reversed(range(len(ladder))) for block in blocks)
 
 

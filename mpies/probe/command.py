@@ -79,7 +79,7 @@ def main(comm: Comm, arguments: list[str]) -> int:
     settings = agree_on_settings(comm, inputs.load_settings, options.settings)
     on_root(comm, _refuse_unwritable, options)
     # torch comes along: only once the command line is good.
-    from mpies.probe.climbing import climb
+    from mpies.probe import probing
     from mpies.probe.report import ProbeReport
     from mpies.replica import InitialUse, load, settle
     from mpies.run.screen import Screen, rewards_shown
@@ -92,12 +92,11 @@ def main(comm: Comm, arguments: list[str]) -> int:
         screen.say(f"reward {line}")
     screen.say(f"loading {settings.model.path} ...")
     replica = load(comm, settings, setup, InitialUse())
-    base, rungs = climb(
-        comm, settings, replica, options.ladder(settings.es.sigma), options.pairs, options.prompts, screen.say
-    )
+    ladder = options.ladder(settings.es.sigma)
+    found = probing.probe(comm, settings, replica, ladder, options.pairs, options.prompts, screen.say)
 
     def tell() -> None:
-        report = ProbeReport.of(settings, setup.task, replica.facts, base, rungs)
+        report = ProbeReport.of(settings, setup.task, replica.facts, found)
         report.show(screen.console)
         if options.output:
             report.draw(Path(options.output))

@@ -1,4 +1,4 @@
-"""The ladder as a picture: what is lost, what differs, what a run would net, over sigma."""
+"""The ladder as a picture: what is lost and what differs, over sigma; what steps gain, over their alpha."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from mpies.drawing import LOOK, save
 from mpies.measure.statistics import Figure, mean
-from mpies.probe.recommendation import Tried
+from mpies.probe.probing import Probed
+from mpies.probe.recommendation import Outcome, Recommendation
 from mpies.probe.rung import Base
 
 if TYPE_CHECKING:
@@ -18,31 +19,35 @@ if TYPE_CHECKING:
 
 TICKS = 12  # for which there is room
 BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+MARKERS = "osv^D<>Ph"
 
 
-def draw(base: Base, outcomes: list[Tried], recommended: float | None, form: str) -> bytes:
-    """As a png, svg or pdf file; `recommended`: a sigma that gets a line."""
+def draw(probed: Probed, recommended: Recommendation, form: str) -> bytes:
+    """As a png, svg or pdf file; what is recommended gets a line in each panel."""
     import matplotlib
     from matplotlib import figure
 
+    outcomes = probed.outcomes
     sigmas = [outcome.rung.sigma for outcome in outcomes]
     sigmas = sigmas[:: -(-len(sigmas) // TICKS)]
     file = io.BytesIO()
     with matplotlib.rc_context(LOOK):
         drawing = figure.Figure(figsize=(12.0, 3.4), layout="constrained")
-        for axes, fill in zip(drawing.subplots(1, 3), (_lost, _differing, _whole), strict=True):
-            fill(axes, base, outcomes)
+        lost, differing, gained = drawing.subplots(1, 3)
+        _lost(lost, probed.base, outcomes)
+        _differing(differing, outcomes)
+        _gained(gained, outcomes, recommended)
+        for axes in (lost, differing):
             axes.set_xscale("log")
             axes.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas], rotation=45)
             axes.minorticks_off()
             axes.set_xlabel("sigma")
-            if recommended:
-                axes.axvline(recommended, color="black", lw=0.8, ls=":")
+            axes.axvline(recommended.sigma, color="black", lw=0.8, ls=":")
         save(drawing, file, form)
     return file.getvalue()
 
 
-def _lost(axes: Axes, base: Base, outcomes: list[Tried]) -> None:
+def _lost(axes: Axes, base: Base, outcomes: list[Outcome]) -> None:
     axes.set_title("Reward of the members")
     level = mean(base.rewards)
     _curve(axes, outcomes, BLUE, "members, ± standard error of the loss", lambda o: _below(level, o.lost))
@@ -55,12 +60,12 @@ def _lost(axes: Axes, base: Base, outcomes: list[Tried]) -> None:
         beside.set_ylabel("accuracy")
         beside.spines.right.set_visible(True)
         beside.legend(loc="upper right")
-    axes.legend(loc="lower left")
+    axes.legend(loc="best")
 
 
-def _differing(axes: Axes, base: Base, outcomes: list[Tried]) -> None:
+def _differing(axes: Axes, outcomes: list[Outcome]) -> None:
     axes.set_title("Answers of a pair")
-    shares: dict[str, tuple[str, Callable[[Tried], Figure]]] = {
+    shares: dict[str, tuple[str, Callable[[Outcome], Figure]]] = {
         "identical": (BLUE, lambda o: Figure(o.rung.identical)),
         "with different rewards": (GREEN, lambda o: o.disagreement),
         "cut off": (PINK, lambda o: Figure(o.rung.truncated)),
@@ -72,12 +77,33 @@ def _differing(axes: Axes, base: Base, outcomes: list[Tried]) -> None:
     axes.legend(loc="best")
 
 
-def _whole(axes: Axes, base: Base, outcomes: list[Tried]) -> None:
-    axes.set_title("A whole run")
-    _curve(axes, outcomes, BLUE, "what a run nets, if the reward were linear", lambda o: o.net)
-    _curve(axes, outcomes, RED, "what its noise costs", lambda o: o.lost)
+def _gained(axes: Axes, outcomes: list[Outcome], recommended: Recommendation) -> None:
+    axes.set_title("One step, tried")
     axes.axhline(0, color="grey", lw=0.8)
-    axes.set_ylabel("reward")
+    axes.set_xlabel("alpha of the step")
+    axes.set_ylabel("reward gained")
+    from matplotlib import colormaps
+
+    tried = [outcome for outcome in outcomes if outcome.steps]
+    if not tried:
+        axes.set_xticks([])
+        axes.text(0.5, 0.6, "no step was worth trying", ha="center", transform=axes.transAxes)
+        return
+    axes.set_xscale("log")
+    alphas = sorted({float(f"{step.alpha:.2g}") for outcome in tried for step in outcome.steps})
+    alphas = alphas[:: -(-len(alphas) // TICKS)]
+    axes.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas], rotation=45)
+    axes.minorticks_off()
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(tried)))
+    for i, (outcome, colour) in enumerate(zip(tried, colours, strict=True)):
+        gains = [step.gain for step in outcome.steps]
+        errors = np.nan_to_num([gain.error for gain in gains])
+        look = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "ms": 4, "lw": 1.2, "elinewidth": 0.8}
+        x = [step.alpha for step in outcome.steps]
+        axes.errorbar(x, [g.mean for g in gains], errors, label=f"sigma {outcome.rung.sigma:g}", **look)
+        for step in outcome.steps:
+            if (outcome.rung.sigma, step.length) == (recommended.sigma, recommended.length):
+                axes.axvline(step.alpha, color="black", lw=0.8, ls=":")
     axes.legend(loc="best")
 
 
@@ -87,10 +113,10 @@ def _below(level: float, lost: Figure) -> Figure:
 
 def _curve(
     axes: Axes,
-    outcomes: list[Tried],
+    outcomes: list[Outcome],
     colour: str,
     label: str,
-    value: Callable[[Tried], Figure],
+    value: Callable[[Outcome], Figure],
     scale: float = 1,
 ) -> None:
     found = [value(outcome) for outcome in outcomes]

@@ -1,16 +1,17 @@
 """Which sigma of a ladder, which alpha with it, and why.
 
-**alpha.** After T generations of N members, the noise of the updates has moved each weight by a random amount
-of standard deviation alpha sqrt(T / N), as the squares of independent steps add up. With alpha = sigma
-sqrt(N / T) that is as much as one perturbation, of which the ladder says what it costs. At equal answers N T,
-alpha is then in proportion to N, as found in docs/results.md.
+**Sigma.** Of the steps that were tried (steps.py), the one that gained most reward is the best, and those
+within its standard error are taken for as good (the one-standard-error rule of Breiman, Friedman, Olshen
+and Stone 1984, "Classification and regression trees", section 3.4.3). Of these, that whose noise is nearest
+to one perturbation is taken, and of several the one that gained most: its sigma.
 
-**sigma.** Members lose in proportion to sigma^2 and differ in proportion to sigma, so steps are worth the
-more the larger sigma is, until members are damaged more than they tell. With that alpha, T steps gain T
-(alpha / sigma) `Signal.gain`, as far as the reward is linear, and their noise costs what a perturbation
-costs. The sigma with the largest difference is taken, of those below the first that is not bearable: where,
-by a standard error, members are far worse than the unperturbed model (`symptoms.FAR`), or have lost more than
-RIGHT_LOST of its right answers. There, linear is no word for it.
+No step is tried, and no sigma taken, from the first rung on that is not bearable: where, by a standard error,
+members are far worse than the unperturbed model (`symptoms.FAR`), or have lost more than RIGHT_LOST of its
+right answers. A step that loses as many is not taken either, whatever its reward.
+
+**alpha.** With which the noise that a run's T updates of N members leave is that of the step: T steps against
+one have the same noise, and go sqrt(N T / M) times as far along what members agree on. At equal answers N T,
+alpha is then in proportion to N, as found in docs/results.md.
 """
 
 from __future__ import annotations
@@ -25,23 +26,21 @@ from mpies.config import EsSettings
 from mpies.errors import InputError
 from mpies.es.symptoms import FAR, IDENTICAL
 from mpies.measure.statistics import Figure, mean
-from mpies.probe.rung import Base, Rung, Signal, jackknife, signal
+from mpies.probe.rung import Base, Rung, Signal, Step, jackknife, signal
+from mpies.probe.steps import alpha_of
 
-# Standard errors above nothing, from which on a net is more than chance.
-SURE = 2
+# Standard errors above nothing, from which on the best of many steps is taken for more than chance.
+SURE = 3
 
-# Generations that alpha is spread over at least: a single step is no larger than sigma sqrt(N) / 2.
+# Generations that alpha is spread over at least: a single step's noise is half of the tried one's.
 FEWEST = 4
 
-# Of the unperturbed model's right answers, that members may lose: a reward may rise while they do.
+# Of the unperturbed model's right answers, that members or steps may lose: a reward may rise while they do.
 RIGHT_LOST = 0.5
-
-# Standard deviation of a generation's fitness values, which steps are in proportion to.
-FITNESS_SPREAD = {"zscore": 1.0, "centered_rank": 1 / math.sqrt(12)}
 
 
 @dataclass(frozen=True)
-class Tried:
+class Outcome:
     """What a rung comes to."""
 
     rung: Rung
@@ -54,17 +53,12 @@ class Tried:
     """With the prompts of a generation of the run."""
     to_noise_error: float
     """Of the signal to noise, over pairs."""
-    net: Figure
-    """What a whole run would gain, as far as the reward is linear, less what its noise costs."""
+    steps: tuple[Step, ...] = ()
+    """That were tried, the shortest first."""
 
     @classmethod
-    def of(cls, es: EsSettings, base: Base, rung: Rung, prompts: int) -> Tried:
-        """For a run with these settings and so many prompts in a generation."""
-        steps = es.generations * _alpha_over_sigma(es)
-
-        def net(part: Rung) -> float:
-            return steps * signal(part, prompts).gain - part.lost(base).mean
-
+    def of(cls, base: Base, rung: Rung, prompts: int) -> Outcome:
+        """For a run with so many prompts in a generation."""
         return cls(
             rung,
             rung.lost(base),
@@ -73,7 +67,6 @@ class Tried:
             rung.disagreement,
             signal(rung, prompts),
             jackknife(lambda part: signal(part, prompts).to_noise, rung),
-            Figure(net(rung), jackknife(net, rung)),
         )
 
     @property
@@ -94,11 +87,10 @@ class Tried:
             "truncated": rung.truncated,
             "answer_tokens": mean(rung.tokens),
             "signal_to_noise": {"mean": self.signal.to_noise, "error": self.to_noise_error},
-            "gain": self.signal.gain,
-            "net": asdict(self.net),
             "spread": self.signal.spread,
             "bearable": self.bearable,
             "rewards": rung.rewards.tolist(),
+            "steps": [step.figures() for step in self.steps],
         }
 
 
@@ -107,6 +99,8 @@ class Recommendation:
     sigma: float
     alpha: float
     reason: str
+    length: float = 1.0
+    """Of the step that was chosen; 1 where none was."""
     by_answers: bool = False
     """Because no reward tells anything."""
 
@@ -114,91 +108,106 @@ class Recommendation:
         return f"es.sigma={self.sigma:g} es.alpha={self.alpha:g}: {self.reason}"
 
 
-def recommend(es: EsSettings, outcomes: Sequence[Tried]) -> Recommendation:
-    """Of a ladder in rising order, for a run with these settings."""
-    chosen, reason, by_answers = _choose(outcomes)
-    sigma = chosen.rung.sigma
-    return Recommendation(sigma, alpha_for(sigma, es), f"{reason}; {_alpha_told(es)}", by_answers)
+def worth_a_step(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those below the first that is not bearable, where members differ; of a ladder in rising order."""
+    return [outcome for outcome in _bearable(outcomes) if outcome.disagreement.mean > 0]
 
 
-def alpha_for(sigma: float, es: EsSettings) -> float:
-    """sigma sqrt(N / T), T at least FEWEST, over the spread of the fitness values; to two digits."""
-    return float(f"{sigma * _alpha_over_sigma(es) / FITNESS_SPREAD[es.fitness]:.2g}")
-
-
-def _alpha_over_sigma(es: EsSettings) -> float:
-    """For fitness values with a standard deviation of 1."""
-    return math.sqrt(es.population / max(es.generations, FEWEST))
-
-
-def _alpha_told(es: EsSettings) -> str:
-    return (
-        f"alpha so that the noise that {es.generations} updates of {es.population} members leave in the"
-        " weights is about one such perturbation"
-    )
-
-
-def _choose(outcomes: Sequence[Tried]) -> tuple[Tried, str, bool]:
-    """The rung, why, and whether by answers alone."""
+def recommend(es: EsSettings, outcomes: Sequence[Outcome]) -> Recommendation:
+    """Of a ladder in rising order, for a run with these settings. Raises InputError if nothing is known."""
     if all(math.isnan(outcome.disagreement.mean) for outcome in outcomes):
         raise InputError("no answer of any member could be scored, so that nothing can be recommended")
-    bearable = list(itertools.takewhile(lambda outcome: outcome.bearable, outcomes))
+    bearable = _bearable(outcomes)
+    beyond = outcomes[len(bearable)] if len(bearable) < len(outcomes) else None
+    chosen = _best_step(bearable)
+    if chosen:
+        outcome, step = chosen
+        why = f"{_gained(outcome, step)}, and members lose {_damage(outcome)}"
+        why += f", at {beyond.rung.sigma:g} {_damage(beyond)}" if beyond else ""
+        why += "; larger ones may be better, try by --sigmas" if outcome is outcomes[-1] else ""
+        return _recommended(es, outcome, why, step.length)
     if not bearable:
         first = outcomes[0]
-        return (
-            first,
-            f"the least there is, and even its members lose {_damage(first)}; try smaller ones by --sigmas",
-            False,
-        )
-    if not any(outcome.disagreement.mean > 0 for outcome in bearable):
-        return _by_answers(bearable)
-    beyond = outcomes[len(bearable)] if len(bearable) < len(outcomes) else None
-    telling = [outcome for outcome in bearable if outcome.signal.gain > 0]
-    if telling:
-        best = max(telling, key=lambda outcome: outcome.net.mean)
-    else:
-        best = max(bearable, key=lambda outcome: outcome.disagreement.mean)
-    return best, _why(best, beyond, best is outcomes[-1]), False
-
-
-def _why(best: Tried, beyond: Tried | None, last: bool) -> str:
-    if best.signal.gain > 0:
-        error = f" +- {best.net.error:.1g}" if math.isfinite(best.net.error) else ""
-        why = f"a run nets most there ({best.net.mean:.2g}{error}, if the reward were linear)"
-        if not best.net.mean > SURE * best.net.error:
-            why += ", which may be chance: a smaller one may be better, more --pairs and --prompts tell"
-    else:
+        why = f"the least there is, and even its members lose {_damage(first)}; try smaller ones by --sigmas"
+        return _recommended(es, first, why)
+    if worth_a_step(bearable):
+        outcome = max(bearable, key=lambda one: one.disagreement.mean)
         why = (
-            "no signal is seen above the noise of so few pairs and prompts; there, most rewards of pairs"
-            f" differ ({100 * best.disagreement.mean:.0f} %)"
+            "no step could be scored, or none left half of the right answers; there, most rewards of pairs"
+            f" differ ({100 * outcome.disagreement.mean:.0f} %)"
         )
-    why += f", and members lose {_damage(best)}"
-    if beyond:
-        why += f", at {beyond.rung.sigma:g} {_damage(beyond)}"
-    return f"{why}; larger ones may be better, try by --sigmas" if last else why
+        return _recommended(es, outcome, why)
+    outcome, why = _by_answers(bearable)
+    return _recommended(es, outcome, why, by_answers=True)
 
 
-def _surely(lost: Figure) -> float:
+def alpha_for(sigma: float, es: EsSettings, length: float = 1.0) -> float:
+    """That whose noise, in a whole run, is `length` perturbations; to two digits. At least FEWEST updates."""
+    alpha = alpha_of(length, sigma, es.population, max(es.generations, FEWEST), es.fitness)
+    return float(f"{alpha:.2g}")
+
+
+def _recommended(
+    es: EsSettings, outcome: Outcome, why: str, length: float | None = None, by_answers: bool = False
+) -> Recommendation:
+    sigma = outcome.rung.sigma
+    noise = "about that of one such perturbation" if length is None else "that of this step"
+    told = (
+        f"{why}; alpha so that the noise that {es.generations} updates of {es.population} members leave in"
+        f" the weights is {noise}"
+    )
+    length = 1.0 if length is None else length
+    return Recommendation(sigma, alpha_for(sigma, es, length), told, length, by_answers)
+
+
+def _bearable(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    return list(itertools.takewhile(lambda outcome: outcome.bearable, outcomes))
+
+
+def _best_step(outcomes: Sequence[Outcome]) -> tuple[Outcome, Step] | None:
+    """See the module's docstring; None if there is no step that can be taken."""
+    tried = [
+        (outcome, step)
+        for outcome in outcomes
+        for step in outcome.steps
+        if math.isfinite(step.gain.mean) and not _surely(step.accuracy_lost) > RIGHT_LOST * outcome.right
+    ]
+    if not tried:
+        return None
+    best = max((step.gain for _, step in tried), key=lambda gain: gain.mean)
+    alike = [one for one in tried if one[1].gain.mean >= _surely(best)]
+    return min(alike, key=lambda one: (abs(math.log(one[1].length)), -one[1].gain.mean))
+
+
+def _gained(outcome: Outcome, step: Step) -> str:
+    gain = step.gain
+    error = f" +- {gain.error:.1g}" if math.isfinite(gain.error) else ""
+    told = (
+        f"a step of these {len(outcome.rung.rewards)} members with alpha {step.alpha:.2g}, tried, changes the"
+        f" reward by {gain.mean:+.2g}{error}"
+    )
+    if gain.mean > SURE * gain.error:
+        return told
+    return f"{told}, which may be chance: perhaps nothing is learned in this way"
+
+
+def _surely(figure: Figure) -> float:
     """A standard error less; NaN where nothing is known, which is more than nothing."""
-    return lost.mean - (lost.error if math.isfinite(lost.error) else 0.0)
+    return figure.mean - (figure.error if math.isfinite(figure.error) else 0.0)
 
 
-def _damage(outcome: Tried) -> str:
+def _damage(outcome: Outcome) -> str:
     told = f"{max(0.0, outcome.lost.mean):.2g} where they differ by {outcome.signal.spread:.2g}"
     if math.isnan(outcome.right):
         return told
     return f"{told} (accuracy {max(0.0, outcome.accuracy_lost.mean):.2g} of {outcome.right:.2g})"
 
 
-def _by_answers(bearable: Sequence[Tried]) -> tuple[Tried, str, bool]:
+def _by_answers(bearable: Sequence[Outcome]) -> tuple[Outcome, str]:
     """The smallest sigma at which most pairs answer differently, which rewards need to differ at all."""
     why = "no two rewards of a pair differ at any sigma that is bearable, so nothing can be learned"
     remedy = "a reward with steps in between, easier or more prompts tell members apart"
     for outcome in bearable:
         if outcome.rung.identical <= IDENTICAL:
-            return (
-                outcome,
-                f"{why} ({remedy}); chosen because most pairs answer differently from there on",
-                True,
-            )
-    return bearable[-1], f"{why}, and most pairs answer alike even at the largest; try larger ones", True
+            return outcome, f"{why} ({remedy}); chosen because most pairs answer differently from there on"
+    return bearable[-1], f"{why}, and most pairs answer alike even at the largest; try larger ones"

@@ -1,4 +1,4 @@
-"""What the answers at a sigma tell: what is lost, what differs, and how much of that is signal.
+"""What the answers at a sigma tell: what is lost, what differs, how much of that is signal, what steps gain.
 
 Of antithetic pairs (axis 0) and prompts (axis 1), the same ones at every sigma. d_jk is half the difference
 between the rewards of pair j's members on prompt k: what the pair adds to the update, which the other, common
@@ -11,22 +11,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from mpies.measure.statistics import Figure
+from mpies.measure.statistics import Figure, mean, over_prompts
 
 
 @dataclass(frozen=True)
 class Base:
-    """The unperturbed model's answers: arrays (prompts,), NaN where not scored or measured."""
+    """One model's answers, unperturbed: arrays (prompts,), NaN where not scored or measured."""
 
     rewards: np.ndarray
     accuracies: np.ndarray
     tokens: np.ndarray
     truncated: float
     """The share of answers that were cut off."""
+
+    def figures(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "reward": mean(self.rewards),
+            "accuracy": mean(self.accuracies),
+            "answer_tokens": mean(self.tokens),
+            "truncated": self.truncated,
+            "rewards": self.rewards.tolist(),
+        }
 
 
 @dataclass(frozen=True)
@@ -83,14 +94,32 @@ class Signal:
             return math.inf if self.noise == 0 and self.step > 0 else math.nan
         return max(0.0, self.step) / self.noise
 
-    @property
-    def gain(self) -> float:
-        """By how much a step with alpha = sigma raises the reward, as far as that is linear.
 
-        The update is alpha times the mean of Z eps. Along the gradient g, that of Z (eps g) is that of
-        (d / spread) (a / sigma) = sigma_a^2 / (spread sigma), since a = sigma (eps g).
-        """
-        return max(0.0, self.step) / self.spread if self.spread > 0 else 0.0
+@dataclass(frozen=True)
+class Step:
+    """The update of a rung's members, tried: what the weights answer to other prompts after it."""
+
+    length: float
+    """What its noise moves a weight by, in perturbations of the rung's sigma."""
+    alpha: float
+    ground: Base
+    """The unperturbed model's answers to the same prompts."""
+    after: Base
+
+    @property
+    def gain(self) -> Figure:
+        """Of reward, prompt by prompt."""
+        return over_prompts((self.after.rewards - self.ground.rewards)[:, None])
+
+    @property
+    def accuracy_lost(self) -> Figure:
+        return over_prompts((self.ground.accuracies - self.after.accuracies)[:, None])
+
+    def figures(self) -> dict[str, Any]:
+        """For JSON."""
+        lost = asdict(self.accuracy_lost)
+        told = {"length": self.length, "alpha": self.alpha, "gain": asdict(self.gain), "accuracy_lost": lost}
+        return told | self.after.figures()
 
 
 def signal(rung: Rung, prompts: int) -> Signal:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
 import launching
 import numpy as np
 import pytest
 
+from mpies import train
 from mpies.errors import InputError, RefusedError
 from mpies.probe.command import main, parse
 
@@ -30,6 +32,27 @@ def settings(model: Path, **changes: object) -> list[str]:
     return [f"{key}={value}" for key, value in {**values, **changes}.items()]
 
 
+REWARD = """
+def score(prompts, completions, **columns):
+    return [-(sum(i * ord(c) for i, c in enumerate(text, 1)) % 101) / 7 for text in completions]
+"""
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """scored(prompts): settings for so many prompts; rewards differ between almost any two answers."""
+
+    def write(prompts: int) -> dict[str, object]:
+        (tmp_path / "score.py").write_text(REWARD)
+        rows = [json.dumps({"prompt": f"{i} + {i} ="}) for i in range(prompts)]
+        (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+        (tmp_path / "held_out.jsonl").write_text(rows[0])
+        data = {"task.train_data": "rows.jsonl", "task.eval_data": "held_out.jsonl"}
+        return {"task.name": "custom", "task.reward": "score.py:score", **data}
+
+    return write
+
+
 @pytest.fixture
 def probed(tiny_model, tmp_path, monkeypatch, alone, capsys):
     """probed(*arguments, **settings): what the command shows and writes, on one rank, in this process."""
@@ -43,19 +66,22 @@ def probed(tiny_model, tmp_path, monkeypatch, alone, capsys):
     return run
 
 
-def test_what_it_shows_and_writes(probed, tmp_path):
+def test_what_it_shows_and_writes(probed, scored, tmp_path):
     pytest.importorskip("matplotlib")
-    out, found = probed("--output", "probe.svg")
+    out, found = probed("--output", "probe.svg", **scored(20))
     assert [rung["sigma"] for rung in found["ladder"]] == [0.1, 0.4]
     assert np.shape(found["ladder"][0]["rewards"]) == (6, 5) and len(found["base"]["rewards"]) == 5
-    assert found["answers"] == 5 + 2 * 6 * 5 and f"It cost {found['answers']} answers" in out
+    tried = sum(len(step["rewards"]) for rung in found["ladder"] for step in rung["steps"])
+    assert tried == 10 * 5 * sum(rung["bearable"] for rung in found["ladder"]) > 0
+    assert found["answers"] == 5 + 2 * 6 * 5 + tried + 10 and f"It cost {found['answers']} answers" in out
+    assert "tried on other 10 prompts" in out and len(found["ground"]["rewards"]) == 10
     for rung in found["ladder"]:
         mean = np.mean(rung["rewards"])
         assert rung["reward"] == pytest.approx(mean)
         assert rung["reward_lost"]["mean"] == pytest.approx(found["base"]["reward"] - mean)
         pairs = np.array(rung["rewards"])
         assert rung["disagreement"]["mean"] == pytest.approx((pairs[::2] != pairs[1::2]).mean())
-    assert found["prompts_per_generation"] == 100, "of the run, which has all of them"
+    assert found["prompts_per_generation"] == 20, "of the run, which has all of them"
     chosen = found["recommended"]
     assert f"recommended: es.sigma={chosen['sigma']:g} es.alpha={chosen['alpha']:g}: " in out
     assert (tmp_path / "probe.svg").read_text().startswith("<?xml")
@@ -68,6 +94,22 @@ def test_noise_is_the_same_at_every_sigma_and_0_is_the_model_itself(probed):
     assert rung["rewards"] == [found["base"]["rewards"]] * 6
     assert (rung["identical_pairs"], rung["disagreement"]["mean"], rung["reward_lost"]["mean"]) == (1, 0, 0)
     assert found["recommended"]["by_answers"] and rung["signal_to_noise"]["mean"] is None
+
+
+def test_a_step_is_a_generation_of_training(probed, scored, tiny_model, tmp_path, alone):
+    """The same members' update, to the last bit: what it gains is what the trained model gains."""
+    own = {**scored(2), "es.fitness": "centered_rank"}
+    out, found = probed("--sigmas", "0.1", **own)
+    assert found["ground_is_of_members_prompts"] and "tried on the same 2 prompts" in out
+    (rung,) = found["ladder"]
+    for step in (rung["steps"][0], rung["steps"][-1]):
+        run = {"es.sigma": 0.1, "es.alpha": step["alpha"], "es.population": 6, "es.generations": 1}
+        run |= {"es.antithetic": True, "run.directory": f"run-{step['length']:g}"}
+        assert train.main(alone, settings(tiny_model(), **own, **run)) == 0
+        with h5py.File(tmp_path / f"{run['run.directory']}/run.h5") as file:
+            rows = file["prompt"]
+            last = (rows["generation"][:] == 1) & (rows["split"].asstr()[:] == "train")
+            assert rows["reward"][last].tolist() == step["rewards"] != found["ground"]["rewards"]
 
 
 def test_a_ladder_around_the_settings_sigma(probed):
@@ -87,9 +129,10 @@ def test_all_rewards_are_zero(probed, tmp_path):
 
 @pytest.mark.launch
 @pytest.mark.timeout(600)
-def test_ranks_find_the_same(probed, tiny_model, tmp_path):
-    _, alone = probed()
-    given = [*settings(tiny_model()), *SMALL, "--json", "two.json"]
+def test_ranks_find_the_same(probed, scored, tiny_model, tmp_path):
+    own = scored(20)
+    _, alone = probed(**own)
+    given = [*settings(tiny_model(), **own), *SMALL, "--json", "two.json"]
     ended = launching.mpirun(2, "-m", "mpies.probe", *given, cwd=tmp_path, timeout=300)
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
     assert json.loads((tmp_path / "two.json").read_text()) == alone

@@ -10,12 +10,13 @@ import pytest
 
 from mpies import config
 from mpies.errors import InputError
-from mpies.probe.recommendation import Tried, alpha_for, recommend
-from mpies.probe.rung import Base, Rung
+from mpies.probe.recommendation import Outcome, alpha_for, recommend, worth_a_step
+from mpies.probe.rung import Base, Rung, Step
+from mpies.probe.steps import LENGTHS, alpha_of
 
 ES = config.load(["model.path=x", "es.population=32", "es.generations=16", "run.directory=x"]).es
 PROMPTS = 20
-NOTHING_LOST = {"lost": -1.0, "accuracy_lost": -1.0, "net": 9.0}
+PAIRS = 24
 LADDER = (0.001, 0.002, 0.004, 0.008, 0.016)
 
 
@@ -29,75 +30,140 @@ class World:
     noise: float = 60.0
     """The same, for each prompt."""
     damage: float = 0.0
+    reach: float = 0.02
+    """Alpha of a step that gains `height`; twice as much gains nothing."""
+    height: float = 0.4
+    doubt: float = 0.05
+    """Standard error of what a step gains."""
 
     def base(self) -> Base:
         rewards = (self._ease() > 0).astype(float)
         return Base(rewards, rewards, np.full(PROMPTS, 5), 0.0)
 
-    def rung(self, sigma: float, pairs: int = 24) -> Rung:
+    def rung(self, sigma: float) -> Rung:
         random = np.random.default_rng(2)
-        own = self.slope * random.standard_normal((pairs, 1))
-        own = own + self.noise * random.standard_normal((pairs, PROMPTS))
-        signed = np.stack([own, -own], axis=1).reshape(2 * pairs, PROMPTS)
+        own = self.slope * random.standard_normal((PAIRS, 1))
+        own = own + self.noise * random.standard_normal((PAIRS, PROMPTS))
+        signed = np.stack([own, -own], axis=1).reshape(2 * PAIRS, PROMPTS)
         logits = self._ease() + sigma * signed - self.damage * sigma**2
         rewards = (logits > 0).astype(float)
         marks = np.round(4 * logits).astype(int)
         return Rung(sigma, rewards, rewards, marks, np.full(rewards.shape, 5), 0.0)
 
-    def outcomes(self, ladder=LADDER, prompts: int = PROMPTS) -> list[Tried]:
-        return [Tried.of(ES, self.base(), self.rung(sigma), prompts) for sigma in ladder]
+    def outcomes(self, ladder=LADDER) -> list[Outcome]:
+        found = [Outcome.of(self.base(), self.rung(sigma), PROMPTS) for sigma in ladder]
+        worth = worth_a_step(found)
+        return [replace(one, steps=self.steps(one.rung.sigma)) if one in worth else one for one in found]
+
+    def steps(self, sigma: float) -> tuple[Step, ...]:
+        alphas = {length: alpha_of(length, sigma, 2 * PAIRS, 1, "zscore") for length in LENGTHS}
+        return tuple(self.step(length, sigma, alpha) for length, alpha in alphas.items())
+
+    def step(self, length: float, sigma: float, alpha: float) -> Step:
+        """The gain is a parabola in alpha; its scatter over prompts is each step's own."""
+        random = np.random.default_rng(round(1e9 * alpha * sigma))
+        scatter = random.standard_normal(PROMPTS)
+        scatter = self.doubt * math.sqrt(PROMPTS) * (scatter - scatter.mean()) / scatter.std(ddof=1)
+        gain = self.height * (1 - (alpha / self.reach - 1) ** 2)
+        ground = self.base()
+        return Step(length, alpha, ground, replace(ground, rewards=ground.rewards + gain + scatter))
 
     def _ease(self) -> np.ndarray:
         return np.linspace(-1, 1, PROMPTS) + 2 * (self.right - 0.5)
 
 
-def test_without_damage_the_largest_nets_most():
-    found = recommend(ES, World().outcomes())
-    assert found.sigma == LADDER[-1] and "larger ones may be better" in found.reason
-    assert found.alpha == pytest.approx(LADDER[-1] * math.sqrt(2), rel=0.05) and not found.by_answers
-    assert found.text().startswith(f"es.sigma={LADDER[-1]:g} es.alpha=") and "\n" not in found.text()
+def chosen(outcomes: list[Outcome], sigma: float, length: float) -> Step:
+    (steps,) = (outcome.steps for outcome in outcomes if outcome.rung.sigma == sigma)
+    return next(step for step in steps if step.length == length)
 
 
-def test_what_a_run_nets():
-    """Of T = 16 generations of N = 32 members: T sqrt(N / T) steps of alpha = sigma, less the loss."""
-    world = World(damage=2e4)
-    for found in world.outcomes():
-        lost = world.base().rewards.mean() - found.rung.rewards.mean()
-        assert found.net.mean == pytest.approx(16 * math.sqrt(32 / 16) * found.signal.gain - lost)
-        assert found.net.error > 0 or found.signal.gain == 0
+def test_the_step_that_gains_most_says_how_far():
+    """Whatever the sigma: steps of the same alpha gain the same here, so the noise decides between them."""
+    for reach in (0.005, 0.02, 0.08):
+        outcomes = World(reach=reach, doubt=0.01).outcomes()
+        found = recommend(ES, outcomes)
+        step = chosen(outcomes, found.sigma, found.length)
+        assert 0.65 * reach < step.alpha < 1.45 * reach
+        assert found.length == 1 or found.sigma in (LADDER[0], LADDER[-1]), "as near as the ladder has it"
+        # T updates of N members leave the noise of one step of M members.
+        assert found.alpha * math.sqrt(16 / 32) == pytest.approx(step.alpha / math.sqrt(2 * PAIRS), rel=0.05)
+        assert f"alpha {step.alpha:.2g}, tried, changes the reward by +" in found.reason
+        assert found.text().startswith(f"es.sigma={found.sigma:g} es.alpha=") and "\n" not in found.text()
+
+
+def test_a_reach_beyond_the_ladder():
+    long = recommend(ES, World(reach=1.0, doubt=0.01).outcomes())
+    assert (long.sigma, long.length) == (LADDER[-1], LENGTHS[-1])
+    assert "larger ones may be better" in long.reason
+    short = recommend(ES, World(reach=0.0015, doubt=0.001).outcomes())
+    assert (short.sigma, short.length) == (LADDER[0], LENGTHS[0])
+    assert short.alpha == pytest.approx(LADDER[0] * math.sqrt(2) / 4, rel=0.05)
+
+
+def test_steps_that_doubt_does_not_tell_apart_are_taken_for_as_good():
+    """Then one whose noise is a perturbation's is taken, of the sigma that gained most with it."""
+    outcomes = World(reach=0.01, doubt=0.5).outcomes()
+    found = recommend(ES, outcomes)
+    assert found.length == 1 and "may be chance: perhaps nothing is learned" in found.reason
+    gains = {outcome.rung.sigma: outcome.steps[2].gain.mean for outcome in outcomes if outcome.steps}
+    assert found.sigma == max(gains, key=gains.__getitem__)
+    assert "may be chance" not in recommend(ES, World(reach=0.01, doubt=0.1).outcomes()).reason
 
 
 def test_damage_ends_the_ladder():
-    found = World(damage=2e4).outcomes()
+    found = World(damage=2e4, reach=1.0).outcomes()
     bearable = [outcome.bearable for outcome in found]
     assert bearable == sorted(bearable, reverse=True) and not bearable[-1] and bearable[1]
     first = bearable.index(False)
-    chosen = recommend(ES, found)
-    assert chosen.sigma == max(found[:first], key=lambda outcome: outcome.net.mean).rung.sigma
-    assert f", at {LADDER[first]:g} " in chosen.reason and "a run nets most there" in chosen.reason
+    assert [bool(outcome.steps) for outcome in found] == bearable, "nothing is tried there"
+    recommended = recommend(ES, found)
+    assert recommended.sigma == LADDER[first - 1] and f", at {LADDER[first]:g} " in recommended.reason
 
 
 def test_what_lies_beyond_the_first_that_is_not_bearable_is_not_looked_at():
     """Where all rewards are 0, there is nothing to lose any more."""
     outcomes = World(damage=2e4).outcomes()
     assert not outcomes[-2].bearable
-    better = {name: replace(getattr(outcomes[-1], name), mean=value) for name, value in NOTHING_LOST.items()}
-    last = replace(outcomes[-1], signal=outcomes[1].signal, **better)
-    assert last.bearable and last.signal.gain > 0 and recommend(ES, [*outcomes[:-1], last]).sigma < LADDER[-2]
+    nothing = {name: replace(getattr(outcomes[-1], name), mean=-1.0) for name in ("lost", "accuracy_lost")}
+    last = replace(outcomes[-1], signal=outcomes[1].signal, steps=World(height=9.0).steps(0.016), **nothing)
+    assert last.bearable and last not in worth_a_step([*outcomes[:-1], last])
+    assert recommend(ES, [*outcomes[:-1], last]).sigma < LADDER[-2]
 
 
 def test_a_reward_that_rises_as_right_answers_are_lost():
     """As where only brevity is asked for: a model that is damaged enough says nothing."""
     world = World(damage=2e4)
     found = []
-    for outcome in world.outcomes():
-        rung = replace(outcome.rung, rewards=0.1 * outcome.rung.rewards - outcome.rung.accuracies)
-        found.append(Tried.of(ES, replace(world.base(), rewards=-0.9 * world.base().rewards), rung, PROMPTS))
+    for sigma in LADDER:
+        rung = world.rung(sigma)
+        rung = replace(rung, rewards=0.1 * rung.rewards - rung.accuracies)
+        outcome = Outcome.of(replace(world.base(), rewards=-0.9 * world.base().rewards), rung, PROMPTS)
+        found.append(replace(outcome, steps=world.steps(sigma)))
     assert max(outcome.lost.mean for outcome in found) < 0.05, "nothing is lost of the reward"
     bearable = [outcome.bearable for outcome in found]
     lost = [outcome.accuracy_lost.mean - outcome.accuracy_lost.error for outcome in found]
     assert bearable == [share <= 0.25 for share in lost] and not bearable[-1] and bearable[0]
     assert "(accuracy " in recommend(ES, found).reason
+
+
+def test_no_step_is_taken_that_loses_most_right_answers():
+    """Whatever its reward."""
+    outcomes = World(doubt=0.01).outcomes()
+    best = recommend(ES, outcomes)
+    ruined = []
+    for outcome in outcomes:
+        steps = [
+            replace(step, after=replace(step.after, accuracies=np.zeros(PROMPTS)))
+            if step.alpha > 0.01
+            else step
+            for step in outcome.steps
+        ]
+        ruined.append(replace(outcome, steps=tuple(steps)))
+    found = recommend(ES, ruined)
+    assert chosen(outcomes, best.sigma, best.length).alpha > 0.01
+    assert chosen(ruined, found.sigma, found.length).alpha <= 0.01
+    none = [replace(outcome, steps=outcome.steps[-1:]) for outcome in ruined[-1:]]
+    assert "none left half of the right answers" in recommend(ES, none).reason
 
 
 def test_if_none_is_bearable_it_is_the_least():
@@ -107,25 +173,14 @@ def test_if_none_is_bearable_it_is_the_least():
 
 def test_all_rewards_are_zero():
     """By answers alone: a reward that nobody gets says nothing about sigma."""
-    found = recommend(ES, World(right=-20, noise=200).outcomes())
+    outcomes = World(right=-20, noise=200).outcomes()
+    assert not any(outcome.steps for outcome in outcomes), "a step of equal rewards moves nothing"
+    found = recommend(ES, outcomes)
     assert found.by_answers and "no two rewards of a pair differ" in found.reason
-    identical = [outcome.rung.identical for outcome in World(right=-20, noise=200).outcomes()]
+    identical = [outcome.rung.identical for outcome in outcomes]
     assert found.sigma == LADDER[next(i for i, share in enumerate(identical) if share <= 0.5)] < LADDER[-1]
     stiff = recommend(ES, World(right=-20, slope=0, noise=0).outcomes())
     assert stiff.sigma == LADDER[-1] and "try larger ones" in stiff.reason
-
-
-def test_a_net_that_may_be_chance_is_told():
-    (best,) = World().outcomes(LADDER[-1:])
-    for error, told in ((best.net.mean / 3, False), (best.net.mean, True)):
-        found = recommend(ES, [replace(best, net=replace(best.net, error=error))])
-        assert ("may be chance" in found.reason) == told
-
-
-def test_nothing_but_noise():
-    outcomes = [replace(o, signal=replace(o.signal, step=-0.1)) for o in World().outcomes()]
-    found = recommend(ES, outcomes)
-    assert "no signal is seen above the noise" in found.reason and found.sigma == LADDER[-1]
 
 
 def test_nothing_was_scored():
@@ -135,7 +190,7 @@ def test_nothing_was_scored():
     rungs = [replace(rung, rewards=np.full(rung.rewards.shape, math.nan)) for rung in rungs]
     base = Base(unknown, unknown, np.full(PROMPTS, 5), 0.0)
     with pytest.raises(InputError, match=r"^no answer of any member could be scored"):
-        recommend(ES, [Tried.of(ES, base, rung, PROMPTS) for rung in rungs])
+        recommend(ES, [Outcome.of(base, rung, PROMPTS) for rung in rungs])
 
 
 def test_alpha_is_what_a_run_of_that_length_can_bear():
@@ -144,6 +199,7 @@ def test_alpha_is_what_a_run_of_that_length_can_bear():
     assert alpha_for(0.01, ES) == 0.014 and alpha_for(0.01, many) == 0.028
     assert alpha_for(0.01, replace_es(generations=1)) == alpha_for(0.01, replace_es(generations=4)) == 0.028
     assert alpha_for(0.01, replace_es(fitness="centered_rank")) == 0.049, "whose steps are shorter"
+    assert alpha_for(0.01, ES, 1 / 2) == 0.0071, "half as much noise"
 
 
 def replace_es(**changes) -> config.EsSettings:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mpies.probe.rung import Base, Rung, components, jackknife, over_both, signal
+from mpies.probe.rung import Base, Rung, Step, components, jackknife, over_both, signal
 
 NAN = math.nan
 
@@ -49,26 +49,6 @@ def test_signal_is_that_of_a_generation_with_so_many_prompts():
         assert found.to_noise == pytest.approx(own**2 / (rest**2 / many), rel=0.1)
         spread = math.sqrt(own**2 + 0.4**2 + rest**2 / many)
         assert found.spread == pytest.approx(spread, rel=0.05)
-        assert found.gain == pytest.approx(own**2 / spread, rel=0.1)
-
-
-def test_the_gain_is_that_of_a_step():
-    """By making steps: z-scored, alpha = sigma, of a linear reward in few dimensions."""
-    random = np.random.default_rng(5)
-    d, pairs, sigma = 40, 16, 0.1
-    g = random.standard_normal(d)
-    gains, told = [], []
-    for _ in range(400):
-        noise = random.standard_normal((pairs, d))
-        half = sigma * noise @ g
-        rewards = np.stack([half, -half], axis=1).ravel()
-        z = (rewards - rewards.mean()) / rewards.std()
-        step = sigma / (2 * pairs) * (z[::2] - z[1::2]) @ noise
-        gains.append(step @ g)
-        prompts = random.standard_normal((2 * pairs, 8))
-        prompts -= prompts.mean(axis=1, keepdims=True)
-        told.append(signal(rung(rewards[:, None] + 1e-3 * prompts), 8).gain)
-    assert np.mean(told) == pytest.approx(np.mean(gains), rel=0.03)
 
 
 def test_lost_and_disagreement_of_a_table():
@@ -97,11 +77,11 @@ def test_errors_are_over_pairs_and_prompts():
 
 def test_what_cannot_be_told():
     nothing = signal(rung(np.zeros((6, 4))), 4)
-    assert math.isnan(nothing.to_noise) and (nothing.gain, nothing.spread) == (0, 0)
+    assert math.isnan(nothing.to_noise) and nothing.spread == 0
     single = signal(rung(np.array([[1.0], [0], [1], [0]])), 1)
-    assert math.isnan(single.to_noise) and single.gain == 0
+    assert math.isnan(single.to_noise)
     unscored = signal(rung(np.full((6, 4), NAN)), 4)
-    assert math.isnan(unscored.to_noise) and unscored.gain == 0
+    assert math.isnan(unscored.to_noise)
     assert math.isnan(over_both(np.full((3, 2), NAN)).mean)
     assert math.isnan(over_both(np.ones((3, 1))).error)
     certain = np.repeat([[1.0], [0], [2], [0], [0], [1]], 4, axis=1)
@@ -113,3 +93,14 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
     of_pairs = ((rewards[::2] + rewards[1::2]) / 2).mean(axis=1)
     error = jackknife(lambda part: float(part.rewards.mean()), rung(rewards))
     assert error == pytest.approx(of_pairs.std(ddof=1) / math.sqrt(6))
+
+
+def test_what_a_step_gains_is_told_prompt_by_prompt():
+    """Prompts that were not scored are left out; the error is of differences, not of the two rewards."""
+    ground = Base(np.array([0.0, 5, 1, NAN]), np.array([1.0, 1, 0, 0]), np.full(4, 5), 0.0)
+    after = Base(np.array([1.0, 6.5, 1.5, 2]), np.array([1.0, 0, 0, 0]), np.full(4, 5), 0.0)
+    step = Step(1.0, 0.1, ground, after)
+    assert (step.gain.mean, step.gain.error) == pytest.approx((1.0, 0.5 / math.sqrt(3)))
+    assert step.accuracy_lost.mean == pytest.approx(0.25)
+    unscored = Step(1.0, 0.1, ground, Base(np.full(4, NAN), np.full(4, NAN), np.full(4, 5), 0.0))
+    assert math.isnan(unscored.gain.mean) and math.isnan(unscored.accuracy_lost.mean)
