@@ -31,8 +31,8 @@ def main(*files: str) -> None:
 def of_probe(file: Path) -> dict[str, object]:
     found = json.loads(file.read_text())
     chosen = found["recommended"]
-    (rung,) = (one for one in found["ladder"] if one["sigma"] == chosen["sigma"])
-    (step,) = (one for one in rung["steps"] if one["length"] == chosen["length"])
+    rung = next(one for one in found["ladder"] if one["sigma"] == chosen["sigma"])
+    step = next(one for one in rung["steps"] if one["length"] == chosen["length"])
     return {
         "probe": file.stem,
         **{key: found[key] for key in ABOUT},

@@ -78,10 +78,14 @@ class LowRank:
 
     def clear(self) -> None:
         """Back to the plain model, with the base's weights."""
+        self.weights.show_base()
+        self.rest()
+
+    def rest(self) -> None:
+        """Back to the plain model, with the live weights as they are."""
         self.block.members = 0
         self.block.matrices.clear()
         self.block.vectors.clear()
-        self.weights.show_base()
         self.weights.changed()
 
 

@@ -27,6 +27,10 @@ class Perturbation(Protocol):
         """From now on, the model computes with the base weights."""
         ...
 
+    def rest(self) -> None:
+        """From now on, the model computes with the live weights as they are, without members."""
+        ...
+
 
 class Full:
     """Every element has its own noise; a block is one member, whose weights are the live weights."""
@@ -43,6 +47,9 @@ class Full:
 
     def clear(self) -> None:
         self.weights.show_base()
+
+    def rest(self) -> None:
+        """A member was in the live weights, which are others by now."""
 
 
 def make(es: config.EsSettings, model: PreTrainedModel, weights: Weights) -> Perturbation:

@@ -292,6 +292,20 @@ class Weights:
             self.storage.keep(name, base)
         self.storage.settle()
 
+    def show_updated(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
+        """live <- cast(what `update` would make of the base), until anything else is shown; base stays."""
+        self._rewrite()
+        first = int(seeds[0]) if len(seeds) else 0
+        for name, base in self.storage.bring(self.base):
+            for part, start in _matrices_of(base):
+                value = part.to(torch.float32, copy=True)
+                self._add(name, value, seeds, coefficients, start)
+                if part.dtype != torch.float32:
+                    rounded = torch.empty_like(part)
+                    self.kernels.round(value.view(-1), rounded.view(-1), first, self.ids[name], start)
+                    value = rounded
+                self.live[name].view(-1)[start : start + part.numel()].copy_(value.view(-1))
+
     def updated(self, name: str, seeds: np.ndarray, coefficients: np.ndarray) -> torch.Tensor:
         """What `update_one` would make of a parameter, before it is rounded: float32, of its own memory."""
         value = self.storage.copy(name).to(torch.float32, copy=True)
@@ -359,7 +373,12 @@ def _parts_of(base: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
 
     A stack that is widened to be worked on is widened matrix by matrix: a layer's experts are gigabytes.
     """
-    if base.dtype == torch.float32 or matrices_in(base.shape) < 2:
+    return [(base, 0)] if base.dtype == torch.float32 else _matrices_of(base)
+
+
+def _matrices_of(base: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
+    """A stack's matrices, each with the place that it begins at; any other parameter as a whole."""
+    if matrices_in(base.shape) < 2:
         return [(base, 0)]
     return [(part, number * part.numel()) for number, part in enumerate(base)]
 

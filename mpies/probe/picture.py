@@ -90,9 +90,8 @@ def _gained(axes: Axes, outcomes: list[Outcome], recommended: Recommendation) ->
         axes.text(0.5, 0.6, "no step was worth trying", ha="center", transform=axes.transAxes)
         return
     axes.set_xscale("log")
-    alphas = sorted({float(f"{step.alpha:.2g}") for outcome in tried for step in outcome.steps})
-    alphas = alphas[:: -(-len(alphas) // TICKS)]
-    axes.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas], rotation=45)
+    alphas = _apart(sorted(step.alpha for outcome in tried for step in outcome.steps))
+    axes.set_xticks(alphas, [f"{alpha:.2g}" for alpha in alphas], rotation=45)
     axes.minorticks_off()
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(tried)))
     for i, (outcome, colour) in enumerate(zip(tried, colours, strict=True)):
@@ -100,11 +99,22 @@ def _gained(axes: Axes, outcomes: list[Outcome], recommended: Recommendation) ->
         errors = np.nan_to_num([gain.error for gain in gains])
         look = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "ms": 4, "lw": 1.2, "elinewidth": 0.8}
         x = [step.alpha for step in outcome.steps]
-        axes.errorbar(x, [g.mean for g in gains], errors, label=f"sigma {outcome.rung.sigma:g}", **look)
+        label = f"sigma {outcome.rung.sigma:g}" if i % -(-len(tried) // TICKS) == 0 else None
+        axes.errorbar(x, [g.mean for g in gains], errors, label=label, **look)
         for step in outcome.steps:
             if (outcome.rung.sigma, step.length) == (recommended.sigma, recommended.length):
                 axes.axvline(step.alpha, color="black", lw=0.8, ls=":")
     axes.legend(loc="best")
+
+
+def _apart(values: list[float]) -> list[float]:
+    """Of rising values, as many as there is room for on a logarithmic scale."""
+    least = max(1.8, (values[-1] / values[0]) ** (1 / TICKS))
+    kept = values[:1]
+    for value in values:
+        if value > kept[-1] * least:
+            kept.append(value)
+    return kept
 
 
 def _below(level: float, lost: Figure) -> Figure:

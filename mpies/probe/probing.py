@@ -29,6 +29,8 @@ class Probed:
     """Of the ladder, in rising order."""
     prompts_per_generation: int
     """Of the run that is probed for."""
+    rows: int
+    """Training rows that there are."""
     repeated: bool
     """Were steps tried on the members' prompts, since there are too few others?"""
 
@@ -38,8 +40,9 @@ class Probed:
 
     @property
     def ground(self) -> Base | None:
-        """The unperturbed model, on the steps' prompts; None where no step was worth it."""
-        return next((outcome.steps[0].ground for outcome in self.outcomes if outcome.steps), None)
+        """The unperturbed model, on all prompts of steps; None where no step was worth it."""
+        tried = [step.ground for outcome in self.outcomes for step in outcome.steps]
+        return max(tried, key=lambda ground: len(ground.rewards), default=None)
 
     @property
     def answers(self) -> int:
@@ -69,8 +72,8 @@ def probe(
     of_run = task.prompts_per_generation or len(task.train)
     outcomes = [Outcome.of(base, rung, of_run) for rung in rungs]
     worth = [outcome.rung for outcome in worth_a_step(outcomes)]
-    starts = drawn.starts_of_steps(task)
-    steps = try_steps(comm, settings, replica, worth, population.members(0), starts, say) if worth else []
+    rounds = drawn.rounds_of_steps(task)
+    steps = try_steps(comm, settings, replica, worth, population.members(0), rounds, say) if worth else []
     tried = {rung.sigma: tuple(own) for rung, own in zip(worth, steps, strict=True)}
     outcomes = [replace(outcome, steps=tried.get(outcome.rung.sigma, ())) for outcome in outcomes]
-    return Probed(base, outcomes, of_run, not drawn.others)
+    return Probed(base, outcomes, of_run, len(task.train), not drawn.others)

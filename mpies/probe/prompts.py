@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from mpies.tasks import epochs
 from mpies.tasks.base import Row, Task
 from mpies.tasks.episodes import Start
 
-# Prompts that steps are tried on, for each that members answer: what a step gains is told by few answers.
-OTHERS = 2
+# Prompts that a round of steps is tried on, for each that members answer: few steps are left for the last.
+ROUNDS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Prompts:
 
     @classmethod
     def draw(cls, task: Task, seed: int, prompts: int) -> Prompts:
-        """So many for the members, and OTHERS times as many others; or as many as there are."""
+        """So many for the members, and others for all rounds; or as many as there are."""
         total = len(task.train)
-        drawn = epochs.sample(seed, 0, total, min(total, (1 + OTHERS) * prompts))
+        drawn = epochs.sample(seed, 0, total, min(total, (1 + sum(ROUNDS)) * prompts))
         rows = [task.train[i] for i in drawn]
         others = rows[prompts:]
         return cls(rows[:prompts], others if len(others) >= prompts else [])
@@ -32,7 +33,11 @@ class Prompts:
     def starts_of_members(self, task: Task) -> list[Start]:
         return task.evaluated_starts(self.members, range(len(self.members)))
 
-    def starts_of_steps(self, task: Task) -> list[Start]:
-        """With the others, or with the same where there are none."""
-        rows, first = self.others or self.members, len(self.members) if self.others else 0
-        return task.evaluated_starts(rows, range(first, first + len(rows)))
+    def rounds_of_steps(self, task: Task) -> list[list[Start]]:
+        """With the others, as far as they go; one round with the members' where there are none."""
+        if not self.others:
+            return [self.starts_of_members(task)]
+        first = len(self.members)
+        starts = task.evaluated_starts(self.others, range(first, first + len(self.others)))
+        cuts = [first * sum(ROUNDS[:i]) for i in range(len(ROUNDS) + 1)]
+        return [starts[a:b] for a, b in itertools.pairwise(cuts) if starts[a:b]]

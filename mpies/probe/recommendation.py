@@ -1,17 +1,18 @@
 """Which sigma of a ladder, which alpha with it, and why.
 
-**Sigma.** Of the steps that were tried (steps.py), the one that gained most reward is the best, and those
-within its standard error are taken for as good (the one-standard-error rule of Breiman, Friedman, Olshen
-and Stone 1984, "Classification and regression trees", section 3.4.3). Of these, that whose noise is nearest
-to one perturbation is taken, and of several the one that gained most: its sigma.
+**Sigma.** Of the steps that were tried on most prompts (steps.py), the one that gained most reward is the
+best, and those within its standard error are taken for as good (the one-standard-error rule of Breiman,
+Friedman, Olshen and Stone 1984, "Classification and regression trees", section 3.4.3). Of these, that whose
+noise is nearest to one perturbation is taken, and of several the one that gained most: its sigma.
 
 No step is tried, and no sigma taken, from the first rung on that is not bearable: where, by a standard error,
 members are far worse than the unperturbed model (`symptoms.FAR`), or have lost more than RIGHT_LOST of its
 right answers. A step that loses as many is not taken either, whatever its reward.
 
 **alpha.** With which the noise that a run's T updates of N members leave is that of the step: T steps against
-one have the same noise, and go sqrt(N T / M) times as far along what members agree on. At equal answers N T,
-alpha is then in proportion to N, as found in docs/results.md.
+one have the same noise, and go about sqrt(N T / M) times as far along what members agree on. At equal answers
+N T, alpha is then in proportion to N, as found in docs/results.md. No update goes farther than the step did,
+since nothing is known beyond: where N / T is more than M, alpha is the step's.
 """
 
 from __future__ import annotations
@@ -19,24 +20,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mpies.config import EsSettings
 from mpies.errors import InputError
 from mpies.es.symptoms import FAR, IDENTICAL
 from mpies.measure.statistics import Figure, mean
-from mpies.probe.rung import Base, Rung, Signal, Step, jackknife, signal
+from mpies.probe.rung import RIGHT_LOST, Base, Rung, Signal, Step, jackknife, shown, signal, surely
 from mpies.probe.steps import alpha_of
 
 # Standard errors above nothing, from which on the best of many steps is taken for more than chance.
 SURE = 3
-
-# Generations that alpha is spread over at least: a single step's noise is half of the tried one's.
-FEWEST = 4
-
-# Of the unperturbed model's right answers, that members or steps may lose: a reward may rise while they do.
-RIGHT_LOST = 0.5
 
 
 @dataclass(frozen=True)
@@ -71,8 +66,8 @@ class Outcome:
 
     @property
     def bearable(self) -> bool:
-        far = _surely(self.lost) > FAR * self.signal.spread
-        return not (far or _surely(self.accuracy_lost) > RIGHT_LOST * self.right)
+        far = surely(self.lost) > FAR * self.signal.spread
+        return not (far or surely(self.accuracy_lost) > RIGHT_LOST * self.right)
 
     def figures(self) -> dict[str, Any]:
         """For JSON."""
@@ -99,8 +94,8 @@ class Recommendation:
     sigma: float
     alpha: float
     reason: str
-    length: float = 1.0
-    """Of the step that was chosen; 1 where none was."""
+    length: float | None = None
+    """Of the step that was chosen; None: none was."""
     by_answers: bool = False
     """Because no reward tells anything."""
 
@@ -109,8 +104,8 @@ class Recommendation:
 
 
 def worth_a_step(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Those below the first that is not bearable, where members differ; of a ladder in rising order."""
-    return [outcome for outcome in _bearable(outcomes) if outcome.disagreement.mean > 0]
+    """Those below the first that is not bearable, with which something moves; of a ladder in rising order."""
+    return [outcome for outcome in _bearable(outcomes) if outcome.rung.moves]
 
 
 def recommend(es: EsSettings, outcomes: Sequence[Outcome]) -> Recommendation:
@@ -118,82 +113,99 @@ def recommend(es: EsSettings, outcomes: Sequence[Outcome]) -> Recommendation:
     if all(math.isnan(outcome.disagreement.mean) for outcome in outcomes):
         raise InputError("no answer of any member could be scored, so that nothing can be recommended")
     bearable = _bearable(outcomes)
-    beyond = outcomes[len(bearable)] if len(bearable) < len(outcomes) else None
-    chosen = _best_step(bearable)
-    if chosen:
-        outcome, step = chosen
-        why = f"{_gained(outcome, step)}, and members lose {_damage(outcome)}"
-        why += f", at {beyond.rung.sigma:g} {_damage(beyond)}" if beyond else ""
-        why += "; larger ones may be better, try by --sigmas" if outcome is outcomes[-1] else ""
-        return _recommended(es, outcome, why, step.length)
+    tried = _last_round(bearable)
+    if tried:
+        outcome, step = _choose(tried)
+        why = _told(outcome, step, _best(tried)) + _ladder_told(outcomes, outcome, step)
+        return _by_step(es, outcome, step, why)
     if not bearable:
         first = outcomes[0]
         why = f"the least there is, and even its members lose {_damage(first)}; try smaller ones by --sigmas"
-        return _recommended(es, first, why)
-    if worth_a_step(bearable):
+        return _without_step(es, first, why)
+    if steps := [(outcome, outcome.steps[0]) for outcome in bearable if outcome.steps]:
+        why = "every step that was tried loses more than half of the right answers, or could not be scored"
+        return _by_step(es, *steps[0], f"{why}; this is the shortest, try smaller sigmas by --sigmas")
+    if any(outcome.disagreement.mean > 0 for outcome in bearable):
         outcome = max(bearable, key=lambda one: one.disagreement.mean)
-        why = (
-            "no step could be scored, or none left half of the right answers; there, most rewards of pairs"
-            f" differ ({100 * outcome.disagreement.mean:.0f} %)"
-        )
-        return _recommended(es, outcome, why)
+        why = "the rewards of a pair's members are equal on average, so that no step moves anything; more"
+        return _without_step(es, outcome, f"{why} --prompts tell members apart; here they differ most")
     outcome, why = _by_answers(bearable)
-    return _recommended(es, outcome, why, by_answers=True)
+    return replace(_without_step(es, outcome, why), by_answers=True)
 
 
-def alpha_for(sigma: float, es: EsSettings, length: float = 1.0) -> float:
-    """That whose noise, in a whole run, is `length` perturbations; to two digits. At least FEWEST updates."""
-    alpha = alpha_of(length, sigma, es.population, max(es.generations, FEWEST), es.fitness)
-    return float(f"{alpha:.2g}")
+def alpha_for(sigma: float, es: EsSettings, members: int, length: float = 1.0) -> float:
+    """That whose noise, in a whole run, is that of a step of so many members; the step's at most."""
+    updates = max(es.generations, es.population / members)
+    return float(f"{alpha_of(length, sigma, es.population, updates, es.fitness):.2g}")
 
 
-def _recommended(
-    es: EsSettings, outcome: Outcome, why: str, length: float | None = None, by_answers: bool = False
-) -> Recommendation:
-    sigma = outcome.rung.sigma
-    noise = "about that of one such perturbation" if length is None else "that of this step"
-    told = (
-        f"{why}; alpha so that the noise that {es.generations} updates of {es.population} members leave in"
-        f" the weights is {noise}"
-    )
-    length = 1.0 if length is None else length
-    return Recommendation(sigma, alpha_for(sigma, es, length), told, length, by_answers)
+def _ladder_told(outcomes: Sequence[Outcome], outcome: Outcome, step: Step) -> str:
+    """What members lose at this sigma of a ladder, and beyond; whether to move the ladder."""
+    told = f"; members lose {_damage(outcome)}"
+    beyond = next((one for one in outcomes if not one.bearable), None)
+    if beyond:
+        told += f", at {beyond.rung.sigma:g} {_damage(beyond)}"
+    if outcome is outcomes[-1]:
+        return f"{told}; larger sigmas may be better, try by --sigmas"
+    if outcome is outcomes[0] and step is outcome.steps[0]:
+        return f"{told}; smaller sigmas may be better, try by --sigmas"
+    return told
+
+
+def _by_step(es: EsSettings, outcome: Outcome, step: Step, why: str) -> Recommendation:
+    members, sigma = len(outcome.rung.rewards), outcome.rung.sigma
+    if es.population > es.generations * members:
+        why += "; alpha is that of the step, beyond which nothing is known"
+    else:
+        why += f"; alpha so that {_run(es)} have the noise of this step"
+    return Recommendation(sigma, alpha_for(sigma, es, members, step.length), why, step.length)
+
+
+def _without_step(es: EsSettings, outcome: Outcome, why: str) -> Recommendation:
+    members, sigma = len(outcome.rung.rewards), outcome.rung.sigma
+    told = f"{why}; alpha so that {_run(es)} have about the noise of one such perturbation, or less"
+    return Recommendation(sigma, alpha_for(sigma, es, members), told)
+
+
+def _run(es: EsSettings) -> str:
+    return f"{es.generations} updates of {es.population} members"
 
 
 def _bearable(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return list(itertools.takewhile(lambda outcome: outcome.bearable, outcomes))
 
 
-def _best_step(outcomes: Sequence[Outcome]) -> tuple[Outcome, Step] | None:
-    """See the module's docstring; None if there is no step that can be taken."""
-    tried = [
-        (outcome, step)
-        for outcome in outcomes
-        for step in outcome.steps
-        if math.isfinite(step.gain.mean) and not _surely(step.accuracy_lost) > RIGHT_LOST * outcome.right
-    ]
-    if not tried:
-        return None
-    best = max((step.gain for _, step in tried), key=lambda gain: gain.mean)
-    alike = [one for one in tried if one[1].gain.mean >= _surely(best)]
+def _last_round(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Step]]:
+    """The steps that can be taken, of those that were tried on most prompts: all of them on the same.
+
+    They were chosen by some of these prompts. But the best of them has gained no more than the best of all
+    steps would have, had all been tried on as many.
+    """
+    tried = [(outcome, step) for outcome in outcomes for step in outcome.steps]
+    most = max((len(step.after.rewards) for _, step in tried), default=0)
+    return [one for one in tried if len(one[1].after.rewards) == most and one[1].bearable]
+
+
+def _best(tried: list[tuple[Outcome, Step]]) -> Figure:
+    """What the step gains that gains most."""
+    return max((step.gain for _, step in tried), key=lambda gain: gain.mean)
+
+
+def _choose(tried: list[tuple[Outcome, Step]]) -> tuple[Outcome, Step]:
+    """See the module's docstring."""
+    enough = surely(_best(tried))
+    alike = [one for one in tried if one[1].gain.mean >= enough]
     return min(alike, key=lambda one: (abs(math.log(one[1].length)), -one[1].gain.mean))
 
 
-def _gained(outcome: Outcome, step: Step) -> str:
-    gain = step.gain
-    error = f" +- {gain.error:.1g}" if math.isfinite(gain.error) else ""
+def _told(outcome: Outcome, step: Step, best: Figure) -> str:
     told = (
         f"a step of these {len(outcome.rung.rewards)} members with alpha {step.alpha:.2g}, tried, changes the"
-        f" reward by {gain.mean:+.2g}{error}"
+        f" reward by {shown(step.gain, signed=True)}"
     )
-    if gain.mean > SURE * gain.error:
+    if best.mean > SURE * best.error:
         return told
-    return f"{told}, which may be chance: perhaps nothing is learned in this way"
-
-
-def _surely(figure: Figure) -> float:
-    """A standard error less; NaN where nothing is known, which is more than nothing."""
-    return figure.mean - (figure.error if math.isfinite(figure.error) else 0.0)
+    return f"{told}; no step gains more than chance may, more --pairs and --prompts tell whether any does"
 
 
 def _damage(outcome: Outcome) -> str:

@@ -54,10 +54,9 @@ class ProbeReport:
         if probed.ground:
             console.print()
             console.print(tables.of_steps(probed, self.recommended))
-            which = "the same" if probed.repeated else "other"
             told = (
-                f"Steps of these {2 * probed.pairs} members, tried on {which} {len(probed.ground.rewards)}"
-                f" prompts, where the unperturbed model's reward is {mean(probed.ground.rewards):.4g}."
+                f"Steps of these {2 * probed.pairs} members, tried on {_prompts(probed)}, where the"
+                f" unperturbed model's reward is {mean(probed.ground.rewards):.4g}."
             )
             console.print(told, soft_wrap=True)
         console.print(f"It cost {probed.answers} answers.", soft_wrap=True)
@@ -84,3 +83,15 @@ class ProbeReport:
         form = form_of(str(path))
         drawn = picture.draw(self.probed, self.recommended, form)
         write_report("--output", path, drawn)
+
+
+def _prompts(probed: Probed) -> str:
+    """How many, in words: the better half of the steps is tried on more."""
+    tried = [len(step.after.rewards) for outcome in probed.outcomes for step in outcome.steps]
+    first, most = min(tried), max(tried)
+    if probed.repeated:
+        other = f" (--prompts {probed.rows // 2} leaves others)" if probed.rows > 3 else ""
+        return f"the same {first} prompts{other}"
+    if first == most:
+        return f"{first} other prompts"
+    return f"{first} other prompts, and the {tried.count(most)} best on {most}"

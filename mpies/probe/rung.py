@@ -18,16 +18,29 @@ import numpy as np
 
 from mpies.measure.statistics import Figure, mean, over_prompts
 
+# Of the unperturbed model's right answers, that members or steps may lose: a reward may rise while they do.
+RIGHT_LOST = 0.5
+
 
 @dataclass(frozen=True)
 class Base:
-    """One model's answers, unperturbed: arrays (prompts,), NaN where not scored or measured."""
+    """One model's answers, without members: arrays (prompts,), NaN where not scored or measured."""
 
     rewards: np.ndarray
     accuracies: np.ndarray
     tokens: np.ndarray
     truncated: float
     """The share of answers that were cut off."""
+
+    def joined(self, more: Base) -> Base:
+        """With answers to more prompts."""
+        mine, theirs = len(self.rewards), len(more.rewards)
+        return Base(
+            np.append(self.rewards, more.rewards),
+            np.append(self.accuracies, more.accuracies),
+            np.append(self.tokens, more.tokens),
+            (mine * self.truncated + theirs * more.truncated) / (mine + theirs),
+        )
 
     def figures(self) -> dict[str, Any]:
         """For JSON."""
@@ -62,6 +75,22 @@ class Rung:
         """The share of (pair, prompt) whose two rewards differ, of those that were scored."""
         differences = self.rewards[::2] - self.rewards[1::2]
         return over_both(np.where(np.isfinite(differences), differences != 0, np.nan))
+
+    @property
+    def of_members(self) -> np.ndarray:
+        """Each member's reward, float64 (members,): the mean over prompts, exactly rounded, as in training.
+
+        Where answers could not be scored, prompts' own means are taken out first, and the mean is over those
+        that were: training would leave such a member out, and here they may all be such.
+        """
+        values = self.rewards if np.isfinite(self.rewards).all() else self.rewards - _mean(self.rewards, 0)
+        return np.array([mean(own) for own in values])
+
+    @property
+    def moves(self) -> bool:
+        """Would an update move anything: does any pair's members' reward differ?"""
+        first, second = self.of_members[::2], self.of_members[1::2]
+        return bool(((first != second) & (np.isfinite(first) | np.isfinite(second))).any())
 
     @property
     def halves(self) -> np.ndarray:
@@ -105,6 +134,16 @@ class Step:
     ground: Base
     """The unperturbed model's answers to the same prompts."""
     after: Base
+
+    def joined(self, more: Step) -> Step:
+        """The same step, tried on more prompts."""
+        return replace(self, ground=self.ground.joined(more.ground), after=self.after.joined(more.after))
+
+    @property
+    def bearable(self) -> bool:
+        """Can it be taken: is its reward known, and have most right answers stayed?"""
+        ruined = surely(self.accuracy_lost) > RIGHT_LOST * mean(self.ground.accuracies)
+        return math.isfinite(self.gain.mean) and not ruined
 
     @property
     def gain(self) -> Figure:
@@ -163,6 +202,23 @@ def over_both(values: np.ndarray) -> Figure:
         return Figure(math.nan)
     squares = [_squared_error(_mean(values, axis)) for axis in (0, 1)]
     return Figure(float(np.nanmean(values)), math.sqrt(sum(squares)))
+
+
+def surely(figure: Figure) -> float:
+    """A standard error less; NaN where nothing is known, which is more than nothing."""
+    return figure.mean - (figure.error if math.isfinite(figure.error) else 0.0)
+
+
+def shown(figure: Figure, signed: bool = False) -> str:
+    """With its error, both to the place that the error begins at, or one more if that is a 1 or 2."""
+    if math.isnan(figure.mean):
+        return "-"
+    sign = "+" if signed else ""
+    if not figure.error > 0 or math.isinf(figure.error):
+        return f"{figure.mean:{sign}.3g}"
+    leading = math.floor(math.log10(figure.error))
+    places = max(0, -leading + (figure.error < 3 * 10.0**leading))
+    return f"{figure.mean:{sign}.{places}f}+-{figure.error:.{places}f}"
 
 
 def jackknife(function: Callable[[Rung], float], rung: Rung) -> float:

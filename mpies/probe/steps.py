@@ -3,11 +3,14 @@
 Members tell how steep the reward is where the model stands. How far the slope holds, only a step tells. So
 the update that a rung's members make (paper, section 3) is added to the unperturbed weights in several
 lengths, and what these weights answer to prompts that no member was given is compared with the unperturbed
-model's.
+model's. There are many steps, and answers cost: so all are tried on few prompts, and the better half again on
+more, round by round (successive halving: Karnin, Koren and Somekh 2013, "Almost optimal exploration in
+multi-armed bandits").
 
 A step's length is told by its noise: the independent perturbations of M members, added up, move each weight
-at random by alpha / sqrt(M), for fitness values with a standard deviation of 1. Length 1 is where that is
-sigma, as in one perturbation. T updates of N members leave alpha sqrt(T / N).
+at random by alpha / sqrt(M), for fitness values with a standard deviation of 1; those of antithetic pairs by
+about as much, at most sqrt(2) times. Length 1 is where that is sigma, as in one perturbation. T updates of N
+members leave alpha sqrt(T / N).
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from mpies.es.symptoms import ACCURACY
 from mpies.probe.rung import Base, Rung, Step
 from mpies.ranks.collectives import allgather_objects
 from mpies.replica import Replica
-from mpies.tasks.base import TrainerState, member_reward
+from mpies.tasks.base import TrainerState
 from mpies.tasks.episodes import Start
 
 if TYPE_CHECKING:
@@ -34,18 +37,21 @@ if TYPE_CHECKING:
 
 LENGTHS = (1 / 4, 1 / 2, 1, 2, 4)
 
-# A step that moves nothing, whosever: the unperturbed model.
-GROUND = (0, 0.0)
+# The number of a rung, and a length.
+Piece = tuple[int, float]
 
-# How often it is told how far it is.
-TOLD = 7
+# A step that moves nothing, whosever: the unperturbed model.
+GROUND: Piece = (0, 0.0)
+
+# How often in a round it is told how far it is.
+TOLD = 4
 
 # Standard deviation of a generation's fitness values, which steps are in proportion to.
 FITNESS_SPREAD = {"zscore": 1.0, "centered_rank": 1 / math.sqrt(12)}
 
 
-def alpha_of(length: float, sigma: float, members: int, updates: int, fitness: str) -> float:
-    """The alpha of so many updates of so many members each whose noise has that length."""
+def alpha_of(length: float, sigma: float, members: int, updates: float, fitness: str) -> float:
+    """That of so many updates of so many members each whose noise, all together, has that length."""
     return length * sigma * math.sqrt(members / updates) / FITNESS_SPREAD[fitness]
 
 
@@ -55,34 +61,59 @@ def try_steps(
     replica: Replica,
     rungs: Sequence[Rung],
     members: list[Member],
-    starts: list[Start],
+    rounds: list[list[Start]],
     say: Callable[[str], None],
 ) -> list[list[Step]]:
     """For every rung its steps of all LENGTHS, the same on every rank. Collective.
 
-    `members`: the rungs'. `starts`: of the episodes that all steps are tried in, and the unperturbed model,
-    too. Each step is a piece of work, and ranks take turns. The base is as it was; live weights are the last
-    step's.
+    `members`: the rungs'. `rounds`: of the episodes that steps are tried in, and the unperturbed model, too.
+    The base is as it was; live weights are some step's.
     """
-    work: list[tuple[int, float]] = [(rung, length) for length in LENGTHS[::-1] for rung in range(len(rungs))]
-    work.append(GROUND)  # the longest first: they may give the longest answers
-    say(f"trying {len(work) - 1} steps on {len(starts)} prompts, {len(work) * len(starts)} answers")
+    pieces = [(rung, length) for length in LENGTHS[::-1] for rung in range(len(rungs))]  # the longest first
+    steps: dict[Piece, Step] = {}
+    for number, starts in enumerate(rounds):
+        if number:
+            pieces = _better_half(steps, pieces)
+        say(
+            f"trying {len(pieces)} steps on {len(starts)} {'more ' if number else ''}prompts,"
+            f" {(len(pieces) + 1) * len(starts)} answers"
+        )
+        after = _answer(comm, settings, replica, rungs, members, [*pieces, GROUND], starts, say)
+        for piece in pieces:
+            at, length = piece
+            step = Step(length, _alpha(rungs[at], length, settings.es), after[GROUND], after[piece])
+            steps[piece] = steps[piece].joined(step) if piece in steps else step
+    return [[steps[at, length] for length in LENGTHS] for at in range(len(rungs))]
+
+
+def _better_half(steps: dict[Piece, Step], pieces: list[Piece]) -> list[Piece]:
+    """Of these pieces, in their order: those that gained more, before all the ones that cannot be taken."""
+    gains = {piece: steps[piece].gain.mean if steps[piece].bearable else -math.inf for piece in pieces}
+    ranked = sorted(pieces, key=lambda piece: -gains[piece])
+    kept = set(ranked[: -(-len(ranked) // 2)])
+    return [piece for piece in pieces if piece in kept]
+
+
+def _answer(
+    comm: Comm,
+    settings: Settings,
+    replica: Replica,
+    rungs: Sequence[Rung],
+    members: list[Member],
+    pieces: list[Piece],
+    starts: list[Start],
+    say: Callable[[str], None],
+) -> dict[Piece, Base]:
+    """What the weights after each of these steps answer. Ranks take turns. Collective."""
     state = TrainerState(0, settings.es.generations)
-    mine: dict[tuple[int, float], Base] = {}
-    pieces = work[comm.rank :: comm.size]
-    for done, (at, length) in enumerate(pieces, 1):
+    mine: dict[Piece, Base] = {}
+    turns = pieces[comm.rank :: comm.size]
+    for done, (at, length) in enumerate(turns, 1):
         _show(replica, members, _coefficients(rungs[at], length, settings.es))
         mine[at, length] = _answered(replica, starts, state)
-        if done * TOLD // len(pieces) > (done - 1) * TOLD // len(pieces):
-            say(f"step {done} of {len(pieces)} that are rank 0's")
-    found = {piece: after for part in allgather_objects(comm, mine) for piece, after in part.items()}
-    return [
-        [
-            Step(length, _alpha(rung, length, settings.es), found[GROUND], found[at, length])
-            for length in LENGTHS
-        ]
-        for at, rung in enumerate(rungs)
-    ]
+        if done * TOLD // len(turns) > (done - 1) * TOLD // len(turns):
+            say(f"step {done} of {len(turns)} that are rank 0's")
+    return {piece: base for part in allgather_objects(comm, mine) for piece, base in part.items()}
 
 
 def _alpha(rung: Rung, length: float, es: EsSettings) -> float:
@@ -91,18 +122,16 @@ def _alpha(rung: Rung, length: float, es: EsSettings) -> float:
 
 def _coefficients(rung: Rung, length: float, es: EsSettings) -> np.ndarray:
     """Of the members, float32 (members,), as a generation of them would have."""
-    rewards = np.array([member_reward(own) for own in rung.rewards])
-    return fitness.coefficients(rewards, _alpha(rung, length, es), es.fitness)
+    return fitness.coefficients(rung.of_members, _alpha(rung, length, es), es.fitness)
 
 
 def _show(replica: Replica, members: list[Member], coefficients: np.ndarray) -> None:
-    """Live weights <- cast(base + sum of coefficient * sign * noise(seed)); the base stays."""
+    """Live weights <- what an update with these coefficients would make of the base, which stays."""
     seeds = np.array([member.seed for member in members], np.uint64)
     signs = np.array([member.sign for member in members], np.int8)
     terms = directions(seeds, signs, coefficients)
-    weights = replica.weights
-    replica.perturbation.clear()
-    weights.show((name, weights.updated(name, *terms)) for name in weights.base)
+    replica.weights.show_updated(*terms)
+    replica.perturbation.rest()
 
 
 def _answered(replica: Replica, starts: list[Start], state: TrainerState) -> Base:

@@ -9,7 +9,7 @@ from rich.table import Table
 from mpies.measure.statistics import Figure, mean
 from mpies.probe.probing import Probed
 from mpies.probe.recommendation import Outcome, Recommendation
-from mpies.probe.rung import Step
+from mpies.probe.rung import Step, shown
 from mpies.probe.steps import LENGTHS
 
 
@@ -31,12 +31,12 @@ def of_members(probed: Probed, recommended: Recommendation) -> Table:
         table.add_row(
             f"{outcome.rung.sigma:g}",
             f"{mean(outcome.rung.rewards):.4g}",
-            _cell(outcome.lost),
-            *([_cell(outcome.accuracy_lost)] if right else []),
+            shown(outcome.lost),
+            *([shown(outcome.accuracy_lost)] if right else []),
             _percent(outcome.disagreement.mean),
             _percent(outcome.rung.identical),
             _percent(outcome.rung.truncated),
-            _cell(Figure(outcome.signal.to_noise, outcome.to_noise_error)),
+            shown(Figure(outcome.signal.to_noise, outcome.to_noise_error)),
             _mark(outcome, recommended),
         )
     return table
@@ -47,7 +47,7 @@ def of_steps(probed: Probed, recommended: Recommendation) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("gained by\na step at", justify="left")
     for length in LENGTHS:
-        table.add_column(f"noise\n{length:g} sigma", justify="right")
+        table.add_column(f"noise\n{length:g} sigma", justify="right", no_wrap=True)
     for outcome in probed.outcomes:
         if outcome.steps:
             cells = [_gain(step, _is_chosen(outcome, step, recommended)) for step in outcome.steps]
@@ -66,17 +66,7 @@ def _is_chosen(outcome: Outcome, step: Step, recommended: Recommendation) -> boo
 
 
 def _gain(step: Step, chosen: bool) -> str:
-    sign = "+" if step.gain.mean >= 0 else ""
-    return f"{'-> ' if chosen else ''}{sign}{_cell(step.gain)}"
-
-
-def _cell(figure: Figure) -> str:
-    if math.isnan(figure.mean):
-        return "-"
-    if math.isnan(figure.error):
-        return f"{figure.mean:.3g}"
-    error = f"{figure.error:.0f}" if figure.error >= 10 else f"{figure.error:.1g}"
-    return f"{figure.mean:.3g}+-{error}"
+    return f"{'->' if chosen else ''}{shown(step.gain, signed=True)}"
 
 
 def _percent(share: float) -> str:

@@ -229,6 +229,21 @@ def test_an_update_reaches_members_and_nobody(made):
         made.weights.update(np.array([3], np.uint64), np.array([-0.3], np.float32))
 
 
+def test_a_step_that_is_shown_reaches_nobody_and_not_the_base(made):
+    """Vectors, too, which who is no member has of his own on GPUs."""
+    first, digest = made.engine.generate(PROMPTS).ids, made.weights.digest()
+    made.perturbation.set(MEMBERS, SIGMA)
+    terms = np.array([3], np.uint64), np.array([0.3], np.float32)
+    made.weights.show_updated(*terms)
+    made.perturbation.rest()
+    moved = {name: made.weights.updated(name, *terms) for name in made.weights.base}
+    assert made.engine.generate(PROMPTS).ids == answers_by_transformers(made, moved)[0] != first
+    for name, vectors in made.perturbation.vectors.items():
+        assert torch.equal(vectors[-1], moved[name])
+    made.perturbation.clear()
+    assert made.engine.generate(PROMPTS).ids == first and made.weights.digest() == digest
+
+
 def test_weights_are_packed_once_they_were_written(llama, monkeypatch):
     """By whatever way; a block of members does not write them."""
     packed, packing = [], llama.engine.packing
@@ -244,6 +259,7 @@ def test_weights_are_packed_once_they_were_written(llama, monkeypatch):
         lambda: llama.weights.update(np.array([3], np.uint64), np.array([0.0], np.float32)),
         lambda: llama.weights.perturb(3, 0.1),
         lambda: llama.weights.show(llama.weights.base.items()),
+        lambda: llama.weights.show_updated(np.array([3], np.uint64), np.array([0.3], np.float32)),
         lambda: llama.weights.restore(*next(iter(llama.weights.base.items()))),
     ):
         write()

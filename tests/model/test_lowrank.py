@@ -195,6 +195,21 @@ def test_a_stack_of_matrices_has_factors_for_each():
     assert not np.array_equal(pairs[0][1], pairs[1][1])
 
 
+@pytest.mark.parametrize("master", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rank", [0, 2], ids=["full", "lowrank"])
+def test_what_an_update_would_make_is_shown_with_its_bits(rank, master):
+    """Of a stack matrix by matrix; of a bfloat16 base after its rounding. The base stays."""
+    base = np.arange(3 * 5 * 64, dtype=np.float32).reshape(3, 5, 64) / 97
+    seeds, coefficients = np.array([7, 2**63 + 1], np.uint64), np.array([0.5, -0.25], np.float32)
+    weights = take_over(Stacked(base), master, torch.device("cpu"), CpuKernels(1), rank, master)
+    before = weights.base["stack"].clone()
+    weights.show_updated(seeds, coefficients)
+    shown = weights.live["stack"].clone()
+    assert torch.equal(weights.base["stack"], before)
+    weights.update(seeds, coefficients)
+    assert torch.equal(weights.base["stack"], shown) and not torch.equal(shown, before)
+
+
 @pytest.mark.parametrize("rank", [0, 2], ids=["full", "lowrank"])
 def test_a_stack_whose_base_is_bfloat16_is_widened_matrix_by_matrix(rank, monkeypatch):
     """With the bits that it would have as a whole."""

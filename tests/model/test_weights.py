@@ -225,6 +225,7 @@ def test_what_was_changed_or_shown_since_does_not_pass_for_the_base(load):
         "restore": lambda: weights.restore(name, other),
         "perturb": lambda: weights.perturb(1, SIGMA),
         "show": lambda: weights.show([(name, -other)]),
+        "show what an update would make": lambda: weights.show_updated(SEEDS, FACTORS),
         "show that fails": fail_to_show,
     }
     for change, make in changes.items():

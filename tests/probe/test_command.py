@@ -71,10 +71,16 @@ def test_what_it_shows_and_writes(probed, scored, tmp_path):
     out, found = probed("--output", "probe.svg", **scored(20))
     assert [rung["sigma"] for rung in found["ladder"]] == [0.1, 0.4]
     assert np.shape(found["ladder"][0]["rewards"]) == (6, 5) and len(found["base"]["rewards"]) == 5
-    tried = sum(len(step["rewards"]) for rung in found["ladder"] for step in rung["steps"])
-    assert tried == 10 * 5 * sum(rung["bearable"] for rung in found["ladder"]) > 0
-    assert found["answers"] == 5 + 2 * 6 * 5 + tried + 10 and f"It cost {found['answers']} answers" in out
-    assert "tried on other 10 prompts" in out and len(found["ground"]["rewards"]) == 10
+    steps = [step for rung in found["ladder"] for step in rung["steps"]]
+    assert len(steps) == 10 and len(found["ground"]["rewards"]) == 15
+    first, more = ([s for s in steps if len(s["rewards"]) == prompts] for prompts in (5, 15))
+    assert len(first) == len(more) == 5, "the better half is tried on more prompts"
+    assert "tried on 5 other prompts, and the 5 best on 15, where" in out
+    early = {step["alpha"]: np.subtract(step["rewards"], found["ground"]["rewards"][:5]) for step in first}
+    late = [np.subtract(step["rewards"], found["ground"]["rewards"])[:5].mean() for step in more]
+    assert max(gains.mean() for gains in early.values()) <= min(late)
+    assert found["answers"] == 5 + 2 * 6 * 5 + 5 * 5 + 5 * 15 + 15
+    assert f"It cost {found['answers']} answers" in out
     for rung in found["ladder"]:
         mean = np.mean(rung["rewards"])
         assert rung["reward"] == pytest.approx(mean)
@@ -96,9 +102,17 @@ def test_noise_is_the_same_at_every_sigma_and_0_is_the_model_itself(probed):
     assert found["recommended"]["by_answers"] and rung["signal_to_noise"]["mean"] is None
 
 
-def test_a_step_is_a_generation_of_training(probed, scored, tiny_model, tmp_path, alone):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"es.fitness": "centered_rank"},
+        {"es.perturbation": "full", "es.block": 1},
+        {"model.dtype": "bfloat16", "model.master": "live"},
+    ],
+)
+def test_a_step_is_a_generation_of_training(changes, probed, scored, tiny_model, tmp_path, alone):
     """The same members' update, to the last bit: what it gains is what the trained model gains."""
-    own = {**scored(2), "es.fitness": "centered_rank"}
+    own = {**scored(2), **changes}
     out, found = probed("--sigmas", "0.1", **own)
     assert found["ground_is_of_members_prompts"] and "tried on the same 2 prompts" in out
     (rung,) = found["ladder"]
@@ -110,6 +124,17 @@ def test_a_step_is_a_generation_of_training(probed, scored, tiny_model, tmp_path
             rows = file["prompt"]
             last = (rows["generation"][:] == 1) & (rows["split"].asstr()[:] == "train")
             assert rows["reward"][last].tolist() == step["rewards"] != found["ground"]["rewards"]
+
+
+def test_a_prompt_that_cannot_be_scored_takes_no_step_away(probed, scored, tmp_path):
+    """Training leaves out whom it cannot score; here that may be every member."""
+    own = scored(20)
+    first_unscored = REWARD.replace("return [", "made = [") + "    return [None, *made[1:]]\n"
+    (tmp_path / "score.py").write_text(first_unscored)
+    _, found = probed("--sigmas", "0.1", **own)
+    (rung,) = found["ladder"]
+    assert found["base"]["rewards"][0] is None and {rewards[0] for rewards in rung["rewards"]} == {None}
+    assert all(step["gain"]["mean"] for step in rung["steps"]), "something moves"
 
 
 def test_a_ladder_around_the_settings_sigma(probed):

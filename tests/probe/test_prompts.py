@@ -13,15 +13,17 @@ def task(rows: int) -> Task:
     return Task("custom", [{"prompt": f"prompt {i}"} for i in range(rows)], [], lambda **columns: [])
 
 
-@pytest.mark.parametrize(("rows", "members", "others"), [(100, 8, 16), (24, 8, 16), (20, 8, 12), (16, 8, 8)])
-def test_steps_are_tried_on_prompts_that_no_member_has(rows, members, others):
+@pytest.mark.parametrize(
+    ("rows", "rounds"), [(100, [8, 16, 32]), (64, [8, 16, 32]), (40, [8, 16, 8]), (24, [8, 8]), (16, [8])]
+)
+def test_steps_are_tried_on_prompts_that_no_member_has(rows, rounds):
     made = task(rows)
-    drawn = Prompts.draw(made, 7, members)
-    mine, theirs = ([row["prompt"] for row in part] for part in (drawn.members, drawn.others))
-    assert (len(mine), len(theirs)) == (members, others) and len({*mine, *theirs}) == members + others
-    first = [made.train[i]["prompt"] for i in epochs.sample(7, 0, rows, members)]
-    assert mine == first, "as a run's first generation draws them"
-    assert [start.row["prompt"] for start in drawn.starts_of_steps(made)] == theirs
+    drawn = Prompts.draw(made, 7, 8)
+    first = [made.train[i]["prompt"] for i in epochs.sample(7, 0, rows, 8)]
+    assert [row["prompt"] for row in drawn.members] == first, "as a run's first generation draws them"
+    tried = [[start.row["prompt"] for start in starts] for starts in drawn.rounds_of_steps(made)]
+    assert list(map(len, tried)) == rounds
+    assert len({*first, *(prompt for prompts in tried for prompt in prompts)}) == 8 + sum(rounds)
 
 
 @pytest.mark.parametrize("rows", [2, 8, 15])
@@ -29,4 +31,4 @@ def test_where_too_few_are_left_steps_have_the_members(rows):
     made = task(rows)
     drawn = Prompts.draw(made, 7, 8)
     assert len(drawn.members) == min(rows, 8) and drawn.others == []
-    assert drawn.starts_of_steps(made) == drawn.starts_of_members(made)
+    assert drawn.rounds_of_steps(made) == [drawn.starts_of_members(made)]

@@ -54,7 +54,8 @@ class BlocksInVllm:
         count, weights, most = len(members), self.weights, self.layers.members.nobody
         # The buffers' last row is nobody's, and would take the noise of one more without a word.
         assert count <= most, f"{count} members, where a block has {most}"
-        self._show_base()
+        self.weights.show_base()
+        self._take_vectors()
         for name, place in self.matrices.items():
             first, *others = (b[:count] for b in place.b)
             draw_factors(place.a[:count], first, weights, members, name, sigmas[name])
@@ -69,12 +70,16 @@ class BlocksInVllm:
 
     def clear(self) -> None:
         """Back to the plain model, with the base's weights."""
-        self._show_base()
+        self.weights.show_base()
+        self.rest()
+
+    def rest(self) -> None:
+        """Back to the plain model, with the live weights as they are."""
+        self._take_vectors()
         self.layers.idle = True
 
-    def _show_base(self) -> None:
-        """Also as nobody's vectors."""
-        self.weights.show_base()
+    def _take_vectors(self) -> None:
+        """The live weights' vectors are nobody's, too: on GPUs, who is no member computes with these."""
         for name, vectors in self.vectors.items():
             vectors[-1] = self.weights.live[name]
 

@@ -10,7 +10,7 @@ them, on all devices, is made anew with them (mapping.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -36,13 +36,9 @@ class WatchedWeights(Weights):
 
     writes = 0
 
-    def perturb_each(self, seed: int, scales: Mapping[str, float]) -> None:
+    def _rewrite(self) -> None:
         self.writes += 1
-        super().perturb_each(seed, scales)
-
-    def show(self, values: Iterable[tuple[str, torch.Tensor]]) -> None:
-        self.writes += 1
-        super().show(values)
+        super()._rewrite()
 
 
 class Experts:
