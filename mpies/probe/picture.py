@@ -59,8 +59,11 @@ def _lost(axes: Axes, base: Base, outcomes: list[Outcome]) -> None:
         _curve(beside, outcomes, RED, "accuracy (right axis)", lambda o: _below(right, o.accuracy_lost))
         beside.set_ylabel("accuracy")
         beside.spines.right.set_visible(True)
-        beside.legend(loc="upper right")
-    axes.legend(loc="best")
+        handles, labels = axes.get_legend_handles_labels()
+        more, named = beside.get_legend_handles_labels()
+        beside.legend(handles + more, labels + named, loc="best")
+    else:
+        axes.legend(loc="best")
 
 
 def _differing(axes: Axes, outcomes: list[Outcome]) -> None:

@@ -70,7 +70,7 @@ def probe(
     population = Population(2 * pairs, es.seed, True, es.block_size)
     base, rungs = climb(comm, settings, replica, ladder, population, drawn, say)
     of_run = task.prompts_per_generation or len(task.train)
-    outcomes = [Outcome.of(base, rung, of_run) for rung in rungs]
+    outcomes = [Outcome.of(base, rung, of_run, rungs[:at]) for at, rung in enumerate(rungs)]
     worth = [outcome.rung for outcome in worth_a_step(outcomes)]
     rounds = drawn.rounds_of_steps(task)
     steps = try_steps(comm, settings, replica, worth, population.members(0), rounds, say) if worth else []

@@ -6,8 +6,8 @@ Friedman, Olshen and Stone 1984, "Classification and regression trees", section 
 noise is nearest to one perturbation is taken, and of several the one that gained most: its sigma.
 
 No step is tried, and no sigma taken, from the first rung on that is not bearable: where, by a standard error,
-members are far worse than the unperturbed model (`symptoms.FAR`), or have lost more than RIGHT_LOST of its
-right answers. A step that loses as many is not taken either, whatever its reward.
+members are far worse than the unperturbed model or than at a smaller sigma (`symptoms.FAR`), or have lost
+more than RIGHT_LOST of its right answers. A step that loses as many is not taken either, whatever its reward.
 
 **alpha.** With which the noise that a run's T updates of N members leave is that of the step: T steps against
 one have the same noise, and go about sqrt(N T / M) times as far along what members agree on. At equal answers
@@ -40,6 +40,8 @@ class Outcome:
 
     rung: Rung
     lost: Figure
+    fallen: Figure
+    """What it lacks of the best that is known at a smaller sigma, the unperturbed model or members."""
     accuracy_lost: Figure
     right: float
     """The unperturbed model's accuracy; NaN: not measured."""
@@ -52,11 +54,13 @@ class Outcome:
     """That were tried, the shortest first."""
 
     @classmethod
-    def of(cls, base: Base, rung: Rung, prompts: int) -> Outcome:
-        """For a run with so many prompts in a generation."""
+    def of(cls, base: Base, rung: Rung, prompts: int, smaller: Sequence[Rung] = ()) -> Outcome:
+        """For a run with so many prompts in a generation. `smaller`: the rungs below."""
+        lost = rung.lost(base)
         return cls(
             rung,
-            rung.lost(base),
+            lost,
+            max([lost, *map(rung.lost_since, smaller)], key=surely),
             rung.accuracy_lost(base),
             mean(base.accuracies),
             rung.disagreement,
@@ -66,7 +70,7 @@ class Outcome:
 
     @property
     def bearable(self) -> bool:
-        far = surely(self.lost) > FAR * self.signal.spread
+        far = surely(self.fallen) > FAR * self.signal.spread
         return not (far or surely(self.accuracy_lost) > RIGHT_LOST * self.right)
 
     def figures(self) -> dict[str, Any]:
@@ -209,7 +213,7 @@ def _told(outcome: Outcome, step: Step, best: Figure) -> str:
 
 
 def _damage(outcome: Outcome) -> str:
-    told = f"{max(0.0, outcome.lost.mean):.2g} where they differ by {outcome.signal.spread:.2g}"
+    told = f"{max(0.0, outcome.fallen.mean):.2g} where they differ by {outcome.signal.spread:.2g}"
     if math.isnan(outcome.right):
         return told
     return f"{told} (accuracy {max(0.0, outcome.accuracy_lost.mean):.2g} of {outcome.right:.2g})"

@@ -18,6 +18,9 @@ import numpy as np
 
 from mpies.measure.statistics import Figure, mean, over_prompts
 
+# Errors that are smaller in proportion are those of arithmetic.
+ROUNDING = 1e-9
+
 # Of the unperturbed model's right answers, that members or steps may lose: a reward may rise while they do.
 RIGHT_LOST = 0.5
 
@@ -100,6 +103,10 @@ class Rung:
     def lost(self, base: Base) -> Figure:
         """Of the reward, against the unperturbed model on the same prompts; negative: gained."""
         return over_both(base.rewards - _of_pairs(self.rewards))
+
+    def lost_since(self, smaller: Rung) -> Figure:
+        """Of the reward, against the same members at a smaller sigma."""
+        return over_both(_of_pairs(smaller.rewards) - _of_pairs(self.rewards))
 
     def accuracy_lost(self, base: Base) -> Figure:
         return over_both(base.accuracies - _of_pairs(self.accuracies))
@@ -214,7 +221,7 @@ def shown(figure: Figure, signed: bool = False) -> str:
     if math.isnan(figure.mean):
         return "-"
     sign = "+" if signed else ""
-    if not figure.error > 0 or math.isinf(figure.error):
+    if not ROUNDING * abs(figure.mean) < figure.error < math.inf:
         return f"{figure.mean:{sign}.3g}"
     leading = math.floor(math.log10(figure.error))
     places = max(0, -leading + (figure.error < 3 * 10.0**leading))

@@ -125,10 +125,21 @@ def test_what_lies_beyond_the_first_that_is_not_bearable_is_not_looked_at():
     """Where all rewards are 0, there is nothing to lose any more."""
     outcomes = World(damage=2e4).outcomes()
     assert not outcomes[-2].bearable
-    nothing = {name: replace(getattr(outcomes[-1], name), mean=-1.0) for name in ("lost", "accuracy_lost")}
+    nothing = {name: replace(getattr(outcomes[-1], name), mean=-1.0) for name in ("fallen", "accuracy_lost")}
     last = replace(outcomes[-1], signal=outcomes[1].signal, steps=World(height=9.0).steps(0.016), **nothing)
     assert last.bearable and last not in worth_a_step([*outcomes[:-1], last])
     assert recommend(ES, [*outcomes[:-1], last]).sigma < LADDER[-2]
+
+
+def test_members_that_are_far_worse_than_others_at_a_smaller_sigma():
+    """Where the unperturbed model gets nothing, and hardly any noise is better, there is nothing to lose."""
+    world = World(damage=2e4)
+    poor = replace(world.base(), rewards=np.zeros(PROMPTS), accuracies=np.full(PROMPTS, math.nan))
+    rungs = [world.rung(sigma) for sigma in LADDER]
+    assert all(Outcome.of(poor, rung, PROMPTS).bearable for rung in rungs)
+    found = [Outcome.of(poor, rung, PROMPTS, rungs[:at]) for at, rung in enumerate(rungs)]
+    assert [one.bearable for one in found] == [one.bearable for one in world.outcomes()]
+    assert not found[-1].bearable and found[-1].lost.mean <= 0 < found[-1].fallen.mean
 
 
 def test_a_reward_that_rises_as_right_answers_are_lost():

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from mpies.probe.rung import Base, Rung, Step, components, jackknife, over_both, signal
+from mpies.measure.statistics import Figure
+from mpies.probe.rung import Base, Rung, Step, components, jackknife, over_both, shown, signal
 
 NAN = math.nan
 
@@ -104,3 +105,32 @@ def test_what_a_step_gains_is_told_prompt_by_prompt():
     assert step.accuracy_lost.mean == pytest.approx(0.25)
     unscored = Step(1.0, 0.1, ground, Base(np.full(4, NAN), np.full(4, NAN), np.full(4, 5), 0.0))
     assert math.isnan(unscored.gain.mean) and math.isnan(unscored.accuracy_lost.mean)
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "told"),
+    [
+        (0.41666, 0.0312, "+0.42+-0.03"),
+        (0.3294, 0.0288, "+0.329+-0.029"),
+        (-172.54, 13.0, "-173+-13"),
+        (126.0, 22.4, "+126+-22"),
+        (0.0, 0.0, "+0"),
+        (-0.03, 1e-19, "-0.03"),
+        (0.5, NAN, "+0.5"),
+        (0.5, math.inf, "+0.5"),
+        (NAN, 0.1, "-"),
+    ],
+)
+def test_figures_are_shown_to_the_place_of_their_error(mean, error, told):
+    assert shown(Figure(mean, error), signed=True) == told
+
+
+def test_members_rewards_are_those_of_training():
+    """Exactly rounded means; where something was not scored, of what differs from the others."""
+    whole = rung(np.array([[0.1, 0.2, 0.3], [1, 2, 4], [1, 1, 1], [0, 0, 0]]))
+    assert whole.of_members.tolist() == [math.fsum([0.1, 0.2, 0.3]) / 3, 7 / 3, 1, 0]
+    hard = rung(np.array([[1.0, NAN], [0.9, 0.0], [1.0, 0.2], [1.0, 0.1]]))
+    ranked = np.argsort(hard.of_members)
+    assert ranked.tolist() == [1, 3, 0, 2], "who was not asked the hard prompt is not the best"
+    assert hard.moves and not rung(np.tile([[1.0, 0.0], [0.0, 1.0]], (2, 1))).moves
+    assert not rung(np.full((4, 2), NAN)).moves
