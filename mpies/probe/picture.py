@@ -11,7 +11,7 @@ import numpy as np
 from mpies.drawing import LOOK, save
 from mpies.measure.statistics import Figure, mean
 from mpies.probe.probing import Probed
-from mpies.probe.recommendation import Outcome, Recommendation
+from mpies.probe.recommendation import Recommendation, Tried
 from mpies.probe.rung import Base
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def draw(probed: Probed, recommended: Recommendation, form: str) -> bytes:
     return file.getvalue()
 
 
-def _lost(axes: Axes, base: Base, outcomes: list[Outcome]) -> None:
+def _lost(axes: Axes, base: Base, outcomes: list[Tried]) -> None:
     axes.set_title("Reward of the members")
     level = mean(base.rewards)
     _curve(axes, outcomes, BLUE, "members, ± standard error of the loss", lambda o: _below(level, o.lost))
@@ -66,9 +66,9 @@ def _lost(axes: Axes, base: Base, outcomes: list[Outcome]) -> None:
         axes.legend(loc="best")
 
 
-def _differing(axes: Axes, outcomes: list[Outcome]) -> None:
+def _differing(axes: Axes, outcomes: list[Tried]) -> None:
     axes.set_title("Answers of a pair")
-    shares: dict[str, tuple[str, Callable[[Outcome], Figure]]] = {
+    shares: dict[str, tuple[str, Callable[[Tried], Figure]]] = {
         "identical": (BLUE, lambda o: Figure(o.rung.identical)),
         "with different rewards": (GREEN, lambda o: o.disagreement),
         "cut off": (PINK, lambda o: Figure(o.rung.truncated)),
@@ -80,7 +80,7 @@ def _differing(axes: Axes, outcomes: list[Outcome]) -> None:
     axes.legend(loc="best")
 
 
-def _gained(axes: Axes, outcomes: list[Outcome], recommended: Recommendation) -> None:
+def _gained(axes: Axes, outcomes: list[Tried], recommended: Recommendation) -> None:
     axes.set_title("One step, tried")
     axes.axhline(0, color="grey", lw=0.8)
     axes.set_xlabel("alpha of the step")
@@ -126,10 +126,10 @@ def _below(level: float, lost: Figure) -> Figure:
 
 def _curve(
     axes: Axes,
-    outcomes: list[Outcome],
+    outcomes: list[Tried],
     colour: str,
     label: str,
-    value: Callable[[Outcome], Figure],
+    value: Callable[[Tried], Figure],
     scale: float = 1,
 ) -> None:
     found = [value(outcome) for outcome in outcomes]

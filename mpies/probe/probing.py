@@ -10,7 +10,7 @@ from mpies.config import Settings
 from mpies.es.population import Population
 from mpies.probe.climbing import climb
 from mpies.probe.prompts import Prompts
-from mpies.probe.recommendation import Outcome, worth_a_step
+from mpies.probe.recommendation import Tried, worth_a_step
 from mpies.probe.rung import Base
 from mpies.probe.steps import try_steps
 from mpies.replica import Replica
@@ -25,7 +25,7 @@ class Probed:
 
     base: Base
     """The unperturbed model, on the members' prompts."""
-    outcomes: list[Outcome]
+    outcomes: list[Tried]
     """Of the ladder, in rising order."""
     prompts_per_generation: int
     """Of the run that is probed for."""
@@ -70,7 +70,7 @@ def probe(
     population = Population(2 * pairs, es.seed, True, es.block_size)
     base, rungs = climb(comm, settings, replica, ladder, population, drawn, say)
     of_run = task.prompts_per_generation or len(task.train)
-    outcomes = [Outcome.of(base, rung, of_run, rungs[:at]) for at, rung in enumerate(rungs)]
+    outcomes = [Tried.of(base, rung, of_run, rungs[:at]) for at, rung in enumerate(rungs)]
     worth = [outcome.rung for outcome in worth_a_step(outcomes)]
     rounds = drawn.rounds_of_steps(task)
     steps = try_steps(comm, settings, replica, worth, population.members(0), rounds, say) if worth else []

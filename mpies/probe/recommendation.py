@@ -27,7 +27,7 @@ from mpies.config import EsSettings
 from mpies.errors import InputError
 from mpies.es.symptoms import FAR, IDENTICAL
 from mpies.measure.statistics import Figure, mean
-from mpies.probe.rung import RIGHT_LOST, Base, Rung, Signal, Step, jackknife, shown, signal, surely
+from mpies.probe.rung import RIGHT_LOST, Base, Rung, Signal, Stride, jackknife, shown, signal, surely
 from mpies.probe.steps import alpha_of
 
 # Standard errors above nothing, from which on the best of many steps is taken for more than chance.
@@ -35,7 +35,7 @@ SURE = 3
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Tried:
     """What a rung comes to."""
 
     rung: Rung
@@ -50,11 +50,11 @@ class Outcome:
     """With the prompts of a generation of the run."""
     to_noise_error: float
     """Of the signal to noise, over pairs."""
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Stride, ...] = ()
     """That were tried, the shortest first."""
 
     @classmethod
-    def of(cls, base: Base, rung: Rung, prompts: int, smaller: Sequence[Rung] = ()) -> Outcome:
+    def of(cls, base: Base, rung: Rung, prompts: int, smaller: Sequence[Rung] = ()) -> Tried:
         """For a run with so many prompts in a generation. `smaller`: the rungs below."""
         lost = rung.lost(base)
         return cls(
@@ -107,12 +107,12 @@ class Recommendation:
         return f"es.sigma={self.sigma:g} es.alpha={self.alpha:g}: {self.reason}"
 
 
-def worth_a_step(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def worth_a_step(outcomes: Sequence[Tried]) -> list[Tried]:
     """Those below the first that is not bearable, with which something moves; of a ladder in rising order."""
     return [outcome for outcome in _bearable(outcomes) if outcome.rung.moves]
 
 
-def recommend(es: EsSettings, outcomes: Sequence[Outcome]) -> Recommendation:
+def recommend(es: EsSettings, outcomes: Sequence[Tried]) -> Recommendation:
     """Of a ladder in rising order, for a run with these settings. Raises InputError if nothing is known."""
     if all(math.isnan(outcome.disagreement.mean) for outcome in outcomes):
         raise InputError("no answer of any member could be scored, so that nothing can be recommended")
@@ -143,7 +143,7 @@ def alpha_for(sigma: float, es: EsSettings, members: int, length: float = 1.0) -
     return float(f"{alpha_of(length, sigma, es.population, updates, es.fitness):.2g}")
 
 
-def _ladder_told(outcomes: Sequence[Outcome], outcome: Outcome, step: Step) -> str:
+def _ladder_told(outcomes: Sequence[Tried], outcome: Tried, step: Stride) -> str:
     """What members lose at this sigma of a ladder, and beyond; whether to move the ladder."""
     told = f"; members lose {_damage(outcome)}"
     beyond = next((one for one in outcomes if not one.bearable), None)
@@ -156,7 +156,7 @@ def _ladder_told(outcomes: Sequence[Outcome], outcome: Outcome, step: Step) -> s
     return told
 
 
-def _by_step(es: EsSettings, outcome: Outcome, step: Step, why: str) -> Recommendation:
+def _by_step(es: EsSettings, outcome: Tried, step: Stride, why: str) -> Recommendation:
     members, sigma = len(outcome.rung.rewards), outcome.rung.sigma
     if es.population > es.generations * members:
         why += "; alpha is that of the step, beyond which nothing is known"
@@ -165,7 +165,7 @@ def _by_step(es: EsSettings, outcome: Outcome, step: Step, why: str) -> Recommen
     return Recommendation(sigma, alpha_for(sigma, es, members, step.length), why, step.length)
 
 
-def _without_step(es: EsSettings, outcome: Outcome, why: str) -> Recommendation:
+def _without_step(es: EsSettings, outcome: Tried, why: str) -> Recommendation:
     members, sigma = len(outcome.rung.rewards), outcome.rung.sigma
     told = f"{why}; alpha so that {_run(es)} have about the noise of one such perturbation, or less"
     return Recommendation(sigma, alpha_for(sigma, es, members), told)
@@ -175,11 +175,11 @@ def _run(es: EsSettings) -> str:
     return f"{es.generations} updates of {es.population} members"
 
 
-def _bearable(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def _bearable(outcomes: Sequence[Tried]) -> list[Tried]:
     return list(itertools.takewhile(lambda outcome: outcome.bearable, outcomes))
 
 
-def _last_round(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Step]]:
+def _last_round(outcomes: Sequence[Tried]) -> list[tuple[Tried, Stride]]:
     """The steps that can be taken, of those that were tried on most prompts: all of them on the same.
 
     They were chosen by some of these prompts. But the best of them has gained no more than the best of all
@@ -190,19 +190,19 @@ def _last_round(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Step]]:
     return [one for one in tried if len(one[1].after.rewards) == most and one[1].bearable]
 
 
-def _best(tried: list[tuple[Outcome, Step]]) -> Figure:
+def _best(tried: list[tuple[Tried, Stride]]) -> Figure:
     """What the step gains that gains most."""
     return max((step.gain for _, step in tried), key=lambda gain: gain.mean)
 
 
-def _choose(tried: list[tuple[Outcome, Step]]) -> tuple[Outcome, Step]:
+def _choose(tried: list[tuple[Tried, Stride]]) -> tuple[Tried, Stride]:
     """See the module's docstring."""
     enough = surely(_best(tried))
     alike = [one for one in tried if one[1].gain.mean >= enough]
     return min(alike, key=lambda one: (abs(math.log(one[1].length)), -one[1].gain.mean))
 
 
-def _told(outcome: Outcome, step: Step, best: Figure) -> str:
+def _told(outcome: Tried, step: Stride, best: Figure) -> str:
     told = (
         f"a step of these {len(outcome.rung.rewards)} members with alpha {step.alpha:.2g}, tried, changes the"
         f" reward by {shown(step.gain, signed=True)}"
@@ -212,14 +212,14 @@ def _told(outcome: Outcome, step: Step, best: Figure) -> str:
     return f"{told}; no step gains more than chance may, more --pairs and --prompts tell whether any does"
 
 
-def _damage(outcome: Outcome) -> str:
+def _damage(outcome: Tried) -> str:
     told = f"{max(0.0, outcome.fallen.mean):.2g} where they differ by {outcome.signal.spread:.2g}"
     if math.isnan(outcome.right):
         return told
     return f"{told} (accuracy {max(0.0, outcome.accuracy_lost.mean):.2g} of {outcome.right:.2g})"
 
 
-def _by_answers(bearable: Sequence[Outcome]) -> tuple[Outcome, str]:
+def _by_answers(bearable: Sequence[Tried]) -> tuple[Tried, str]:
     """The smallest sigma at which most pairs answer differently, which rewards need to differ at all."""
     why = "no two rewards of a pair differ at any sigma that is bearable, so nothing can be learned"
     remedy = "a reward with steps in between, easier or more prompts tell members apart"

@@ -132,7 +132,7 @@ class Signal:
 
 
 @dataclass(frozen=True)
-class Step:
+class Stride:
     """The update of a rung's members, tried: what the weights answer to other prompts after it."""
 
     length: float
@@ -142,7 +142,7 @@ class Step:
     """The unperturbed model's answers to the same prompts."""
     after: Base
 
-    def joined(self, more: Step) -> Step:
+    def joined(self, more: Stride) -> Stride:
         """The same step, tried on more prompts."""
         return replace(self, ground=self.ground.joined(more.ground), after=self.after.joined(more.after))
 

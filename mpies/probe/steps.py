@@ -26,7 +26,7 @@ from mpies.es import fitness
 from mpies.es.directions import directions
 from mpies.es.population import Member
 from mpies.es.symptoms import ACCURACY
-from mpies.probe.rung import Base, Rung, Step
+from mpies.probe.rung import Base, Rung, Stride
 from mpies.ranks.collectives import allgather_objects
 from mpies.replica import Replica
 from mpies.tasks.base import TrainerState
@@ -63,14 +63,14 @@ def try_steps(
     members: list[Member],
     rounds: list[list[Start]],
     say: Callable[[str], None],
-) -> list[list[Step]]:
+) -> list[list[Stride]]:
     """For every rung its steps of all LENGTHS, the same on every rank. Collective.
 
     `members`: the rungs'. `rounds`: of the episodes that steps are tried in, and the unperturbed model, too.
     The base is as it was; live weights are some step's.
     """
     pieces = [(rung, length) for length in LENGTHS[::-1] for rung in range(len(rungs))]  # the longest first
-    steps: dict[Piece, Step] = {}
+    steps: dict[Piece, Stride] = {}
     for number, starts in enumerate(rounds):
         if number:
             pieces = _better_half(steps, pieces)
@@ -81,12 +81,12 @@ def try_steps(
         after = _answer(comm, settings, replica, rungs, members, [*pieces, GROUND], starts, say)
         for piece in pieces:
             at, length = piece
-            step = Step(length, _alpha(rungs[at], length, settings.es), after[GROUND], after[piece])
+            step = Stride(length, _alpha(rungs[at], length, settings.es), after[GROUND], after[piece])
             steps[piece] = steps[piece].joined(step) if piece in steps else step
     return [[steps[at, length] for length in LENGTHS] for at in range(len(rungs))]
 
 
-def _better_half(steps: dict[Piece, Step], pieces: list[Piece]) -> list[Piece]:
+def _better_half(steps: dict[Piece, Stride], pieces: list[Piece]) -> list[Piece]:
     """Of these pieces, in their order: those that gained more, before all the ones that cannot be taken."""
     gains = {piece: steps[piece].gain.mean if steps[piece].bearable else -math.inf for piece in pieces}
     ranked = sorted(pieces, key=lambda piece: -gains[piece])

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from mpies.measure.statistics import Figure, mean
 from mpies.probe.probing import Probed
-from mpies.probe.recommendation import Outcome, Recommendation
-from mpies.probe.rung import Step, shown
+from mpies.probe.recommendation import Recommendation, Tried
+from mpies.probe.rung import Stride, shown
 from mpies.probe.steps import LENGTHS
 
 
@@ -55,17 +55,17 @@ def of_steps(probed: Probed, recommended: Recommendation) -> Table:
     return table
 
 
-def _mark(outcome: Outcome, recommended: Recommendation) -> str:
+def _mark(outcome: Tried, recommended: Recommendation) -> str:
     if outcome.rung.sigma == recommended.sigma:
         return "<-"
     return "" if outcome.bearable else "too far"
 
 
-def _is_chosen(outcome: Outcome, step: Step, recommended: Recommendation) -> bool:
+def _is_chosen(outcome: Tried, step: Stride, recommended: Recommendation) -> bool:
     return (outcome.rung.sigma, step.length) == (recommended.sigma, recommended.length)
 
 
-def _gain(step: Step, chosen: bool) -> str:
+def _gain(step: Stride, chosen: bool) -> str:
     return f"{'->' if chosen else ''}{shown(step.gain, signed=True)}"
 
 

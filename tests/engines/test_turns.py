@@ -183,6 +183,9 @@ OF_WEIGHTS: dict[str, Callable[[Weights], Any]] = {
         next(iter(weights.base)), np.array([3], np.uint64), np.array([0.1], np.float32)
     ),
     "perturb_each": lambda weights: weights.perturb_each(4, {"lm_head.weight": 0.3}),
+    "show_updated": lambda weights: weights.show_updated(
+        np.array([3], np.uint64), np.array([0.1], np.float32)
+    ),
     "changed": lambda weights: weights.changed(),
     "leave_out": lambda weights: weights.leave_out(["lm_head"]),  # shows the base
 }
@@ -191,6 +194,7 @@ OF_LOWRANK: dict[str, Callable[[LowRank], Any]] = {
     "set": lambda lowrank: lowrank.set(NOISE[::-1], 0.3),
     "set_each": lambda lowrank: lowrank.set_each(NOISE, dict.fromkeys(lowrank.weights.base, 0.2)),
     "clear": lambda lowrank: lowrank.clear(),
+    "rest": lambda lowrank: lowrank.rest(),
 }
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from mpies import config
 from mpies.errors import InputError
-from mpies.probe.recommendation import Outcome, alpha_for, recommend, worth_a_step
-from mpies.probe.rung import Base, Rung, Step
+from mpies.probe.recommendation import Tried, alpha_for, recommend, worth_a_step
+from mpies.probe.rung import Base, Rung, Stride
 from mpies.probe.steps import LENGTHS, alpha_of
 
 ES = config.load(["model.path=x", "es.population=32", "es.generations=16", "run.directory=x"]).es
@@ -50,29 +50,29 @@ class World:
         marks = np.round(4 * logits).astype(int)
         return Rung(sigma, rewards, rewards, marks, np.full(rewards.shape, 5), 0.0)
 
-    def outcomes(self, ladder=LADDER) -> list[Outcome]:
-        found = [Outcome.of(self.base(), self.rung(sigma), PROMPTS) for sigma in ladder]
+    def outcomes(self, ladder=LADDER) -> list[Tried]:
+        found = [Tried.of(self.base(), self.rung(sigma), PROMPTS) for sigma in ladder]
         worth = worth_a_step(found)
         return [replace(one, steps=self.steps(one.rung.sigma)) if one in worth else one for one in found]
 
-    def steps(self, sigma: float) -> tuple[Step, ...]:
+    def steps(self, sigma: float) -> tuple[Stride, ...]:
         alphas = {length: alpha_of(length, sigma, 2 * PAIRS, 1, "zscore") for length in LENGTHS}
         return tuple(self.step(length, sigma, alpha) for length, alpha in alphas.items())
 
-    def step(self, length: float, sigma: float, alpha: float) -> Step:
+    def step(self, length: float, sigma: float, alpha: float) -> Stride:
         """The gain is a parabola in alpha; its scatter over prompts is each step's own."""
         random = np.random.default_rng(round(1e9 * alpha * sigma))
         scatter = random.standard_normal(PROMPTS)
         scatter = self.doubt * math.sqrt(PROMPTS) * (scatter - scatter.mean()) / scatter.std(ddof=1)
         gain = self.height * (1 - (alpha / self.reach - 1) ** 2)
         ground = self.base()
-        return Step(length, alpha, ground, replace(ground, rewards=ground.rewards + gain + scatter))
+        return Stride(length, alpha, ground, replace(ground, rewards=ground.rewards + gain + scatter))
 
     def _ease(self) -> np.ndarray:
         return np.linspace(-1, 1, PROMPTS) + 2 * (self.right - 0.5)
 
 
-def chosen(outcomes: list[Outcome], sigma: float, length: float) -> Step:
+def chosen(outcomes: list[Tried], sigma: float, length: float) -> Stride:
     (steps,) = (outcome.steps for outcome in outcomes if outcome.rung.sigma == sigma)
     return next(step for step in steps if step.length == length)
 
@@ -136,8 +136,8 @@ def test_members_that_are_far_worse_than_others_at_a_smaller_sigma():
     world = World(damage=2e4)
     poor = replace(world.base(), rewards=np.zeros(PROMPTS), accuracies=np.full(PROMPTS, math.nan))
     rungs = [world.rung(sigma) for sigma in LADDER]
-    assert all(Outcome.of(poor, rung, PROMPTS).bearable for rung in rungs)
-    found = [Outcome.of(poor, rung, PROMPTS, rungs[:at]) for at, rung in enumerate(rungs)]
+    assert all(Tried.of(poor, rung, PROMPTS).bearable for rung in rungs)
+    found = [Tried.of(poor, rung, PROMPTS, rungs[:at]) for at, rung in enumerate(rungs)]
     assert [one.bearable for one in found] == [one.bearable for one in world.outcomes()]
     assert not found[-1].bearable and found[-1].lost.mean <= 0 < found[-1].fallen.mean
 
@@ -149,7 +149,7 @@ def test_a_reward_that_rises_as_right_answers_are_lost():
     for sigma in LADDER:
         rung = world.rung(sigma)
         rung = replace(rung, rewards=0.1 * rung.rewards - rung.accuracies)
-        outcome = Outcome.of(replace(world.base(), rewards=-0.9 * world.base().rewards), rung, PROMPTS)
+        outcome = Tried.of(replace(world.base(), rewards=-0.9 * world.base().rewards), rung, PROMPTS)
         found.append(replace(outcome, steps=world.steps(sigma)))
     assert max(outcome.lost.mean for outcome in found) < 0.05, "nothing is lost of the reward"
     bearable = [outcome.bearable for outcome in found]
@@ -188,7 +188,7 @@ def test_right_answers_are_those_to_the_steps_own_prompts():
     assert found.length is not None and found.length < 1
 
 
-def ruin(step: Step) -> Step:
+def ruin(step: Stride) -> Stride:
     return replace(step, after=replace(step.after, accuracies=np.zeros(PROMPTS)))
 
 
@@ -216,7 +216,7 @@ def test_nothing_was_scored():
     rungs = [replace(rung, rewards=np.full(rung.rewards.shape, math.nan)) for rung in rungs]
     base = Base(unknown, unknown, np.full(PROMPTS, 5), 0.0)
     with pytest.raises(InputError, match=r"^no answer of any member could be scored"):
-        recommend(ES, [Outcome.of(base, rung, PROMPTS) for rung in rungs])
+        recommend(ES, [Tried.of(base, rung, PROMPTS) for rung in rungs])
 
 
 def test_steps_of_the_last_round_are_compared():
@@ -240,7 +240,7 @@ def test_rewards_that_are_equal_on_average_move_nothing():
     rewards = np.tile([[1.0, 0.0], [0.0, 1.0]], (4, 1))
     base = Base(np.array([0.5, 0.5]), np.full(2, math.nan), np.full(2, 5), 0.0)
     rung = Rung(0.1, rewards, np.full((8, 2), math.nan), np.arange(16).reshape(8, 2), np.full((8, 2), 5), 0.0)
-    outcomes = [Outcome.of(base, rung, 2)]
+    outcomes = [Tried.of(base, rung, 2)]
     assert worth_a_step(outcomes) == []
     found = recommend(ES, outcomes)
     assert "no step moves anything" in found.reason and found.length is None and not found.by_answers

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mpies.measure.statistics import Figure
-from mpies.probe.rung import Base, Rung, Step, components, jackknife, over_both, shown, signal
+from mpies.probe.rung import Base, Rung, Stride, components, jackknife, over_both, shown, signal
 
 NAN = math.nan
 
@@ -100,10 +100,10 @@ def test_what_a_step_gains_is_told_prompt_by_prompt():
     """Prompts that were not scored are left out; the error is of differences, not of the two rewards."""
     ground = Base(np.array([0.0, 5, 1, NAN]), np.array([1.0, 1, 0, 0]), np.full(4, 5), 0.0)
     after = Base(np.array([1.0, 6.5, 1.5, 2]), np.array([1.0, 0, 0, 0]), np.full(4, 5), 0.0)
-    step = Step(1.0, 0.1, ground, after)
+    step = Stride(1.0, 0.1, ground, after)
     assert (step.gain.mean, step.gain.error) == pytest.approx((1.0, 0.5 / math.sqrt(3)))
     assert step.accuracy_lost.mean == pytest.approx(0.25)
-    unscored = Step(1.0, 0.1, ground, Base(np.full(4, NAN), np.full(4, NAN), np.full(4, 5), 0.0))
+    unscored = Stride(1.0, 0.1, ground, Base(np.full(4, NAN), np.full(4, NAN), np.full(4, 5), 0.0))
     assert math.isnan(unscored.gain.mean) and math.isnan(unscored.accuracy_lost.mean)
 
 
