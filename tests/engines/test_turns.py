@@ -172,20 +172,17 @@ def lend(weights: Weights) -> None:
 
 
 # What the model computes may be another after each of these.
+STEP = np.array([3], np.uint64), np.array([0.1], np.float32)
 OF_WEIGHTS: dict[str, Callable[[Weights], Any]] = {
     "perturb": lambda weights: weights.perturb(7, 0.2),
     "show_base": lambda weights: weights.show_base(),
     "show": lambda weights: weights.show([(name, 1.1 * base) for name, base in weights.base.items()]),
     "lending": lend,
     "restore": lambda weights: weights.restore(*next(iter(weights.base.items()))),
-    "update": lambda weights: weights.update(np.array([3], np.uint64), np.array([0.1], np.float32)),
-    "update_one": lambda weights: weights.update_one(
-        next(iter(weights.base)), np.array([3], np.uint64), np.array([0.1], np.float32)
-    ),
+    "update": lambda weights: weights.update(*STEP),
+    "update_one": lambda weights: weights.update_one(next(iter(weights.base)), *STEP),
     "perturb_each": lambda weights: weights.perturb_each(4, {"lm_head.weight": 0.3}),
-    "show_updated": lambda weights: weights.show_updated(
-        np.array([3], np.uint64), np.array([0.1], np.float32)
-    ),
+    "show_updated": lambda weights: weights.show_updated(*STEP),
     "changed": lambda weights: weights.changed(),
     "leave_out": lambda weights: weights.leave_out(["lm_head"]),  # shows the base
 }
