@@ -3,8 +3,8 @@
     python docs/results/collect.py runs/runs [grpo-1.json ...]
 
 Run number n is line n of runs.txt, in runs/runs/n, as jobs/sweep.sbatch leaves it; lines without a run are
-left out. The JSON files are those of `mpies.evaluate --json`. Writes runs.csv, a row per run, and
-results.csv, a row per figure of an evaluation, beside this file.
+left as they are. The JSON files are those of `mpies.evaluate --json`. Writes runs.csv, a row per run, and
+results.csv, a row per figure of an evaluation, beside this file; rows of others stay.
 """
 
 from __future__ import annotations
@@ -82,10 +82,16 @@ def of_model(file: Path) -> Iterator[tuple]:
 
 
 def write(name: str, columns: tuple[str, ...], rows: list[tuple]) -> None:
+    """The first column is the run's: what stands there of these runs goes."""
+    new = {str(row[0]) for row in rows}
+    with open(HERE / name, newline="") as file:
+        known = [row for row in list(csv.reader(file))[1:] if row[0] not in new]
     with open(HERE / name, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(rows)
+        writer.writerows(
+            sorted([*known, *rows], key=lambda row: int(row[0]) if str(row[0]).isdigit() else math.inf)
+        )
 
 
 if __name__ == "__main__":

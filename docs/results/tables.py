@@ -16,9 +16,11 @@ import pandas as pd
 from matplotlib import pyplot
 
 from mpies import config
+from mpies.measure.statistics import Figure
+from mpies.probe.rung import shown
 
 HERE = Path(__file__).parent
-PAGES = [HERE.parent / name for name in ("results.md", "conciseness.md", "char_count.md")]
+PAGES = [HERE.parent / name for name in ("results.md", "conciseness.md", "char_count.md", "probe.md")]
 SETTINGS = (
     "perturbation", "population", "sigma", "alpha", "seed", "antithetic", "fitness", "alpha_schedule",
     "anchor_decay", "rank",
@@ -122,6 +124,7 @@ VARIANTS = {
     "sigma 0.01, alpha 0.01": {},
     "alpha falls to 0.001 (cosine)": {"alpha_schedule": "cosine"},
     "alpha falls from 0.02 to 0.002 (cosine)": {"alpha": 0.02, "alpha_schedule": "cosine"},
+    "sigma 0.0025, alpha 0.0089": {"sigma": 0.0025, "alpha": 0.0089},
     "sigma 0.005, alpha 0.01": {"sigma": 0.005},
     "sigma 0.02, alpha 0.01": {"sigma": 0.02},
     "sigma 0.02, alpha 0.005": {"sigma": 0.02, "alpha": 0.005},
@@ -237,23 +240,43 @@ def environments(frame: pd.DataFrame) -> str:
     return markdown(head, rows)
 
 
-def sweep(frame: pd.DataFrame) -> str:
-    """Of sweep.csv and sweep_runs.txt: held-out episodes won, a row per change of settings."""
+def swept() -> pd.DataFrame:
+    """Of sweep.csv and sweep_runs.txt: held-out evaluations, with what their run's line has changed."""
     lines = [line.split() for line in (HERE / "sweep_runs.txt").read_text().splitlines()]
     played = pd.read_csv(HERE / "sweep.csv").sort_values("run", kind="stable")
     played["change"] = [
         " ".join(word for word in lines[run - 1] if word not in lines[0] and not word.startswith("es.seed="))
         for run in played["run"]
     ]
-    played = played[played["split"] == "held_out"]
+    return played[played["split"] == "held_out"]
+
+
+def sweep(frame: pd.DataFrame) -> str:
+    """Held-out episodes won, a row per change of settings."""
     rows = []
-    for change, runs in played.groupby("change", sort=False):
+    for change, runs in swept().groupby("change", sort=False):
         first, last = first_and_last(runs)
         cells = [mean(part["right"], 3) for part in (first, last)]
         rows.append(
             [f"`{change}`" if change else "as above", str(len(last)), f"{last['answers'].max():,}", *cells]
         )
     return markdown(["changed", "seeds", "episodes", "won before", "after"], rows)
+
+
+def probes(frame: pd.DataFrame) -> str:
+    """Of probes.csv and sweep.csv: what was recommended, and what runs of the number game win with it."""
+    played = swept()
+    rows = []
+    for _, probe in pd.read_csv(HERE / "probes.csv").iterrows():
+        change = f"es.sigma={probe['sigma']:g} es.alpha={probe['alpha']:g}"
+        runs = played[(played["change"] == change) & probe["probe"].startswith("number")]
+        won = mean(first_and_last(runs)[1]["right"], 3) if len(runs) else ""
+        name, seed = probe["probe"].rpartition("-")[0].rstrip("0123456789"), str(probe["seed"])
+        gain = shown(Figure(probe["gain"], probe["error"])).replace("+-", " ± ")
+        told = [f"{probe[figure]:g}" for figure in ("sigma", "alpha")]
+        rows.append([name, seed, str(probe["pairs"]), f"{probe['answers']:,}", gain, *told, won])
+    head = ["probe", "seed", "pairs", "answers", "the step gains", "sigma", "alpha", "won by runs with these"]
+    return markdown(head, rows)
 
 
 def questions(frame: pd.DataFrame) -> str:
@@ -280,6 +303,7 @@ TABLES = {
     "char_count": char_count,
     "countdown": countdown,
     "environments": environments,
+    "probes": probes,
     "questions": questions,
     "sweep": sweep,
 }

@@ -49,7 +49,7 @@ class Full:
         self.weights.show_base()
 
     def rest(self) -> None:
-        """A member was in the live weights, which are others by now."""
+        """Nothing is left to do: a member is in the live weights only."""
 
 
 def make(es: config.EsSettings, model: PreTrainedModel, weights: Weights) -> Perturbation:

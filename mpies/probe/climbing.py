@@ -82,7 +82,6 @@ def _stand_below(
     comm: Comm, settings: Settings, replica: Replica, rows: list[Row], state: TrainerState
 ) -> Base:
     replica.perturbation.clear()
-    replica.weights.show_base()
     found = evaluate_rows(comm, replica.engine, replica.task, rows, settings.engine.batch_size, state)
     cut = allgather_objects(comm, sum(one.truncated for batch in found.mine for one in batch))
     unknown = np.full(len(rows), np.nan)

@@ -23,7 +23,7 @@ MARKERS = "osv^D<>Ph"
 
 
 def draw(probed: Probed, recommended: Recommendation, form: str) -> bytes:
-    """As a png, svg or pdf file; what is recommended gets a line in each panel."""
+    """As a png, svg or pdf file; the sigma that is recommended, and the step, get a line."""
     import matplotlib
     from matplotlib import figure
 
@@ -105,7 +105,7 @@ def _gained(axes: Axes, outcomes: list[Tried], recommended: Recommendation) -> N
         label = f"sigma {outcome.rung.sigma:g}" if i % -(-len(tried) // TICKS) == 0 else None
         axes.errorbar(x, [g.mean for g in gains], errors, label=label, **look)
         for step in outcome.steps:
-            if (outcome.rung.sigma, step.length) == (recommended.sigma, recommended.length):
+            if recommended.chose(outcome.rung.sigma, step):
                 axes.axvline(step.alpha, color="black", lw=0.8, ls=":")
     axes.legend(loc="best")
 

@@ -11,8 +11,9 @@ from mpies.es.population import Population
 from mpies.probe.climbing import climb
 from mpies.probe.prompts import Prompts
 from mpies.probe.recommendation import Tried, worth_a_step
-from mpies.probe.rung import Base
+from mpies.probe.rung import Base, Rung
 from mpies.probe.steps import try_steps
+from mpies.ranks.collectives import broadcast_object
 from mpies.replica import Replica
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def probe(
     base, rungs = climb(comm, settings, replica, ladder, population, drawn, say)
     of_run = task.prompts_per_generation or len(task.train)
     outcomes = [Tried.of(base, rung, of_run, rungs[:at]) for at, rung in enumerate(rungs)]
-    worth = [outcome.rung for outcome in worth_a_step(outcomes)]
+    worth: list[Rung] = broadcast_object(comm, [outcome.rung for outcome in worth_a_step(outcomes)])
     rounds = drawn.rounds_of_steps(task)
     steps = try_steps(comm, settings, replica, worth, population.members(0), rounds, say) if worth else []
     tried = {rung.sigma: tuple(own) for rung, own in zip(worth, steps, strict=True)}

@@ -57,10 +57,11 @@ class Tried:
     def of(cls, base: Base, rung: Rung, prompts: int, smaller: Sequence[Rung] = ()) -> Tried:
         """For a run with so many prompts in a generation. `smaller`: the rungs below."""
         lost = rung.lost(base)
+        known = [one for one in (lost, *map(rung.lost_since, smaller)) if not math.isnan(one.mean)]
         return cls(
             rung,
             lost,
-            max([lost, *map(rung.lost_since, smaller)], key=surely),
+            max(known, key=surely, default=lost),
             rung.accuracy_lost(base),
             mean(base.accuracies),
             rung.disagreement,
@@ -80,6 +81,7 @@ class Tried:
             "sigma": rung.sigma,
             "reward": mean(rung.rewards),
             "reward_lost": asdict(self.lost),
+            "reward_fallen": asdict(self.fallen),
             "accuracy_lost": asdict(self.accuracy_lost),
             "disagreement": asdict(self.disagreement),
             "identical_pairs": rung.identical,
@@ -103,6 +105,9 @@ class Recommendation:
     by_answers: bool = False
     """Because no reward tells anything."""
 
+    def chose(self, sigma: float, step: Stride) -> bool:
+        return (sigma, step.length) == (self.sigma, self.length)
+
     def text(self) -> str:
         return f"es.sigma={self.sigma:g} es.alpha={self.alpha:g}: {self.reason}"
 
@@ -112,15 +117,19 @@ def worth_a_step(outcomes: Sequence[Tried]) -> list[Tried]:
     return [outcome for outcome in _bearable(outcomes) if outcome.rung.moves]
 
 
-def recommend(es: EsSettings, outcomes: Sequence[Tried]) -> Recommendation:
-    """Of a ladder in rising order, for a run with these settings. Raises InputError if nothing is known."""
+def recommend(es: EsSettings, outcomes: Sequence[Tried], repeated: bool = False) -> Recommendation:
+    """Of a ladder in rising order, for a run with these settings. Raises InputError if nothing is known.
+
+    `repeated`: steps were tried on the members' own prompts.
+    """
     if all(math.isnan(outcome.disagreement.mean) for outcome in outcomes):
-        raise InputError("no answer of any member could be scored, so that nothing can be recommended")
+        raise InputError("of no pair both answers could be scored, so that nothing can be recommended")
     bearable = _bearable(outcomes)
     tried = _last_round(bearable)
     if tried:
         outcome, step = _choose(tried)
-        why = _told(outcome, step, _best(tried)) + _ladder_told(outcomes, outcome, step)
+        own = ", tried on the members' own prompts," if repeated else ", tried,"
+        why = _told(outcome, step, tried, own) + _ladder_told(outcomes, outcome, step)
         return _by_step(es, outcome, step, why)
     if not bearable:
         first = outcomes[0]
@@ -149,10 +158,10 @@ def _ladder_told(outcomes: Sequence[Tried], outcome: Tried, step: Stride) -> str
     beyond = next((one for one in outcomes if not one.bearable), None)
     if beyond:
         told += f", at {beyond.rung.sigma:g} {_damage(beyond)}"
-    if outcome is outcomes[-1]:
-        return f"{told}; larger sigmas may be better, try by --sigmas"
     if outcome is outcomes[0] and step is outcome.steps[0]:
         return f"{told}; smaller sigmas may be better, try by --sigmas"
+    if outcome is outcomes[-1] and step.length >= 1:
+        return f"{told}; larger sigmas may be better, try by --sigmas"
     return told
 
 
@@ -185,38 +194,37 @@ def _last_round(outcomes: Sequence[Tried]) -> list[tuple[Tried, Stride]]:
     They were chosen by some of these prompts. But the best of them has gained no more than the best of all
     steps would have, had all been tried on as many.
     """
-    tried = [(outcome, step) for outcome in outcomes for step in outcome.steps]
+    tried = [(outcome, step) for outcome in outcomes for step in outcome.steps if step.bearable]
     most = max((len(step.after.rewards) for _, step in tried), default=0)
-    return [one for one in tried if len(one[1].after.rewards) == most and one[1].bearable]
-
-
-def _best(tried: list[tuple[Tried, Stride]]) -> Figure:
-    """What the step gains that gains most."""
-    return max((step.gain for _, step in tried), key=lambda gain: gain.mean)
+    return [one for one in tried if len(one[1].after.rewards) == most]
 
 
 def _choose(tried: list[tuple[Tried, Stride]]) -> tuple[Tried, Stride]:
     """See the module's docstring."""
-    enough = surely(_best(tried))
-    alike = [one for one in tried if one[1].gain.mean >= enough]
+    best = max((step.gain for _, step in tried), key=lambda gain: gain.mean)
+    alike = [one for one in tried if one[1].gain.mean >= surely(best)]
     return min(alike, key=lambda one: (abs(math.log(one[1].length)), -one[1].gain.mean))
 
 
-def _told(outcome: Tried, step: Stride, best: Figure) -> str:
+def _told(outcome: Tried, step: Stride, tried: list[tuple[Tried, Stride]], where: str) -> str:
     told = (
-        f"a step of these {len(outcome.rung.rewards)} members with alpha {step.alpha:.2g}, tried, changes the"
+        f"a step of these {len(outcome.rung.rewards)} members with alpha {step.alpha:.2g}{where} changes the"
         f" reward by {shown(step.gain, signed=True)}"
     )
-    if best.mean > SURE * best.error:
+    if all(one.gain.mean + SURE * one.gain.error < 0 for _, one in tried):
+        return f"{told}; every step loses, try smaller sigmas by --sigmas"
+    if any(one.gain.mean > SURE * one.gain.error for _, one in tried):
         return told
     return f"{told}; no step gains more than chance may, more --pairs and --prompts tell whether any does"
 
 
 def _damage(outcome: Tried) -> str:
-    told = f"{max(0.0, outcome.fallen.mean):.2g} where they differ by {outcome.signal.spread:.2g}"
+    fallen, lost = outcome.fallen.mean, outcome.accuracy_lost.mean
+    told = f"{'-' if math.isnan(fallen) else f'{max(0.0, fallen):.2g}'} where they differ by"
+    told = f"{told} {outcome.signal.spread:.2g}"
     if math.isnan(outcome.right):
         return told
-    return f"{told} (accuracy {max(0.0, outcome.accuracy_lost.mean):.2g} of {outcome.right:.2g})"
+    return f"{told} (accuracy {max(0.0, lost):.2g} of {outcome.right:.2g})"
 
 
 def _by_answers(bearable: Sequence[Tried]) -> tuple[Tried, str]:

@@ -41,7 +41,7 @@ class ProbeReport:
             "fitness": settings.es.fitness,
             "seed": settings.es.seed,
         }
-        return cls(about, probed, recommend(settings.es, probed.outcomes))
+        return cls(about, probed, recommend(settings.es, probed.outcomes, probed.repeated))
 
     def show(self, console: Console) -> None:
         probed = self.probed

@@ -12,11 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mpies.es.fitness import RELATIVE_SPREAD
+from mpies.es.symptoms import ACCURACY
 from mpies.measure.statistics import Figure, mean, over_prompts
+
+if TYPE_CHECKING:
+    from mpies.tasks.base import Played
 
 # Errors that are smaller in proportion are those of arithmetic.
 ROUNDING = 1e-9
@@ -34,6 +39,17 @@ class Base:
     tokens: np.ndarray
     truncated: float
     """The share of answers that were cut off."""
+
+    @classmethod
+    def of(cls, played: Played) -> Base:
+        """Of what was played without members."""
+        made, scores = played.episodes, played.scores
+        return cls(
+            scores.rewards,
+            scores.metrics.get(ACCURACY, np.full(len(made), np.nan)),
+            np.array([one.tokens for one in made]),
+            sum(one.truncated for one in made) / len(made),
+        )
 
     def joined(self, more: Base) -> Base:
         """With answers to more prompts."""
@@ -86,14 +102,18 @@ class Rung:
         Where answers could not be scored, prompts' own means are taken out first, and the mean is over those
         that were: training would leave such a member out, and here they may all be such.
         """
-        values = self.rewards if np.isfinite(self.rewards).all() else self.rewards - _mean(self.rewards, 0)
+        values = self.rewards
+        if not np.isfinite(values).all():  # the mean is put back: differences are told from rounding by it
+            values = values - _mean(values, 0) + mean(values)
         return np.array([mean(own) for own in values])
 
     @property
     def moves(self) -> bool:
         """Would an update move anything: does any pair's members' reward differ?"""
-        first, second = self.of_members[::2], self.of_members[1::2]
-        return bool(((first != second) & (np.isfinite(first) | np.isfinite(second))).any())
+        own = self.of_members
+        first, second = own[::2], own[1::2]
+        same = np.isclose(first, second, rtol=RELATIVE_SPREAD, atol=0, equal_nan=True)
+        return not same.all()
 
     @property
     def halves(self) -> np.ndarray:
@@ -212,7 +232,7 @@ def over_both(values: np.ndarray) -> Figure:
 
 
 def surely(figure: Figure) -> float:
-    """A standard error less; NaN where nothing is known, which is more than nothing."""
+    """A standard error less; NaN where nothing is known."""
     return figure.mean - (figure.error if math.isfinite(figure.error) else 0.0)
 
 
@@ -221,11 +241,12 @@ def shown(figure: Figure, signed: bool = False) -> str:
     if math.isnan(figure.mean):
         return "-"
     sign = "+" if signed else ""
-    if not ROUNDING * abs(figure.mean) < figure.error < math.inf:
+    if not ROUNDING * max(1e-6, abs(figure.mean)) < figure.error < math.inf:
         return f"{figure.mean:{sign}.3g}"
     leading = math.floor(math.log10(figure.error))
     places = max(0, -leading + (figure.error < 3 * 10.0**leading))
-    return f"{figure.mean:{sign}.{places}f}+-{figure.error:.{places}f}"
+    told = round(figure.mean, places) + 0.0  # no -0
+    return f"{told:{sign}.{places}f}+-{figure.error:.{places}f}"
 
 
 def jackknife(function: Callable[[Rung], float], rung: Rung) -> float:

@@ -25,9 +25,8 @@ from mpies.config import EsSettings, Settings
 from mpies.es import fitness
 from mpies.es.directions import directions
 from mpies.es.population import Member
-from mpies.es.symptoms import ACCURACY
 from mpies.probe.rung import Base, Rung, Stride
-from mpies.ranks.collectives import allgather_objects
+from mpies.ranks.collectives import allgather_objects, broadcast_object
 from mpies.replica import Replica
 from mpies.tasks.base import TrainerState
 from mpies.tasks.episodes import Start
@@ -46,7 +45,8 @@ GROUND: Piece = (0, 0.0)
 # How often in a round it is told how far it is.
 TOLD = 4
 
-# Standard deviation of a generation's fitness values, which steps are in proportion to.
+# Standard deviation of a generation's fitness values, which steps are in proportion to: of ranks, that of
+# many members where no two are equal.
 FITNESS_SPREAD = {"zscore": 1.0, "centered_rank": 1 / math.sqrt(12)}
 
 
@@ -72,8 +72,8 @@ def try_steps(
     pieces = [(rung, length) for length in LENGTHS[::-1] for rung in range(len(rungs))]  # the longest first
     steps: dict[Piece, Stride] = {}
     for number, starts in enumerate(rounds):
-        if number:
-            pieces = _better_half(steps, pieces)
+        if number:  # as rank 0 has it, should another kind of processor round otherwise
+            pieces = broadcast_object(comm, better_half(steps, pieces))
         say(
             f"trying {len(pieces)} steps on {len(starts)} {'more ' if number else ''}prompts,"
             f" {(len(pieces) + 1) * len(starts)} answers"
@@ -86,7 +86,7 @@ def try_steps(
     return [[steps[at, length] for length in LENGTHS] for at in range(len(rungs))]
 
 
-def _better_half(steps: dict[Piece, Stride], pieces: list[Piece]) -> list[Piece]:
+def better_half(steps: dict[Piece, Stride], pieces: list[Piece]) -> list[Piece]:
     """Of these pieces, in their order: those that gained more, before all the ones that cannot be taken."""
     gains = {piece: steps[piece].gain.mean if steps[piece].bearable else -math.inf for piece in pieces}
     ranked = sorted(pieces, key=lambda piece: -gains[piece])
@@ -110,7 +110,8 @@ def _answer(
     turns = pieces[comm.rank :: comm.size]
     for done, (at, length) in enumerate(turns, 1):
         _show(replica, members, _coefficients(rungs[at], length, settings.es))
-        mine[at, length] = _answered(replica, starts, state)
+        (played,) = replica.task.play(replica.engine, starts, state=state)
+        mine[at, length] = Base.of(played)
         if done * TOLD // len(turns) > (done - 1) * TOLD // len(turns):
             say(f"step {done} of {len(turns)} that are rank 0's")
     return {piece: base for part in allgather_objects(comm, mine) for piece, base in part.items()}
@@ -132,14 +133,3 @@ def _show(replica: Replica, members: list[Member], coefficients: np.ndarray) -> 
     terms = directions(seeds, signs, coefficients)
     replica.weights.show_updated(*terms)
     replica.perturbation.rest()
-
-
-def _answered(replica: Replica, starts: list[Start], state: TrainerState) -> Base:
-    (played,) = replica.task.play(replica.engine, starts, state=state)
-    made, scores = played.episodes, played.scores
-    return Base(
-        scores.rewards,
-        scores.metrics.get(ACCURACY, np.full(len(made), np.nan)),
-        np.array([one.tokens for one in made]),
-        sum(one.truncated for one in made) / len(made),
-    )

@@ -50,7 +50,7 @@ def of_steps(probed: Probed, recommended: Recommendation) -> Table:
         table.add_column(f"noise\n{length:g} sigma", justify="right", no_wrap=True)
     for outcome in probed.outcomes:
         if outcome.steps:
-            cells = [_gain(step, _is_chosen(outcome, step, recommended)) for step in outcome.steps]
+            cells = [_gain(step, recommended.chose(outcome.rung.sigma, step)) for step in outcome.steps]
             table.add_row(f"{outcome.rung.sigma:g}", *cells)
     return table
 
@@ -59,10 +59,6 @@ def _mark(outcome: Tried, recommended: Recommendation) -> str:
     if outcome.rung.sigma == recommended.sigma:
         return "<-"
     return "" if outcome.bearable else "too far"
-
-
-def _is_chosen(outcome: Tried, step: Stride, recommended: Recommendation) -> bool:
-    return (outcome.rung.sigma, step.length) == (recommended.sigma, recommended.length)
 
 
 def _gain(step: Stride, chosen: bool) -> str:

@@ -115,6 +115,8 @@ def test_a_step_is_a_generation_of_training(changes, probed, scored, tiny_model,
     own = {**scored(2), **changes}
     out, found = probed("--sigmas", "0.1", **own)
     assert found["ground_is_of_members_prompts"] and "tried on the same 2 prompts" in out
+    assert "tried on the members' own prompts," in found["recommended"]["reason"]
+    assert found["ground"]["rewards"] == found["base"]["rewards"], "nothing has moved there"
     (rung,) = found["ladder"]
     for step in (rung["steps"][0], rung["steps"][-1]):
         run = {"es.sigma": 0.1, "es.alpha": step["alpha"], "es.population": 6, "es.generations": 1}
@@ -124,6 +126,23 @@ def test_a_step_is_a_generation_of_training(changes, probed, scored, tiny_model,
             rows = file["prompt"]
             last = (rows["generation"][:] == 1) & (rows["split"].asstr()[:] == "train")
             assert rows["reward"][last].tolist() == step["rewards"] != found["ground"]["rewards"]
+
+
+def test_both_tables_mark_what_is_recommended(probed, scored):
+    out, found = probed(**scored(20))
+    chosen = found["recommended"]
+    sigma = f"{chosen['sigma']:g}"
+    (step,) = (line for line in out.splitlines() if "->" in line)
+    (members,) = (line for line in out.splitlines() if line.rstrip().endswith("<-"))
+    assert step.split()[0] == members.split()[0] == sigma and chosen["length"] in (0.25, 0.5, 1, 2, 4)
+
+
+def test_steps_know_of_right_answers(probed):
+    """Of a task that measures them."""
+    _, found = probed("--sigmas", "0.03", **{"task.name": "conciseness"})
+    (rung,) = found["ladder"]
+    known = {step["accuracy"] for step in rung["steps"]}
+    assert known and known <= {0.0, 0.5, 1.0}
 
 
 def test_a_prompt_that_cannot_be_scored_takes_no_step_away(probed, scored, tmp_path):

@@ -12,7 +12,7 @@ from mpies import config
 from mpies.errors import InputError
 from mpies.probe.recommendation import Tried, alpha_for, recommend, worth_a_step
 from mpies.probe.rung import Base, Rung, Stride
-from mpies.probe.steps import LENGTHS, alpha_of
+from mpies.probe.steps import LENGTHS, alpha_of, better_half
 
 ES = config.load(["model.path=x", "es.population=32", "es.generations=16", "run.directory=x"]).es
 PROMPTS = 20
@@ -108,6 +108,9 @@ def test_steps_that_doubt_does_not_tell_apart_are_taken_for_as_good():
     assert found.length == 1 and "no step gains more than chance may, more --pairs" in found.reason
     gains = {outcome.rung.sigma: outcome.steps[2].gain.mean for outcome in outcomes if outcome.steps}
     assert found.sigma == max(gains, key=gains.__getitem__)
+    sure = World(reach=0.03, height=0.1, doubt=0.01).steps(LADDER[-1])
+    found = recommend(ES, [*outcomes[:-1], replace(outcomes[-1], steps=sure)])
+    assert "chance" not in found.reason, "one of them surely gains something"
     assert "chance" not in recommend(ES, World(reach=0.01, doubt=0.1).outcomes()).reason
 
 
@@ -215,8 +218,55 @@ def test_nothing_was_scored():
     rungs = [world.rung(sigma) for sigma in LADDER]
     rungs = [replace(rung, rewards=np.full(rung.rewards.shape, math.nan)) for rung in rungs]
     base = Base(unknown, unknown, np.full(PROMPTS, 5), 0.0)
-    with pytest.raises(InputError, match=r"^no answer of any member could be scored"):
+    with pytest.raises(InputError, match=r"^of no pair both answers could be scored"):
         recommend(ES, [Tried.of(base, rung, PROMPTS) for rung in rungs])
+
+
+def test_an_unscored_step_is_not_taken():
+    (outcome,) = World(doubt=0.01).outcomes([0.004])
+    unknown = np.full(PROMPTS, math.nan)
+    steps = [replace(one, after=replace(one.after, rewards=unknown)) for one in outcome.steps[:-1]]
+    found = recommend(ES, [replace(outcome, steps=(*steps, outcome.steps[-1]))])
+    assert found.length == LENGTHS[-1]
+
+
+def test_a_step_that_was_left_behind_is_better_than_one_that_ruins():
+    """Where more prompts showed that all which were kept lose most right answers."""
+    (outcome,) = World(doubt=0.01).outcomes([0.004])
+    short, *others = outcome.steps
+    late = [ruin(step).joined(ruin(step)) for step in others]
+    found = recommend(ES, [replace(outcome, steps=(short, *late))])
+    assert found.length == short.length and "every step" not in found.reason
+
+
+def test_where_every_step_loses():
+    outcomes = World(height=-0.4, doubt=0.01, reach=0.001).outcomes()
+    lost = [replace(one, steps=tuple(worse(step) for step in one.steps)) for one in outcomes]
+    found = recommend(ES, lost)
+    assert "every step loses, try smaller sigmas" in found.reason and "chance" not in found.reason
+
+
+def worse(step: Stride) -> Stride:
+    return replace(step, after=replace(step.after, rewards=step.ground.rewards - 0.1))
+
+
+def test_what_is_unknown_of_the_unperturbed_model_hides_nothing():
+    """Members that fall far below others are too far, whether or not its own answers could be scored."""
+    world = World(damage=2e4)
+    unknown = replace(world.base(), rewards=np.full(PROMPTS, math.nan))
+    rungs = [world.rung(sigma) for sigma in LADDER]
+    found = [Tried.of(unknown, rung, PROMPTS, rungs[:at]) for at, rung in enumerate(rungs)]
+    assert found[0].bearable and not found[-1].bearable
+
+
+def test_the_better_half():
+    """Of steps that can be taken, before any other."""
+    (outcome,) = World(doubt=0.01).outcomes([0.004])
+    steps = {(0, step.length): step for step in outcome.steps}
+    gains = sorted(steps, key=lambda piece: -steps[piece].gain.mean)
+    assert better_half(steps, list(steps)) == [piece for piece in steps if piece in gains[:3]]
+    ruined = steps | {gains[0]: ruin(steps[gains[0]])}
+    assert better_half(ruined, list(steps)) == [piece for piece in steps if piece in gains[1:4]]
 
 
 def test_steps_of_the_last_round_are_compared():

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from mpies.es.fitness import zscore
 from mpies.measure.statistics import Figure
 from mpies.probe.rung import Base, Rung, Stride, components, jackknife, over_both, shown, signal
 
@@ -115,6 +116,8 @@ def test_what_a_step_gains_is_told_prompt_by_prompt():
         (-172.54, 13.0, "-173+-13"),
         (126.0, 22.4, "+126+-22"),
         (0.0, 0.0, "+0"),
+        (0.0, 1e-17, "+0"),
+        (-0.4, 7.0, "+0+-7"),
         (-0.03, 1e-19, "-0.03"),
         (0.5, NAN, "+0.5"),
         (0.5, math.inf, "+0.5"),
@@ -134,3 +137,12 @@ def test_members_rewards_are_those_of_training():
     assert ranked.tolist() == [1, 3, 0, 2], "who was not asked the hard prompt is not the best"
     assert hard.moves and not rung(np.tile([[1.0, 0.0], [0.0, 1.0]], (2, 1))).moves
     assert not rung(np.full((4, 2), NAN)).moves
+
+
+def test_rounding_is_no_difference_where_something_is_unscored():
+    """Members who get the same rewards in another order are equal, and nothing moves."""
+    random = np.random.default_rng(1)
+    for _ in range(50):
+        own = random.integers(0, 10, 5) / 10
+        found = rung(np.stack([np.append(random.permutation(own), NAN) for _ in range(6)]))
+        assert not zscore(found.of_members).any() and not found.moves
