@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 MASTERS = (torch.float32, torch.bfloat16)
 TUNED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # dtypes of checkpoints
 
+# Of an update: seeds uint64 (D,), coefficients float32 (D,).
+Terms = tuple[np.ndarray, np.ndarray]
+
 # What may change a parameter's value, float32, at the end of its update: (name, value).
 Pull = Callable[[str, torch.Tensor], None]
 
@@ -268,54 +271,52 @@ class Weights:
         decomposed in-place update. Without directions the base stays as it is. `pull` is called with
         each parameter's name and new value, float32, which it may change.
         """
-        self._update(self.base, seeds, coefficients, pull)
+        self._update(self.base, (seeds, coefficients), pull)
 
     def update_one(
         self, name: str, seeds: np.ndarray, coefficients: np.ndarray, pull: Pull | None = None
     ) -> None:
         """The same for one parameter."""
-        self._update([name], seeds, coefficients, pull)
+        self._update([name], (seeds, coefficients), pull)
 
-    def _update(
-        self, names: Iterable[str], seeds: np.ndarray, coefficients: np.ndarray, pull: Pull | None
-    ) -> None:
+    def _update(self, names: Iterable[str], terms: Terms, pull: Pull | None) -> None:
         self._rewrite()
-        first = int(seeds[0]) if len(seeds) else 0
         for name, base in self.storage.bring(names):
             for part, start in [(base, 0)] if pull else _parts_of(base):
-                value = part.float()
-                self._add(name, value, seeds, coefficients, start)
-                if pull:
-                    pull(name, value)
-                if value is not part:
-                    self.kernels.round(value.view(-1), part.view(-1), first, self.ids[name], start)
+                self._update_part(name, part, start, terms, pull)
             self.storage.keep(name, base)
         self.storage.settle()
+
+    def _update_part(
+        self, name: str, part: torch.Tensor, start: int, terms: Terms, pull: Pull | None = None
+    ) -> None:
+        """The same for a parameter's values from `start` on, rounded if their dtype is not float32."""
+        value = part.float()
+        self._add(name, value, terms, start)
+        if pull:
+            pull(name, value)
+        if value is not part:
+            first = int(terms[0][0]) if len(terms[0]) else 0
+            self.kernels.round(value.view(-1), part.view(-1), first, self.ids[name], start)
 
     def show_updated(self, seeds: np.ndarray, coefficients: np.ndarray) -> None:
         """live <- cast(what `update` would make of the base), until anything else is shown; base stays."""
         self._rewrite()
-        first = int(seeds[0]) if len(seeds) else 0
         for name, base in self.storage.bring(self.base):
             for part, start in _matrices_of(base):
-                value = part.to(torch.float32, copy=True)
-                self._add(name, value, seeds, coefficients, start)
-                if part.dtype != torch.float32:
-                    rounded = torch.empty_like(part)
-                    self.kernels.round(value.view(-1), rounded.view(-1), first, self.ids[name], start)
-                    value = rounded
-                self.live[name].view(-1)[start : start + part.numel()].copy_(value.view(-1))
+                made = part.clone()
+                self._update_part(name, made, start, (seeds, coefficients))
+                self.live[name].view(-1)[start : start + part.numel()].copy_(made.view(-1))
 
     def updated(self, name: str, seeds: np.ndarray, coefficients: np.ndarray) -> torch.Tensor:
         """What `update_one` would make of a parameter, before it is rounded: float32, of its own memory."""
         value = self.storage.copy(name).to(torch.float32, copy=True)
-        self._add(name, value, seeds, coefficients)
+        self._add(name, value, (seeds, coefficients))
         return value
 
-    def _add(
-        self, name: str, value: torch.Tensor, seeds: np.ndarray, coefficients: np.ndarray, start: int = 0
-    ) -> None:
+    def _add(self, name: str, value: torch.Tensor, terms: Terms, start: int = 0) -> None:
         """value <- value + sum_d coefficient_d * noise(seeds_d): a parameter's values from `start` on."""
+        seeds, coefficients = terms
         if len(seeds) and self.rank and matrices_in(self.base[name].shape):
             first = start // math.prod(value.shape[-2:])
             for number, matrix in enumerate(value.view(-1, *value.shape[-2:])):

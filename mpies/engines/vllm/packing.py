@@ -32,7 +32,8 @@ class LinearLayer(Protocol):
 
 
 class WatchedWeights(Weights):
-    """Weights that count how often the live ones were written: what was made of them has to be made anew."""
+    """Weights that count how often the live ones were written, or are to be after the base: what was made of
+    them has to be made anew."""
 
     writes = 0
 
