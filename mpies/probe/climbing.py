@@ -27,15 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Judged:
-    """A member's answers to the prompts, arrays (prompts,)."""
+    """A member's answers to the prompts."""
 
     member: int
-    rewards: np.ndarray
-    accuracies: np.ndarray
-    """NaN: not measured."""
+    answers: Base
     marks: np.ndarray
-    tokens: np.ndarray
-    truncated: int
+    """(prompts,); see Rung."""
 
 
 def climb(
@@ -89,24 +86,17 @@ def _stand_below(
 
 
 def _noted(member: Member, played: Played) -> Judged:
-    made, scores = played.episodes, played.scores
-    unknown = np.full(len(made), np.nan)
-    return Judged(
-        member.index,
-        scores.rewards,
-        scores.metrics.get(ACCURACY, unknown),
-        np.array([mark(one.said) for one in made], dtype=np.uint64),
-        np.array([one.tokens for one in made]),
-        sum(one.truncated for one in made),
-    )
+    marks = np.array([mark(one.said) for one in played.episodes], dtype=np.uint64)
+    return Judged(member.index, Base.of(played), marks)
 
 
 def _rung(sigma: float, members: list[Judged]) -> Rung:
+    answers = [one.answers for one in members]
     return Rung(
         sigma=sigma,
-        rewards=np.stack([one.rewards for one in members]),
-        accuracies=np.stack([one.accuracies for one in members]),
+        rewards=np.stack([one.rewards for one in answers]),
+        accuracies=np.stack([one.accuracies for one in answers]),
         marks=np.stack([one.marks for one in members]),
-        tokens=np.stack([one.tokens for one in members]),
-        truncated=sum(one.truncated for one in members) / sum(one.marks.size for one in members),
+        tokens=np.stack([one.tokens for one in answers]),
+        truncated=sum(one.truncated for one in answers) / len(answers),
     )

@@ -81,12 +81,12 @@ def _differing(axes: Axes, outcomes: list[Tried]) -> None:
 
 
 def _gained(axes: Axes, outcomes: list[Tried], recommended: Recommendation) -> None:
+    from matplotlib import colormaps
+
     axes.set_title("One step, tried")
     axes.axhline(0, color="grey", lw=0.8)
     axes.set_xlabel("alpha of the step")
     axes.set_ylabel("reward gained")
-    from matplotlib import colormaps
-
     tried = [outcome for outcome in outcomes if outcome.steps]
     if not tried:
         axes.set_xticks([])

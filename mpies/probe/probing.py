@@ -74,7 +74,8 @@ def probe(
     outcomes = [Tried.of(base, rung, of_run, rungs[:at]) for at, rung in enumerate(rungs)]
     worth: list[Rung] = broadcast_object(comm, [outcome.rung for outcome in worth_a_step(outcomes)])
     rounds = drawn.rounds_of_steps(task)
-    steps = try_steps(comm, settings, replica, worth, population.members(0), rounds, say) if worth else []
+    plan = population.plan(0, comm.size)
+    steps = try_steps(comm, settings, replica, worth, plan, rounds, say) if worth else []
     tried = {rung.sigma: tuple(own) for rung, own in zip(worth, steps, strict=True)}
     outcomes = [replace(outcome, steps=tried.get(outcome.rung.sigma, ())) for outcome in outcomes]
     return Probed(base, outcomes, of_run, len(task.train), not drawn.others)

@@ -39,5 +39,5 @@ class Prompts:
             return [self.starts_of_members(task)]
         first = len(self.members)
         starts = task.evaluated_starts(self.others, range(first, first + len(self.others)))
-        cuts = [first * sum(ROUNDS[:i]) for i in range(len(ROUNDS) + 1)]
+        cuts = itertools.accumulate((first * prompts for prompts in ROUNDS), initial=0)
         return [starts[a:b] for a, b in itertools.pairwise(cuts) if starts[a:b]]

@@ -27,7 +27,7 @@ from mpies.config import EsSettings
 from mpies.errors import InputError
 from mpies.es.symptoms import FAR, IDENTICAL
 from mpies.measure.statistics import Figure, mean
-from mpies.probe.rung import RIGHT_LOST, Base, Rung, Signal, Stride, jackknife, shown, signal, surely
+from mpies.probe.rung import Base, Rung, Signal, Stride, jackknife, loses_most, shown, signal, surely
 from mpies.probe.steps import alpha_of
 
 # Standard errors above nothing, from which on the best of many steps is taken for more than chance.
@@ -72,7 +72,7 @@ class Tried:
     @property
     def bearable(self) -> bool:
         far = surely(self.fallen) > FAR * self.signal.spread
-        return not (far or surely(self.accuracy_lost) > RIGHT_LOST * self.right)
+        return not (far or loses_most(self.accuracy_lost, self.right))
 
     def figures(self) -> dict[str, Any]:
         """For JSON."""

@@ -32,7 +32,7 @@ RIGHT_LOST = 0.5
 
 @dataclass(frozen=True)
 class Base:
-    """One model's answers, without members: arrays (prompts,), NaN where not scored or measured."""
+    """One model's answers: arrays (prompts,), NaN where not scored or measured."""
 
     rewards: np.ndarray
     accuracies: np.ndarray
@@ -42,7 +42,7 @@ class Base:
 
     @classmethod
     def of(cls, played: Played) -> Base:
-        """Of what was played without members."""
+        """Of what one member has played, or the model without any."""
         made, scores = played.episodes, played.scores
         return cls(
             scores.rewards,
@@ -169,7 +169,7 @@ class Stride:
     @property
     def bearable(self) -> bool:
         """Can it be taken: is its reward known, and have most right answers stayed?"""
-        ruined = surely(self.accuracy_lost) > RIGHT_LOST * mean(self.ground.accuracies)
+        ruined = loses_most(self.accuracy_lost, mean(self.ground.accuracies))
         return math.isfinite(self.gain.mean) and not ruined
 
     @property
@@ -229,6 +229,11 @@ def over_both(values: np.ndarray) -> Figure:
         return Figure(math.nan)
     squares = [_squared_error(_mean(values, axis)) for axis in (0, 1)]
     return Figure(float(np.nanmean(values)), math.sqrt(sum(squares)))
+
+
+def loses_most(lost: Figure, right: float) -> bool:
+    """Surely more than RIGHT_LOST of an accuracy? Not where nothing was measured."""
+    return surely(lost) > RIGHT_LOST * right
 
 
 def surely(figure: Figure) -> float:

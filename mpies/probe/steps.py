@@ -24,7 +24,7 @@ import numpy as np
 from mpies.config import EsSettings, Settings
 from mpies.es import fitness
 from mpies.es.directions import directions
-from mpies.es.population import Member
+from mpies.es.population import Plan
 from mpies.probe.rung import Base, Rung, Stride
 from mpies.ranks.collectives import allgather_objects, broadcast_object
 from mpies.replica import Replica
@@ -50,9 +50,10 @@ TOLD = 4
 FITNESS_SPREAD = {"zscore": 1.0, "centered_rank": 1 / math.sqrt(12)}
 
 
-def alpha_of(length: float, sigma: float, members: int, updates: float, fitness: str) -> float:
-    """That of so many updates of so many members each whose noise, all together, has that length."""
-    return length * sigma * math.sqrt(members / updates) / FITNESS_SPREAD[fitness]
+def alpha_of(length: float, sigma: float, members: int, updates: float, by: str) -> float:
+    """That of so many updates of so many members each whose noise, all together, has that length; `by`:
+    es.fitness."""
+    return length * sigma * math.sqrt(members / updates) / FITNESS_SPREAD[by]
 
 
 def try_steps(
@@ -60,14 +61,14 @@ def try_steps(
     settings: Settings,
     replica: Replica,
     rungs: Sequence[Rung],
-    members: list[Member],
+    plan: Plan,
     rounds: list[list[Start]],
     say: Callable[[str], None],
 ) -> list[list[Stride]]:
     """For every rung its steps of all LENGTHS, the same on every rank. Collective.
 
-    `members`: the rungs'. `rounds`: of the episodes that steps are tried in, and the unperturbed model, too.
-    The base is as it was; live weights are some step's.
+    `plan`: of the rungs' members. `rounds`: of the episodes that steps are tried in, and the unperturbed
+    model, too. The base is as it was; live weights are some step's.
     """
     pieces = [(rung, length) for length in LENGTHS[::-1] for rung in range(len(rungs))]  # the longest first
     steps: dict[Piece, Stride] = {}
@@ -78,7 +79,7 @@ def try_steps(
             f"trying {len(pieces)} steps on {len(starts)} {'more ' if number else ''}prompts,"
             f" {(len(pieces) + 1) * len(starts)} answers"
         )
-        after = _answer(comm, settings, replica, rungs, members, [*pieces, GROUND], starts, say)
+        after = _answer(comm, settings, replica, rungs, plan, [*pieces, GROUND], starts, say)
         for piece in pieces:
             at, length = piece
             step = Stride(length, _alpha(rungs[at], length, settings.es), after[GROUND], after[piece])
@@ -89,7 +90,7 @@ def try_steps(
 def better_half(steps: dict[Piece, Stride], pieces: list[Piece]) -> list[Piece]:
     """Of these pieces, in their order: those that gained more, before all the ones that cannot be taken."""
     gains = {piece: steps[piece].gain.mean if steps[piece].bearable else -math.inf for piece in pieces}
-    ranked = sorted(pieces, key=lambda piece: -gains[piece])
+    ranked = sorted(pieces, key=gains.__getitem__, reverse=True)
     kept = set(ranked[: -(-len(ranked) // 2)])
     return [piece for piece in pieces if piece in kept]
 
@@ -99,7 +100,7 @@ def _answer(
     settings: Settings,
     replica: Replica,
     rungs: Sequence[Rung],
-    members: list[Member],
+    plan: Plan,
     pieces: list[Piece],
     starts: list[Start],
     say: Callable[[str], None],
@@ -109,7 +110,7 @@ def _answer(
     mine: dict[Piece, Base] = {}
     turns = pieces[comm.rank :: comm.size]
     for done, (at, length) in enumerate(turns, 1):
-        _show(replica, members, _coefficients(rungs[at], length, settings.es))
+        _show(replica, plan, _coefficients(rungs[at], length, settings.es))
         (played,) = replica.task.play(replica.engine, starts, state=state)
         mine[at, length] = Base.of(played)
         if done * TOLD // len(turns) > (done - 1) * TOLD // len(turns):
@@ -126,10 +127,7 @@ def _coefficients(rung: Rung, length: float, es: EsSettings) -> np.ndarray:
     return fitness.coefficients(rung.of_members, _alpha(rung, length, es), es.fitness)
 
 
-def _show(replica: Replica, members: list[Member], coefficients: np.ndarray) -> None:
+def _show(replica: Replica, plan: Plan, coefficients: np.ndarray) -> None:
     """Live weights <- what an update with these coefficients would make of the base, which stays."""
-    seeds = np.array([member.seed for member in members], np.uint64)
-    signs = np.array([member.sign for member in members], np.int8)
-    terms = directions(seeds, signs, coefficients)
-    replica.weights.show_updated(*terms)
+    replica.weights.show_updated(*directions(plan.seeds, plan.signs, coefficients))
     replica.perturbation.rest()
