@@ -9,13 +9,14 @@ results.csv, a row per figure of an evaluation, beside this file; rows of others
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from evaluations import kept, write
 
 from mpies import config
 from mpies.analyze import open_run
@@ -38,8 +39,8 @@ def main(folder: str, *evaluated: str) -> None:
             figures += of_run(number, run)
     for file in map(Path, evaluated):
         figures += of_model(file)
-    write("runs.csv", ("run", "generations", "weights", "sha256"), runs)
-    write("results.csv", FIGURES, figures)
+    keep_others("runs.csv", ("run", "generations", "weights", "sha256"), runs)
+    keep_others("results.csv", FIGURES, figures)
 
 
 def refuse_other_settings(number: int, line: str, settings: dict) -> None:
@@ -81,17 +82,12 @@ def of_model(file: Path) -> Iterator[tuple]:
             yield file.stem, "", "", split, figure, round(value, 6)
 
 
-def write(name: str, columns: tuple[str, ...], rows: list[tuple]) -> None:
-    """The first column is the run's: what stands there of these runs goes."""
-    new = {str(row[0]) for row in rows}
-    with open(HERE / name, newline="") as file:
-        known = [row for row in list(csv.reader(file))[1:] if row[0] not in new]
-    with open(HERE / name, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(
-            sorted([*known, *rows], key=lambda row: int(row[0]) if str(row[0]).isdigit() else math.inf)
-        )
+def keep_others(name: str, columns: tuple[str, ...], rows: list[tuple]) -> None:
+    """In place of what the file has of these rows' runs, in the runs' order, evaluated models last."""
+    made = [dict(zip(columns, row, strict=True)) | {"run": str(row[0])} for row in rows]
+    rows_now = kept(HERE / name, "run", {row["run"] for row in made}) + made
+    order = sorted(rows_now, key=lambda row: int(row["run"]) if row["run"].isdigit() else math.inf)
+    write(HERE / name, columns, order)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
+from evaluations import write
 from matplotlib import pyplot
 
 from mpies import config
@@ -46,10 +47,7 @@ def collect(folder: Path) -> None:
                 rows += of_run(number, run)
                 continue
         rows += [row for row in known if row["run"] == str(number)]
-    with open(FILE, "w", newline="") as out:
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write(FILE, COLUMNS, rows)
 
 
 def refuse_other_settings(number: int, asked: dict, settings: dict) -> None:

@@ -14,7 +14,7 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mpies.analyze import open_run
@@ -37,13 +37,20 @@ COLUMNS = (
 
 
 def main(collected: Path, *files: str) -> None:
-    known = list(csv.DictReader(collected.read_text().splitlines())) if collected.exists() else []
     names = {Path(file).parent.name for file in files}
-    rows = [row for row in known if row["run"] not in names]
-    for file in files:
-        rows += of_run(Path(file))
+    made = [row for file in files for row in of_run(Path(file))]
+    write(collected, COLUMNS, kept(collected, "run", names) + made)
+
+
+def kept(collected: Path, key: str, names: set[str]) -> list[dict]:
+    """The rows that a file has, but for those that are named, which are made anew."""
+    known = csv.DictReader(collected.read_text().splitlines()) if collected.exists() else ()
+    return [row for row in known if row[key] not in names]
+
+
+def write(collected: Path, columns: Sequence[str], rows: list[dict]) -> None:
     with open(collected, "w", newline="") as out:
-        writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(out, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

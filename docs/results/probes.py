@@ -8,27 +8,23 @@ the step that was chosen and what it gained, with its standard error.
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from pathlib import Path
+
+from evaluations import kept, write
 
 COLLECTED = Path(__file__).parent / "probes.csv"
 ABOUT = ("digest", "dtype", "seed", "pairs", "prompts", "answers", "population", "generations")
 
 
 def main(*files: str) -> None:
-    known = list(csv.DictReader(COLLECTED.read_text().splitlines())) if COLLECTED.exists() else []
     made = [of_probe(Path(file)) for file in files]
-    names = {row["probe"] for row in made}
-    rows = [row for row in known if row["probe"] not in names] + made
-    with open(COLLECTED, "w", newline="") as out:
-        writer = csv.DictWriter(out, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: row["probe"]))
+    rows = kept(COLLECTED, "probe", {row["probe"] for row in made}) + made
+    write(COLLECTED, list(rows[0]), sorted(rows, key=lambda row: row["probe"]))
 
 
-def of_probe(file: Path) -> dict[str, object]:
+def of_probe(file: Path) -> dict:
     found = json.loads(file.read_text())
     chosen = found["recommended"]
     rung = next(one for one in found["ladder"] if one["sigma"] == chosen["sigma"])
